@@ -1,0 +1,60 @@
+// Which instruction sets this machine has; the best is used, or the one that STARCODER_ISA names.
+#include "isa.h"
+
+#include <vector>
+
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
+namespace starcoder {
+
+extern const Isa isa_scalar, isa_avx2, isa_avx512, isa_neon;
+
+namespace {
+
+std::vector<const Isa*> detect() {
+    std::vector<const Isa*> found;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                      __builtin_cpu_supports("f16c");
+    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vnni"))
+        found.push_back(&isa_avx512);
+    if (avx2) found.push_back(&isa_avx2);
+#elif defined(__aarch64__) && defined(__linux__)
+    if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) found.push_back(&isa_neon);
+#elif defined(__aarch64__)
+    found.push_back(&isa_neon);  // every Apple silicon has the dot product
+#endif
+    found.push_back(&isa_scalar);
+    return found;
+}
+
+const Isa*& current() {
+    static const Isa* isa = available_isas().front();
+    return isa;
+}
+
+}  // namespace
+
+std::span<const Isa* const> available_isas() {
+    static const std::vector<const Isa*> found = detect();
+    return found;
+}
+
+const Isa& isa() { return *current(); }
+
+bool use_isa(std::string_view name) {
+    for (const Isa* isa : available_isas())
+        if (name == isa->name) {
+            current() = isa;
+            return true;
+        }
+    return false;
+}
+
+}  // namespace starcoder

@@ -1,0 +1,73 @@
+// The table of inner loops, one per instruction set. `ops.cpp` calls them through `isa()`.
+//
+// Every table gives the same bits: lanes are rows, keys or dimensions, each lane does the same
+// operations in the same order, and sums across lanes go through sixteen partial sums.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+#include "kernels.h"
+#include "panels.h"
+
+namespace starcoder {
+
+// Rows of activations, rounded to 8 bits by `quantize_row`. Strides: k_pad, groups, 8 * groups.
+struct Quantized {
+    int8_t* q;      // (n, k_pad) k rounded up to whole groups, with zeros
+    float* scale;   // (n, groups)
+    int32_t* start; // (n, groups, 8) what a sub's dot product starts from: -zero * sum(q)
+    float* sum;     // (n, groups, 8) sum(q) of each sub, for weights with minima
+    int64_t groups;
+};
+
+struct Isa {
+    const char* name;
+
+    // Codes of 8 bits are multiplied as signed numbers: they need no zero point.
+    bool signed_bytes;
+
+    // x (k) -> row `r` of out, for weights with this zero point and this many subs a group.
+    void (*quantize_row)(const float* x, int64_t k, int zero, int subs, const Quantized& out,
+                         int64_t r);
+
+    // Half (0 or 1) of a strip = one group of a panel of this type.
+    void (*unpack)(Type type, const uint8_t* group, int half, Strip& strip);
+    // Half (0 or 1) of strip (k, 32) = k inputs of a panel of floats, k even but for the last.
+    void (*unpack_floats)(Type type, const uint8_t* panel, int64_t k, int half, float* strip);
+
+    // acc (n, 32) += the strips' rows times rows of x, from group g; rows is 16 or 32.
+    void (*dot)(Type type, const Strip* strips, int64_t n_strips, int rows, const Quantized& x,
+                int64_t row, int64_t n, int64_t g, float* acc);
+    // acc (n, 32) += strip (k, 32) times x (n, k) at a distance of `stride` floats; k <= 128.
+    void (*dot_floats)(const float* strip, int64_t k, int rows, const float* x, int64_t stride,
+                       int64_t n, float* acc);
+
+    // y (n, valid) = activation(acc (n, 32) + bias) + residual; rows of y, residual: `stride`.
+    void (*finish)(const float* acc, int64_t n, int valid, const float* bias,
+                   Activation activation, const float* residual, float* y, int64_t stride);
+    void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps,
+                       int64_t k, float* y);
+
+    // to (k) = from (k), rounded to nearest even.
+    void (*narrow)(const float* from, int64_t k, half* to);
+    // scores (h, stride), 16 columns = queries (h, d) times one block of keys (d, 16).
+    void (*scores)(const float* queries, int64_t h, int64_t d, const half* keys, float* scores,
+                   int64_t stride);
+    // x (n) = exp(x - max(x)) in place; n a multiple of 16, only the first `valid` count, the rest
+    // become 0. Returns the maximum and the sum.
+    void (*softmax)(float* x, int64_t n, int64_t valid, float* max, float* sum);
+    // acc (h, d) += weights (h, stride), `valid` columns, times one block of values (16, d).
+    void (*mix)(const float* weights, int64_t stride, int64_t valid, int64_t h, int64_t d,
+                const half* values, float* acc);
+    // Merges two parts of a softmax: acc (d), max, sum of one into those of the other.
+    void (*merge)(float* acc, float* max, float* sum, const float* acc2, float max2, float sum2,
+                  int64_t d);
+};
+
+const Isa& isa();                                // the one in use
+std::span<const Isa* const> available_isas();    // best first; the last is scalar
+bool use_isa(std::string_view name);             // false: no such table on this machine
+
+}  // namespace starcoder

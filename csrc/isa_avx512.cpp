@@ -1,0 +1,98 @@
+// AVX-512 with VNNI: Zen 4 and later, Ice Lake and later. Sixteen lanes, 32 registers.
+#include <immintrin.h>
+
+#include "isa.h"
+
+namespace starcoder {
+namespace {
+
+constexpr const char* kName = "avx512";
+constexpr bool kSignedBytes = false;
+constexpr int W = 16;
+constexpr int kTileVectors = 2;  // two weight vectors share each broadcast
+constexpr int kTileTokens = 6;   // 12 integer and 12 float sums, 2 weights, 1 broadcast: 27 of 32
+constexpr int kFloatTileTokens = 12;
+constexpr int kTileHeads = 8;
+
+using F = __m512;
+using I = __m512i;
+using B = __m512i;
+
+inline F set(float x) { return _mm512_set1_ps(x); }
+inline F load(const float* p) { return _mm512_loadu_ps(p); }
+inline void store(float* p, F x) { _mm512_storeu_ps(p, x); }
+inline F add(F a, F b) { return _mm512_add_ps(a, b); }
+inline F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+inline F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+inline F div(F a, F b) { return _mm512_div_ps(a, b); }
+inline F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+inline F min(F a, F b) { return _mm512_min_ps(a, b); }
+inline F max(F a, F b) { return _mm512_max_ps(a, b); }
+inline F abs(F x) { return _mm512_abs_ps(x); }
+inline F select_less(F a, F b, F then, F otherwise) {
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), otherwise, then);
+}
+inline F zero_where_less(F value, F x, F limit) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_NLT_UQ), value);
+}
+
+inline I set_int(int32_t x) { return _mm512_set1_epi32(x); }
+inline void store_int(int32_t* p, I x) { _mm512_storeu_si512(p, x); }
+inline I max_int(I a, I b) { return _mm512_max_epi32(a, b); }
+inline F to_float(I x) { return _mm512_cvtepi32_ps(x); }
+inline I round(F x) { return _mm512_cvtps_epi32(x); }
+inline I magnitude_bits(F x) {
+    return _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff));
+}
+inline F times_power_of_two(F x, I n) {
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x), _mm512_slli_epi32(n, 23)));
+}
+inline void store_bytes(int8_t* p, I x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x));
+}
+inline I load_int8(const int8_t* p) {
+    return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+
+inline F load_half(const half* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+inline void store_half(half* p, F x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+inline F load_bf16(const uint16_t* p, bool odd) {
+    const I pairs = _mm512_loadu_si512(p);
+    return _mm512_castsi512_ps(odd ? _mm512_and_si512(pairs, _mm512_set1_epi32(-65536))
+                                   : _mm512_slli_epi32(pairs, 16));
+}
+
+inline B load_bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
+inline void store_codes(uint8_t* p, B b) { _mm512_storeu_si512(p, b); }
+inline B set_four(const int8_t* p) {
+    int32_t four;
+    __builtin_memcpy(&four, p, 4);
+    return _mm512_set1_epi32(four);
+}
+inline B low_nibbles(B b) { return _mm512_and_si512(b, _mm512_set1_epi8(15)); }
+inline B high_nibbles(B b) { return low_nibbles(_mm512_srli_epi16(b, 4)); }
+inline B lookup(B b) {
+    const __m128i values = _mm_loadu_si128(reinterpret_cast<const __m128i*>(kCodebookIQ4NL));
+    const B codes = _mm512_broadcast_i32x4(_mm_xor_si128(values, _mm_set1_epi8(-128)));
+    return _mm512_shuffle_epi8(codes, b);
+}
+
+template <bool Bytes>
+inline I dot4(I acc, B codes, B a) {
+    return _mm512_dpbusd_epi32(acc, codes, a);
+}
+
+}  // namespace
+}  // namespace starcoder
+
+#include "loops.h"
+
+namespace starcoder {
+extern const Isa isa_avx512;
+const Isa isa_avx512 = kTable;
+}  // namespace starcoder

@@ -1,0 +1,91 @@
+// One lane, plain C++: what every other instruction set must equal, and the words they spell.
+#include <cmath>
+#include <cstring>
+
+#include "isa.h"
+#include "quantize.h"
+
+namespace starcoder {
+namespace {
+
+constexpr const char* kName = "scalar";
+constexpr bool kSignedBytes = false;
+constexpr int W = 1;                 // lanes
+constexpr int kTileVectors = 1;      // a tile of dot products: vectors of rows,
+constexpr int kTileTokens = 1;       // times tokens with 8-bit weights,
+constexpr int kFloatTileTokens = 1;  // times tokens with float weights
+constexpr int kTileHeads = 1;        // heads that share one pass over keys or values
+
+using F = float;
+using I = int32_t;
+struct B {
+    uint8_t lane[4];
+};
+
+F set(float x) { return x; }
+F load(const float* p) { return *p; }
+void store(float* p, F x) { *p = x; }
+F add(F a, F b) { return a + b; }
+F sub(F a, F b) { return a - b; }
+F mul(F a, F b) { return a * b; }
+F div(F a, F b) { return a / b; }
+F fma(F a, F b, F c) { return std::fma(a, b, c); }  // a b + c, rounded once
+F min(F a, F b) { return a < b ? a : b; }
+F max(F a, F b) { return a > b ? a : b; }
+F abs(F x) { return std::fabs(x); }
+F select_less(F a, F b, F then, F otherwise) { return a < b ? then : otherwise; }
+F zero_where_less(F value, F x, F limit) { return x < limit ? 0.0f : value; }
+
+I set_int(int32_t x) { return x; }
+void store_int(int32_t* p, I x) { *p = x; }
+I max_int(I a, I b) { return a > b ? a : b; }
+F to_float(I x) { return static_cast<float>(x); }
+I round(F x) { return static_cast<I>(std::nearbyint(x)); }  // ties to even
+I magnitude_bits(F x) { return __builtin_bit_cast(I, x) & 0x7fffffff; }
+F times_power_of_two(F x, I n) {  // n such that the result is a normal number
+    return __builtin_bit_cast(F, __builtin_bit_cast(I, x) + n * (1 << 23));
+}
+void store_bytes(int8_t* p, I x) { *p = static_cast<int8_t>(x); }  // |x| <= 127
+I load_int8(const int8_t* p) { return *p; }
+
+F load_half(const half* p) { return half_to_float(*p); }
+void store_half(half* p, F x) { *p = float_to_half(x); }
+F load_bf16(const uint16_t* p, bool odd) { return bf16_to_float(p[odd]); }  // of W pairs
+
+B load_bytes(const uint8_t* p) {
+    B b;
+    std::memcpy(b.lane, p, 4);
+    return b;
+}
+void store_codes(uint8_t* p, B b) { std::memcpy(p, b.lane, 4); }
+B set_four(const int8_t* p) { return load_bytes(reinterpret_cast<const uint8_t*>(p)); }
+B low_nibbles(B b) {
+    for (uint8_t& x : b.lane) x &= 15;
+    return b;
+}
+B high_nibbles(B b) {
+    for (uint8_t& x : b.lane) x >>= 4;
+    return b;
+}
+B lookup(B b) {  // nibbles -> IQ4_NL's values, as codes of 8 bits
+    for (uint8_t& x : b.lane) x = static_cast<uint8_t>(kCodebookIQ4NL[x] + 128);
+    return b;
+}
+
+// acc + the sum of four products: codes, unsigned, times activations, signed. `Bytes`: the codes
+// may be above 127 (and are signed if kSignedBytes).
+template <bool Bytes>
+I dot4(I acc, B codes, B a) {
+    for (int i = 0; i < 4; ++i) acc += codes.lane[i] * static_cast<int8_t>(a.lane[i]);
+    return acc;
+}
+
+}  // namespace
+}  // namespace starcoder
+
+#include "loops.h"
+
+namespace starcoder {
+extern const Isa isa_scalar;
+const Isa isa_scalar = kTable;
+}  // namespace starcoder

@@ -1,0 +1,103 @@
+// THE CONTRACT: every operation of the core, arrays in, arrays out.
+//
+// Axes: n tokens (rows of a batch), k inputs, m outputs, h heads, d dimensions of a head. All float
+// arrays are row-major float32 and contiguous. Callers check shapes; nothing here throws but Matrix,
+// when memory is short.
+//
+// One answer: element (token, output) of any result is made by the same operations in the same
+// order whatever n is, however many threads run, and on every instruction set.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "blocks.h"
+
+namespace starcoder {
+
+// ---- types (quantize.cpp) ----------------------------------------------------------------------
+
+int block_len(Type type);    // weights in a block
+int block_bytes(Type type);  // bytes of a block
+
+// out (n_rows, n_cols) = the floats that the blocks at `data` stand for, exactly.
+void dequantize(Type type, const void* data, int64_t n_rows, int64_t n_cols, float* out);
+
+// ---- weights (pack.cpp) --------------------------------------------------------------------------
+
+// A matrix (m, k), repacked for multiplying: see panels.h. Made from rows as a file holds them;
+// `data` is not needed afterwards. Throws std::bad_alloc.
+class Matrix {
+  public:
+    Matrix(Type type, const void* data, int64_t n_rows, int64_t n_cols);
+
+    Type type() const { return type_; }
+    int64_t n_rows() const { return n_rows_; }
+    int64_t n_cols() const { return n_cols_; }
+    size_t nbytes() const { return nbytes_; }
+
+    // Group g (128 inputs) of panel p (16 rows).
+    const uint8_t* group(int64_t p, int64_t g) const {
+        return data_.get() + p * panel_bytes_ + g * group_bytes_;
+    }
+
+  private:
+    struct Free {
+        size_t nbytes;
+        void operator()(uint8_t* data) const;
+    };
+    Type type_;
+    int64_t n_rows_, n_cols_, panel_bytes_, group_bytes_;
+    size_t nbytes_;
+    std::unique_ptr<uint8_t[], Free> data_;
+};
+
+// ---- operations (ops.cpp) ----------------------------------------------------------------------
+
+enum class Activation : int { None = 0, GeluTanh = 1, GeluErf = 2 };
+
+// y (n, m) = activation(x (n, k) . w (m, k)^T + bias (m)) + residual (n, m)
+// `bias` and `residual` may be null; `residual` may be y itself. With quantized weights, x is
+// rounded to 8 bits, with one scale for every 128 inputs; products and sums in between are exact.
+void linear(const Matrix& w, const float* x, int64_t n, const float* bias, Activation activation,
+            const float* residual, float* y);
+
+// y (n, k) = rows `ids` (n) of w (m, k)
+void embed(const Matrix& w, const int32_t* ids, int64_t n, float* y);
+
+// y (n, k) = (x - mean) / sqrt(variance + eps) * weight (k) + bias (k), a row at a time
+void layer_norm(const float* x, const float* weight, const float* bias, float eps, int64_t n,
+                int64_t k, float* y);
+
+// Where the tokens of a batch stand: row i has position positions[i] in sequence s, for
+// row_starts[s] <= i < row_starts[s + 1]; position p of s is slot p % 16 of cache block
+// block_tables[s * table_len + p / 16].
+struct Rows {
+    const int32_t* positions;     // (n)
+    const int32_t* row_starts;    // (n_sequences + 1)
+    const int32_t* block_tables;  // (n_sequences, table_len)
+    int64_t n_sequences, table_len;
+};
+
+// One layer of the key/value cache, f16; d is rounded up to a multiple of 16 with zeros.
+struct Cache {
+    half* keys;    // (blocks, n_kv_heads, d, 16)
+    half* values;  // (blocks, n_kv_heads, 16, d)
+};
+
+struct Heads {
+    int64_t n_heads, n_kv_heads, head_dim;
+    int64_t width() const { return (head_dim + 15) / 16 * 16; }
+    int64_t row() const { return (n_heads + 2 * n_kv_heads) * head_dim; }
+};
+
+// Writes the keys and values of qkv (n, queries | keys | values) into the cache.
+void store_kv(const float* qkv, int64_t n, const Heads& heads, const Rows& rows, const Cache& cache);
+
+// y (n, n_heads * head_dim) = causal attention of the queries in qkv over the cache, the new
+// tokens included. Query head i reads key/value head i * n_kv_heads / n_heads.
+void attention(const float* qkv, int64_t n, const Heads& heads, const Rows& rows,
+               const Cache& cache, float* y);
+
+}  // namespace starcoder

@@ -1,0 +1,192 @@
+// Python's door to kernels.h: checks, releases the interpreter lock, calls. No arithmetic.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "isa.h"
+#include "kernels.h"
+#include "threads.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace starcoder;
+
+namespace {
+
+template <class T, int N>
+using In = nb::ndarray<const T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
+template <class T, int N>
+using Out = nb::ndarray<T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
+template <class T>
+using Maybe = std::optional<T>;
+
+void require(bool fits, const char* what) {
+    if (!fits) throw std::invalid_argument(what);
+}
+
+template <class A>
+int64_t size(const A& array, int axis) {
+    return static_cast<int64_t>(array.shape(static_cast<size_t>(axis)));
+}
+
+// The types a file may have; other numbers never reach the kernels.
+Type checked_type(int number) {
+    const auto type = static_cast<Type>(number);
+    switch (type) {
+        case Type::F32: case Type::F16: case Type::BF16: case Type::Q4_0: case Type::Q4_1:
+        case Type::Q5_0: case Type::Q5_1: case Type::Q8_0: case Type::Q2_K: case Type::Q3_K:
+        case Type::Q4_K: case Type::Q5_K: case Type::Q6_K: case Type::IQ4_NL: return type;
+    }
+    throw std::invalid_argument("unknown tensor type " + std::to_string(number));
+}
+
+void require_bytes(Type type, int64_t n_rows, int64_t n_cols, size_t nbytes) {
+    require(n_rows > 0 && n_cols > 0 && n_cols % block_len(type) == 0, "rows of whole blocks");
+    const auto expected = static_cast<size_t>(n_rows * (n_cols / block_len(type))) *
+                          static_cast<size_t>(block_bytes(type));
+    require(nbytes == expected, "as many bytes as type and shape ask for");
+}
+
+void make_matrix(Matrix* self, int type, In<uint8_t, 1> data, int64_t n_rows, int64_t n_cols) {
+    const Type t = checked_type(type);
+    require_bytes(t, n_rows, n_cols, data.size());
+    nb::gil_scoped_release release;
+    new (self) Matrix(t, data.data(), n_rows, n_cols);
+}
+
+void py_dequantize(int type, In<uint8_t, 1> data, Out<float, 2> out) {
+    const Type t = checked_type(type);
+    require_bytes(t, size(out, 0), size(out, 1), data.size());
+    nb::gil_scoped_release release;
+    dequantize(t, data.data(), size(out, 0), size(out, 1), out.data());
+}
+
+void py_linear(const Matrix& w, In<float, 2> x, Maybe<In<float, 1>> bias, int activation,
+               Maybe<In<float, 2>> residual, Out<float, 2> out) {
+    const int64_t n = size(x, 0);
+    require(size(x, 1) == w.n_cols(), "linear: x (n, k) for weights (m, k)");
+    require(size(out, 0) == n && size(out, 1) == w.n_rows(), "linear: out (n, m)");
+    require(!bias || size(*bias, 0) == w.n_rows(), "linear: bias (m)");
+    require(!residual || (size(*residual, 0) == n && size(*residual, 1) == w.n_rows()),
+            "linear: residual (n, m)");
+    require(activation >= 0 && activation <= 2, "linear: activation 0, 1 or 2");
+    nb::gil_scoped_release release;
+    linear(w, x.data(), n, bias ? bias->data() : nullptr, static_cast<Activation>(activation),
+           residual ? residual->data() : nullptr, out.data());
+}
+
+void py_embed(const Matrix& w, In<int32_t, 1> ids, Out<float, 2> out) {
+    require(size(out, 0) == size(ids, 0) && size(out, 1) == w.n_cols(), "embed: out (n, k)");
+    for (size_t i = 0; i < ids.size(); ++i)
+        require(ids.data()[i] >= 0 && ids.data()[i] < w.n_rows(), "embed: ids from 0 to m - 1");
+    nb::gil_scoped_release release;
+    embed(w, ids.data(), size(ids, 0), out.data());
+}
+
+void py_layer_norm(In<float, 2> x, In<float, 1> weight, In<float, 1> bias, float eps,
+                   Out<float, 2> out) {
+    const int64_t n = size(x, 0), k = size(x, 1);
+    require(size(weight, 0) == k && size(bias, 0) == k, "layer_norm: weight and bias (k)");
+    require(size(out, 0) == n && size(out, 1) == k, "layer_norm: out (n, k)");
+    nb::gil_scoped_release release;
+    layer_norm(x.data(), weight.data(), bias.data(), eps, n, k, out.data());
+}
+
+// Where the rows of a batch stand, and one layer of the cache, checked against each other.
+struct Layer {
+    Heads heads;
+    Rows rows;
+    Cache cache;
+
+    Layer(In<float, 2> qkv, int n_heads, In<int32_t, 1> positions, In<int32_t, 1> row_starts,
+          In<int32_t, 2> block_tables, Out<uint16_t, 4> keys, Out<uint16_t, 4> values) {
+        const int64_t n = size(qkv, 0), n_kv_heads = size(keys, 1), width = size(keys, 2);
+        require(n_heads > 0 && n_kv_heads > 0 && n_heads % n_kv_heads == 0,
+                "attention: n_kv_heads divides n_heads");
+        const int64_t head_dim = size(qkv, 1) / (n_heads + 2 * n_kv_heads);
+        heads = {n_heads, n_kv_heads, head_dim};
+        require(heads.row() == size(qkv, 1) && heads.width() == width,
+                "attention: qkv (n, (n_heads + 2 n_kv_heads) head_dim)");
+        require(size(keys, 3) == 16 && size(values, 2) == 16 && size(values, 3) == width &&
+                    size(values, 0) == size(keys, 0) && size(values, 1) == n_kv_heads,
+                "attention: keys (blocks, n_kv_heads, width, 16), values (..., 16, width)");
+        const int64_t sequences = size(block_tables, 0), table_len = size(block_tables, 1);
+        require(size(positions, 0) == n && size(row_starts, 0) == sequences + 1,
+                "attention: positions (n), row_starts (sequences + 1)");
+        require(row_starts.data()[0] == 0 && row_starts.data()[sequences] == n,
+                "attention: row_starts from 0 to n");
+        for (int64_t s = 0; s < sequences; ++s)
+            require(row_starts.data()[s] <= row_starts.data()[s + 1],
+                    "attention: row_starts must not fall");
+        for (int64_t i = 0; i < n; ++i)
+            require(positions.data()[i] >= 0 && positions.data()[i] < table_len * 16,
+                    "attention: positions inside the block table");
+        for (size_t i = 0; i < block_tables.size(); ++i)
+            require(block_tables.data()[i] >= 0 && block_tables.data()[i] < size(keys, 0),
+                    "attention: block tables of blocks in the cache");
+        rows = {positions.data(), row_starts.data(), block_tables.data(), sequences, table_len};
+        cache = {keys.data(), values.data()};
+    }
+};
+
+void py_store_kv(In<float, 2> qkv, int n_heads, In<int32_t, 1> positions,
+                 In<int32_t, 1> row_starts, In<int32_t, 2> block_tables, Out<uint16_t, 4> keys,
+                 Out<uint16_t, 4> values) {
+    const Layer layer(qkv, n_heads, positions, row_starts, block_tables, keys, values);
+    nb::gil_scoped_release release;
+    store_kv(qkv.data(), size(qkv, 0), layer.heads, layer.rows, layer.cache);
+}
+
+void py_attention(In<float, 2> qkv, int n_heads, In<int32_t, 1> positions,
+                  In<int32_t, 1> row_starts, In<int32_t, 2> block_tables, Out<uint16_t, 4> keys,
+                  Out<uint16_t, 4> values, Out<float, 2> out) {
+    const Layer layer(qkv, n_heads, positions, row_starts, block_tables, keys, values);
+    require(size(out, 0) == size(qkv, 0) &&
+                size(out, 1) == layer.heads.n_heads * layer.heads.head_dim,
+            "attention: out (n, n_heads head_dim)");
+    if (size(qkv, 0) == 0) return;
+    nb::gil_scoped_release release;
+    attention(qkv.data(), size(qkv, 0), layer.heads, layer.rows, layer.cache, out.data());
+}
+
+std::vector<std::string> isa_names() {
+    std::vector<std::string> names;
+    for (const Isa* isa : available_isas()) names.emplace_back(isa->name);
+    return names;
+}
+
+}  // namespace
+
+NB_MODULE(_core, m) {
+    nb::set_leak_warnings(false);  // a model may outlive the interpreter's last collection
+
+    nb::class_<Matrix>(m, "Matrix")
+        .def("__init__", &make_matrix, "type"_a, "data"_a, "n_rows"_a, "n_cols"_a)
+        .def_prop_ro("n_rows", &Matrix::n_rows)
+        .def_prop_ro("n_cols", &Matrix::n_cols)
+        .def_prop_ro("nbytes", &Matrix::nbytes)
+        .def_prop_ro("type", [](const Matrix& w) { return static_cast<int>(w.type()); });
+
+    m.def("dequantize", &py_dequantize, "type"_a, "data"_a, "out"_a);
+    m.def("linear", &py_linear, "w"_a, "x"_a, "bias"_a.none(), "activation"_a, "residual"_a.none(),
+          "out"_a);
+    m.def("embed", &py_embed, "w"_a, "ids"_a, "out"_a);
+    m.def("layer_norm", &py_layer_norm, "x"_a, "weight"_a, "bias"_a, "eps"_a, "out"_a);
+    m.def("store_kv", &py_store_kv, "qkv"_a, "n_heads"_a, "positions"_a, "row_starts"_a,
+          "block_tables"_a, "keys"_a, "values"_a);
+    m.def("attention", &py_attention, "qkv"_a, "n_heads"_a, "positions"_a, "row_starts"_a,
+          "block_tables"_a, "keys"_a, "values"_a, "out"_a);
+
+    m.def("isa", [] { return std::string(isa().name); });
+    m.def("available_isas", &isa_names);
+    m.def("use_isa", [](const std::string& name) { return use_isa(name); }, "name"_a);
+    m.def("n_threads", &n_threads);
+    m.def("set_n_threads", &set_n_threads, "n"_a);
+}

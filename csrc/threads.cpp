@@ -1,0 +1,139 @@
+#include "threads.h"
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace starcoder {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// A worker that finds nothing to do spins this long, then sleeps. Between two operations of one
+// decoding step lie a few microseconds; waking a sleeper costs tens.
+constexpr auto kSpin = std::chrono::microseconds(50);
+
+inline void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+// Spins, then sleeps, until `value` is no longer `old`.
+void wait_change(const std::atomic<uint32_t>& value, uint32_t old) {
+    const auto deadline = Clock::now() + kSpin;
+    while (value.load(std::memory_order_acquire) == old) {
+        for (int i = 0; i < 64; ++i) pause();
+        if (Clock::now() > deadline) value.wait(old, std::memory_order_acquire);
+    }
+}
+
+// Workers wait for `round` to change, run `task(index)`, and count down `pending`.
+class Pool {
+  public:
+    explicit Pool(int n) : size_(n) {
+        for (int i = 1; i < n; ++i) workers_.emplace_back([this, i] { work(i); });
+    }
+
+    ~Pool() {
+        task_ = nullptr;
+        start();
+        for (auto& worker : workers_) worker.join();
+    }
+
+    int size() const { return size_; }
+
+    void run(const std::function<void(int)>& task) {
+        task_ = &task;
+        pending_.store(static_cast<uint32_t>(size_ - 1), std::memory_order_relaxed);
+        start();
+        task(0);
+        uint32_t left;
+        while ((left = pending_.load(std::memory_order_acquire)) != 0) wait_change(pending_, left);
+    }
+
+  private:
+    void start() {
+        round_.fetch_add(1, std::memory_order_release);
+        round_.notify_all();
+    }
+
+    void work(int index) {
+        for (uint32_t seen = 0;;) {
+            wait_change(round_, seen);
+            ++seen;  // run() waits for every worker, so no round is ever missed
+            if (!task_) return;
+            (*task_)(index);
+            if (pending_.fetch_sub(1, std::memory_order_acq_rel) == 1) pending_.notify_one();
+        }
+    }
+
+    const int size_;
+    const std::function<void(int)>* task_ = nullptr;
+    alignas(64) std::atomic<uint32_t> round_{0};
+    alignas(64) std::atomic<uint32_t> pending_{0};
+    std::vector<std::thread> workers_;
+};
+
+std::mutex mutex;  // one parallel call at a time: callers from several threads take turns
+std::unique_ptr<Pool> pool;
+std::atomic<int> wanted{1};
+
+// A forked child has no workers and perhaps a locked mutex: it starts with a fresh pool. The old
+// one is leaked, since its threads cannot be joined.
+void forget_pool() {
+    pool.release();
+    new (&mutex) std::mutex();
+}
+
+void run(const std::function<void(int, int)>& task) {
+    const std::lock_guard lock(mutex);
+    const int n = wanted;
+    if (!pool || pool->size() != n) {
+        static const int once = pthread_atfork(nullptr, nullptr, forget_pool);
+        (void)once;
+        pool.reset();
+        pool = std::make_unique<Pool>(n);
+    }
+    pool->run([&](int i) { task(i, n); });
+}
+
+}  // namespace
+
+void set_n_threads(int n) { wanted = std::max(1, n); }
+
+int n_threads() { return wanted; }
+
+void parallel_for(int64_t n, const std::function<void(int64_t, int64_t)>& f) {
+    if (n <= 1 || n_threads() == 1) {
+        if (n > 0) f(0, n);
+        return;
+    }
+    run([&](int i, int n_running) {
+        const int64_t begin = n * i / n_running, end = n * (i + 1) / n_running;
+        if (begin < end) f(begin, end);
+    });
+}
+
+void parallel_pieces(int64_t n, int64_t grain, const std::function<void(int64_t, int64_t)>& f) {
+    if (n <= grain || n_threads() == 1) {
+        if (n > 0) f(0, n);
+        return;
+    }
+    std::atomic<int64_t> next{0};
+    run([&](int, int) {
+        for (int64_t i; (i = next.fetch_add(grain, std::memory_order_relaxed)) < n;)
+            f(i, std::min(i + grain, n));
+    });
+}
+
+}  // namespace starcoder

@@ -1,0 +1,35 @@
+"""The errors a user can meet. Each is one line: where, what was found, what was expected, what to do.
+
+Anything that a file, an option or a prompt can cause ends in one of these; any other exception
+is a bug of ours.
+"""
+
+__all__ = ["FormatError", "InputError", "MemoryLimitError", "StarcoderError"]
+
+
+class StarcoderError(Exception):
+    """Base of every error that input can cause.
+
+    Args:
+        where: the file, tensor, option or argument at fault.
+        found: what was there.
+        expected: what should have been there.
+        advice: what the user can do next; may be empty.
+    """
+
+    def __init__(self, where: str, found: str, expected: str, advice: str = "") -> None:
+        self.where, self.found, self.expected, self.advice = where, found, expected, advice
+        line = f"{where}: found {found}, expected {expected}"
+        super().__init__(f"{line}; {advice}" if advice else line)
+
+
+class FormatError(StarcoderError):
+    """A model file that is missing, damaged, unknown, or not what it says it is."""
+
+
+class InputError(StarcoderError):
+    """An option, argument or prompt that cannot be served as given."""
+
+
+class MemoryLimitError(StarcoderError):
+    """The machine has not enough memory for the model or its cache."""

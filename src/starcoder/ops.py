@@ -1,0 +1,157 @@
+"""The kernels' Python face: one function per operation, arrays in, a fresh array out.
+
+Every function has a slow twin of the same name in `reference`. Shapes: n tokens, k inputs,
+m outputs. What is computed, and how it is rounded, is said in `csrc/kernels.h`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from starcoder import _core
+from starcoder._core import Matrix
+from starcoder.batch import Batch
+from starcoder.errors import InputError, MemoryLimitError
+from starcoder.tensor import Tensor
+
+__all__ = [
+    "Matrix",
+    "attention",
+    "available_isas",
+    "dequantize",
+    "embed",
+    "isa",
+    "layer_norm",
+    "linear",
+    "n_cpus",
+    "n_threads",
+    "pack",
+    "set_n_threads",
+    "store_kv",
+    "use_isa",
+]
+
+Floats = NDArray[np.float32]
+Halves = NDArray[np.float16]
+
+_ACTIVATIONS = {None: 0, "gelu_tanh": 1, "gelu_erf": 2}
+
+
+def pack(tensor: Tensor) -> Matrix:
+    """The weights (m, k) of a tensor, repacked for `linear` and `embed`; the tensor can go.
+
+    Raises:
+        MemoryLimitError: no memory for them.
+    """
+    n_rows, n_cols = tensor.shape
+    try:
+        return Matrix(int(tensor.type), tensor.data, n_rows, n_cols)
+    except MemoryError:
+        found, expected = f"no memory for {tensor.nbytes} bytes", "room for all weights"
+        advice = "use a smaller model or a smaller type"
+        raise MemoryLimitError("weights", found, expected, advice) from None
+
+
+def dequantize(tensor: Tensor) -> Floats:
+    """The floats (rows, columns) that a tensor's blocks stand for, exactly."""
+    out = np.empty(tensor.shape, np.float32)
+    _core.dequantize(int(tensor.type), tensor.data, out)
+    return out
+
+
+def linear(
+    x: Floats,
+    w: Matrix,
+    bias: Floats | None = None,
+    *,
+    activation: str | None = None,
+    residual: Floats | None = None,
+) -> Floats:
+    """(n, m): activation(x @ w.T + bias) + residual, from x (n, k), bias (m), residual (n, m)."""
+    out = np.empty((len(x), w.n_rows), np.float32)
+    _core.linear(w, x, bias, _ACTIVATIONS[activation], residual, out)
+    return out
+
+
+def embed(ids: NDArray[np.int32], w: Matrix) -> Floats:
+    """(n, k): the rows `ids` (n) of w (m, k)."""
+    out = np.empty((len(ids), w.n_cols), np.float32)
+    _core.embed(w, ids, out)
+    return out
+
+
+def layer_norm(x: Floats, weight: Floats, bias: Floats, eps: float) -> Floats:
+    """(n, k): each row of x (n, k) with mean 0 and variance 1, times weight (k), plus bias (k)."""
+    out = np.empty_like(x)
+    _core.layer_norm(x, weight, bias, eps, out)
+    return out
+
+
+def store_kv(qkv: Floats, n_heads: int, batch: Batch, keys: Halves, values: Halves) -> None:
+    """Writes the keys and values of qkv (n, queries | keys | values) into one layer's cache.
+
+    `keys` is (blocks, n_kv_heads, width, BLOCK_LEN), `values` (blocks, n_kv_heads, BLOCK_LEN,
+    width), where width is head_dim rounded up to a multiple of 16.
+    """
+    _core.store_kv(qkv, n_heads, *_places(batch), keys.view(np.uint16), values.view(np.uint16))
+
+
+def attention(qkv: Floats, n_heads: int, batch: Batch, keys: Halves, values: Halves) -> Floats:
+    """(n, n_heads * head_dim): each query over the keys of its sequence up to its own position."""
+    head_dim = qkv.shape[1] // (n_heads + 2 * keys.shape[1])
+    out = np.empty((len(qkv), n_heads * head_dim), np.float32)
+    halves = keys.view(np.uint16), values.view(np.uint16)
+    _core.attention(qkv, n_heads, *_places(batch), *halves, out)
+    return out
+
+
+def _places(batch: Batch) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
+    return batch.positions, batch.row_starts, batch.block_tables
+
+
+# ---- the machine ---------------------------------------------------------------------------------
+
+
+def n_cpus() -> int:
+    """Processors that this process may use."""
+    affinity: Callable[[int], Any] | None = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def n_threads() -> int:
+    """Threads that every operation shares."""
+    return _core.n_threads()
+
+
+def set_n_threads(n: int) -> None:
+    """Sets the number of threads of every later operation. Results do not depend on it."""
+    _core.set_n_threads(n)
+
+
+def isa() -> str:
+    """The instruction set in use: "avx512", "avx2", "neon" or "scalar"."""
+    return _core.isa()
+
+
+def available_isas() -> list[str]:
+    """The instruction sets of this machine, best first."""
+    return _core.available_isas()
+
+
+def use_isa(name: str) -> None:
+    """Changes the instruction set of every later operation. Results do not depend on it.
+
+    Raises:
+        InputError: this machine has no such instruction set.
+    """
+    if not _core.use_isa(name):
+        raise InputError("instruction set", repr(name), " or ".join(available_isas()))
+
+
+if os.environ.get("STARCODER_ISA"):
+    use_isa(os.environ["STARCODER_ISA"])
