@@ -1,4 +1,4 @@
-"""The errors a user can meet. Each is one line: where, what was found, what was expected, what to do.
+"""The errors a user can meet, each one line: where, what was found, what was expected, what to do.
 
 Anything that a file, an option or a prompt can cause ends in one of these; any other exception
 is a bug of ours.

@@ -74,7 +74,9 @@ class Tensor:
         try:
             expected = self.type.nbytes(self.shape)
         except ValueError as error:
-            raise FormatError(f"tensor of type {self.type.name}", str(error), "whole blocks") from None
+            raise FormatError(
+                f"tensor of type {self.type.name}", str(error), "whole blocks"
+            ) from None
         if self.data.dtype != np.uint8 or self.data.shape != (expected,):
             found = f"{self.data.dtype} {self.data.shape}"
             raise FormatError(f"tensor of shape {self.shape}", found, f"{expected} bytes")

@@ -53,7 +53,7 @@ class GPTBigCode:
     """The model: a Batch of token ids to logits.
 
     Raises:
-        FormatError: the checkpoint lacks a tensor, has one of another shape, or one too many.
+        FormatError: the checkpoint lacks a tensor or has one of another shape.
         MemoryLimitError: no memory for the weights.
     """
 

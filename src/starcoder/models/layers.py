@@ -36,9 +36,8 @@ class Linear:
         self.nbytes = self.weight.nbytes
 
     def __call__(self, x: Floats, residual: Floats | None = None) -> Floats:
-        return ops.linear(
-            x, self.weight, self.bias, activation=self.activation, residual=residual
-        )
+        """y (n, m) from x (n, k)."""
+        return ops.linear(x, self.weight, self.bias, activation=self.activation, residual=residual)
 
 
 class LayerNorm:
@@ -51,6 +50,7 @@ class LayerNorm:
         self.eps = config.norm_eps
 
     def __call__(self, x: Floats) -> Floats:
+        """y (n, dim) from x (n, dim)."""
         return ops.layer_norm(x, self.weight, self.bias, self.eps)
 
 
@@ -70,6 +70,7 @@ class Embedding:
         self.nbytes = sum(w.nbytes for w in matrices.values())
 
     def __call__(self, tokens: NDArray[np.int32]) -> Floats:
+        """(n, dim) from token ids (n)."""
         return ops.embed(tokens, self.weight)
 
     def logits(self, x: Floats) -> Floats:
@@ -84,6 +85,7 @@ class Attention:
         self.n_heads, self.index = checkpoint.config.n_heads, index
 
     def __call__(self, qkv: Floats, batch: Batch, cache: KVCache) -> Floats:
+        """Stores the new keys and values, then attends to all of them."""
         keys, values = cache.keys[self.index], cache.values[self.index]
         ops.store_kv(qkv, self.n_heads, batch, keys, values)
         return ops.attention(qkv, self.n_heads, batch, keys, values)

@@ -1,0 +1,279 @@
+"""The kernels again, in numpy: slow, obvious, and written without a look at the fast ones.
+
+The same names as `ops`, with the weights as a Tensor rather than a packed Matrix. Arithmetic is
+float64, but for what is rounded on purpose: activations to 8 bits, keys and values to f16.
+Tests hold `ops` against it; nothing else imports it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from starcoder.batch import BLOCK_LEN, Batch
+from starcoder.tensor import Tensor, TensorType
+
+__all__ = [
+    "attention",
+    "dequantize",
+    "embed",
+    "layer_norm",
+    "linear",
+    "quantize_activations",
+    "store_kv",
+]
+
+Floats = NDArray[np.float32]
+Halves = NDArray[np.float16]
+Bytes = NDArray[np.uint8]
+Array = NDArray[Any]
+
+GROUP = 128  # inputs that share one scale when activations are rounded to 8 bits
+
+CODEBOOK = np.array(
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32
+)
+
+# ---- what the bytes of each type mean: (blocks, bytes) -> (blocks, weights) ----------------------
+
+
+def _half(blocks: Bytes, at: int) -> Array:
+    """The f16 at byte `at` of each block, as a column."""
+    return blocks[:, at : at + 2].copy().view(np.float16).astype(np.float32)
+
+
+def _nibbles(qs: Bytes) -> Array:
+    """(blocks, n) bytes to (blocks, 2 n): all low nibbles, then all high ones."""
+    return np.concatenate([qs & 15, qs >> 4], axis=1).astype(np.int32)
+
+
+def _fifth_bits(qh: Bytes) -> Array:
+    """(blocks, 4) bytes to (blocks, 32): bit j stands for weight j, as 16."""
+    return np.unpackbits(qh, axis=1, bitorder="little").astype(np.int32) * 16
+
+
+def _q4_0(b: Bytes) -> Array:
+    return _half(b, 0) * (_nibbles(b[:, 2:]) - 8)
+
+
+def _q4_1(b: Bytes) -> Array:
+    return _half(b, 0) * _nibbles(b[:, 4:]) + _half(b, 2)
+
+
+def _q5_0(b: Bytes) -> Array:
+    return _half(b, 0) * (_nibbles(b[:, 6:]) + _fifth_bits(b[:, 2:6]) - 16)
+
+
+def _q5_1(b: Bytes) -> Array:
+    return _half(b, 0) * (_nibbles(b[:, 8:]) + _fifth_bits(b[:, 4:8])) + _half(b, 2)
+
+
+def _q8_0(b: Bytes) -> Array:
+    return _half(b, 0) * b[:, 2:].view(np.int8).astype(np.float32)
+
+
+def _iq4_nl(b: Bytes) -> Array:
+    return _half(b, 0) * CODEBOOK[_nibbles(b[:, 2:])]
+
+
+def _two_bits(qs: Bytes) -> Array:
+    """(blocks, 64) to (blocks, 256): 32 bytes hold 128 weights, two bits at a time."""
+    halves = qs.reshape(-1, 2, 1, 32)
+    shifts = np.arange(0, 8, 2, dtype=np.uint8).reshape(1, 1, 4, 1)
+    return ((halves >> shifts) & 3).reshape(-1, 256).astype(np.int32)
+
+
+def _grouped(codes: Array, scales: Array, minima: Array | float = 0.0) -> Array:
+    """scale * code - minimum, each scale and minimum for an equal share of the 256 codes."""
+    n_groups = scales.shape[1]
+    grouped = codes.reshape(len(codes), n_groups, -1) * scales[:, :, None]
+    if isinstance(minima, np.ndarray):
+        grouped = grouped - minima[:, :, None]
+    return grouped.reshape(len(codes), 256)
+
+
+def _q2_k(b: Bytes) -> Array:
+    scales, minima = b[:, :16] & 15, b[:, :16] >> 4
+    return _grouped(_two_bits(b[:, 16:80]), _half(b, 80) * scales, _half(b, 82) * minima)
+
+
+def _q3_k(b: Bytes) -> Array:
+    # bit 32 g + l of the mask's transposed bytes is the third bit of weight 32 g + l
+    high = np.unpackbits(b[:, :32], axis=1, bitorder="little").reshape(-1, 32, 8)
+    codes = _two_bits(b[:, 32:96]) + 4 * high.transpose(0, 2, 1).reshape(-1, 256).astype(np.int32)
+    low, top = b[:, 96:104], b[:, 104:108]
+    low16 = np.concatenate([low & 15, low >> 4], axis=1)
+    top16 = np.concatenate([(top >> shift) & 3 for shift in (0, 2, 4, 6)], axis=1)
+    scales = (low16 | top16 << 4).astype(np.int32) - 32
+    return _grouped(codes - 4, _half(b, 108) * scales)
+
+
+def _six_bits(b: Bytes) -> tuple[Array, Array]:
+    """The eight scales and eight minima in the 12 bytes of a Q4_K or Q5_K block."""
+    first, second, third = b[:, 0:4], b[:, 4:8], b[:, 8:12]
+    scales = np.concatenate([first & 63, (third & 15) | (first >> 6) << 4], axis=1)
+    minima = np.concatenate([second & 63, (third >> 4) | (second >> 6) << 4], axis=1)
+    return scales.astype(np.int32), minima.astype(np.int32)
+
+
+def _pairs(qs: Bytes) -> Array:
+    """(blocks, 128) to (blocks, 256): 32 bytes hold 32 weights low, the next 32 high."""
+    chunks = qs.reshape(-1, 4, 1, 32)
+    return np.concatenate([chunks & 15, chunks >> 4], axis=2).reshape(-1, 256).astype(np.int32)
+
+
+def _q4_k(b: Bytes) -> Array:
+    scales, minima = _six_bits(b[:, 4:16])
+    return _grouped(_pairs(b[:, 16:]), _half(b, 0) * scales, _half(b, 2) * minima)
+
+
+def _q5_k(b: Bytes) -> Array:
+    scales, minima = _six_bits(b[:, 4:16])
+    high = np.unpackbits(b[:, 16:48], axis=1, bitorder="little").reshape(-1, 32, 8)
+    codes = _pairs(b[:, 48:]) + 16 * high.transpose(0, 2, 1).reshape(-1, 256).astype(np.int32)
+    return _grouped(codes, _half(b, 0) * scales, _half(b, 2) * minima)
+
+
+def _q6_k(b: Bytes) -> Array:
+    low = b[:, :128].reshape(-1, 2, 1, 64)
+    nibbles = np.concatenate([low & 15, low >> 4], axis=2).reshape(-1, 256).astype(np.int32)
+    codes = nibbles + 16 * _two_bits(b[:, 128:192])
+    scales = b[:, 192:208].copy().view(np.int8).astype(np.int32)
+    return _grouped(codes - 32, _half(b, 208) * scales)
+
+
+def _f32(b: Bytes) -> Array:
+    return b.copy().view(np.float32)
+
+
+def _f16(b: Bytes) -> Array:
+    return b.copy().view(np.float16).astype(np.float32)
+
+
+def _bf16(b: Bytes) -> Array:
+    return (b.copy().view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+
+
+_WIDEN: dict[TensorType, Callable[[Bytes], Array]] = {
+    TensorType.F32: _f32,
+    TensorType.F16: _f16,
+    TensorType.BF16: _bf16,
+    TensorType.Q4_0: _q4_0,
+    TensorType.Q4_1: _q4_1,
+    TensorType.Q5_0: _q5_0,
+    TensorType.Q5_1: _q5_1,
+    TensorType.Q8_0: _q8_0,
+    TensorType.IQ4_NL: _iq4_nl,
+    TensorType.Q2_K: _q2_k,
+    TensorType.Q3_K: _q3_k,
+    TensorType.Q4_K: _q4_k,
+    TensorType.Q5_K: _q5_k,
+    TensorType.Q6_K: _q6_k,
+}
+
+
+def dequantize(tensor: Tensor) -> Floats:
+    """The floats (rows, columns) that a tensor's blocks stand for."""
+    blocks = tensor.data.reshape(-1, tensor.type.block_bytes)
+    return _WIDEN[tensor.type](blocks).astype(np.float32).reshape(tensor.shape)
+
+
+# ---- operations ----------------------------------------------------------------------------------
+
+
+def quantize_activations(x: Floats) -> tuple[NDArray[np.int8], Floats]:
+    """x (n, k) in 8 bits (n, k), and the scale of every 128 inputs (n, ceil(k / 128))."""
+    n, k = x.shape
+    padded = np.zeros((n, -(-k // GROUP), GROUP), np.float32)
+    padded.reshape(n, -1)[:, :k] = x
+    top = np.abs(padded).max(axis=2)
+    inverse = np.divide(np.float32(127), top, out=np.zeros_like(top), where=top >= 1e-30)
+    q = np.rint(padded * inverse[:, :, None]).astype(np.int8)
+    return q.reshape(n, -1)[:, :k], np.where(top >= 1e-30, top / np.float32(127), 0)
+
+
+def _gelu_tanh(x: Array) -> Array:
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def _gelu_erf(x: Array) -> Array:
+    return 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+
+_ACTIVATIONS: dict[str | None, Callable[[Array], Array]] = {
+    None: lambda x: x,
+    "gelu_tanh": _gelu_tanh,
+    "gelu_erf": _gelu_erf,
+}
+
+
+def linear(
+    x: Floats,
+    w: Tensor,
+    bias: Floats | None = None,
+    *,
+    activation: str | None = None,
+    residual: Floats | None = None,
+) -> Floats:
+    """(n, m): activation(x @ w.T + bias) + residual, x rounded to 8 bits if w is quantized."""
+    inputs: Array = x.astype(np.float64)
+    if w.type.block_len > 1:
+        q, scales = quantize_activations(x)
+        inputs = q * np.repeat(scales.astype(np.float64), GROUP, axis=1)[:, : x.shape[1]]
+    y = inputs @ dequantize(w).astype(np.float64).T
+    y = _ACTIVATIONS[activation](y if bias is None else y + bias)
+    return (y if residual is None else y + residual).astype(np.float32)
+
+
+def embed(ids: NDArray[np.int32], w: Tensor) -> Floats:
+    """(n, k): the rows `ids` (n) of w (m, k)."""
+    return dequantize(w)[ids]
+
+
+def layer_norm(x: Floats, weight: Floats, bias: Floats, eps: float) -> Floats:
+    """(n, k): each row of x (n, k) with mean 0 and variance 1, times weight (k), plus bias (k)."""
+    wide = x.astype(np.float64)
+    centered = wide - wide.mean(axis=1, keepdims=True)
+    variance = (centered**2).mean(axis=1, keepdims=True)
+    return (centered / np.sqrt(variance + eps) * weight + bias).astype(np.float32)
+
+
+def _rows(batch: Batch) -> Iterator[tuple[int, int, Array]]:
+    """(row, position, block table) of each token."""
+    for s, table in enumerate(batch.block_tables):
+        for row in range(batch.row_starts[s], batch.row_starts[s + 1]):
+            yield row, int(batch.positions[row]), table
+
+
+def store_kv(qkv: Floats, n_heads: int, batch: Batch, keys: Halves, values: Halves) -> None:
+    """Writes the keys and values of qkv (n, queries | keys | values) into one layer's cache."""
+    n_kv_heads = keys.shape[1]
+    parts = qkv.reshape(len(qkv), n_heads + 2 * n_kv_heads, -1)  # (n, heads, head_dim)
+    head_dim = parts.shape[2]
+    for row, position, table in _rows(batch):
+        block, slot = table[position // BLOCK_LEN], position % BLOCK_LEN
+        keys[block, :, :head_dim, slot] = parts[row, n_heads : n_heads + n_kv_heads]
+        values[block, :, slot, :head_dim] = parts[row, n_heads + n_kv_heads :]
+
+
+def attention(qkv: Floats, n_heads: int, batch: Batch, keys: Halves, values: Halves) -> Floats:
+    """(n, n_heads * head_dim): each query over the keys of its sequence up to its own position."""
+    n_kv_heads = keys.shape[1]
+    parts = qkv.reshape(len(qkv), n_heads + 2 * n_kv_heads, -1).astype(np.float64)
+    head_dim = parts.shape[2]
+    out = np.empty((len(qkv), n_heads, head_dim), np.float64)
+    for row, position, table in _rows(batch):
+        places = np.arange(position + 1)
+        blocks, slots = table[places // BLOCK_LEN], places % BLOCK_LEN
+        for head in range(n_heads):
+            shared = head * n_kv_heads // n_heads
+            k = keys[blocks, shared, :head_dim, slots].astype(np.float64)  # (keys, head_dim)
+            v = values[blocks, shared, slots, :head_dim].astype(np.float64)
+            scores = k @ parts[row, head] / math.sqrt(head_dim)
+            weights = np.exp(scores - scores.max())
+            out[row, head] = weights / weights.sum() @ v
+    return out.reshape(len(qkv), -1).astype(np.float32)

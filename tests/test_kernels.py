@@ -1,0 +1,374 @@
+"""The kernels: every operation, type and instruction set against the reference, bit by bit where
+the bits are promised.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import gguf
+import numpy as np
+import pytest
+
+from starcoder import _core, ops, reference
+from starcoder.batch import Batch
+from starcoder.errors import InputError
+from starcoder.tensor import Tensor, TensorType
+from weights import SCALES, random_tensor
+
+PROT_NONE = 0  # as <sys/mman.h> has it
+ISAS = ops.available_isas()
+TYPES = list(TensorType)
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = ops.isa()
+    ops.use_isa(request.param)
+    yield request.param
+    ops.use_isa(before)
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    before = ops.n_threads()
+    yield
+    ops.set_n_threads(before)
+
+
+def random(*shape: int, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def columns(kind: TensorType) -> list[int]:
+    """Odd lengths that are whole blocks: less than a group, no multiple of one, many strips."""
+    return {1: [1, 33, 129, 1300], 32: [32, 160, 1312], 256: [256, 1280]}[kind.block_len]
+
+
+def assert_close(found: np.ndarray, expected: np.ndarray, tolerance: float = 2e-6) -> None:
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= tolerance * max(1.0, np.abs(expected).max())
+
+
+# ---- types ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
+def test_bytes_mean_what_ggml_says_they_mean(kind: TensorType) -> None:
+    tensor = random_tensor(kind, 7, columns(kind)[-1])
+    found = ops.dequantize(tensor)
+    assert np.array_equal(found, reference.dequantize(tensor))
+    if kind in SCALES:
+        theirs = gguf.quants.dequantize(tensor.data, gguf.GGMLQuantizationType(int(kind)))
+        assert np.array_equal(found, theirs.reshape(tensor.shape))
+
+
+def test_every_half_float_is_widened_as_numpy_widens_it() -> None:
+    halves = np.arange(1 << 16, dtype=np.uint16)
+    tensor = Tensor(TensorType.F16, (256, 256), halves.view(np.uint8))
+    expected = halves.view(np.float16).astype(np.float32).reshape(256, 256)
+    np.testing.assert_array_equal(ops.dequantize(tensor), expected)
+
+
+@pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
+def test_packing_keeps_every_weight_exactly(kind: TensorType, isa: str) -> None:
+    for n_cols in columns(kind):
+        tensor = random_tensor(kind, 37, n_cols)
+        rows = ops.embed(np.arange(37, dtype=np.int32), ops.pack(tensor))
+        assert np.array_equal(rows, reference.dequantize(tensor))
+
+
+def test_packed_weights_take_hardly_more_room_than_the_file() -> None:
+    kept = {"Q4_0": 1, "Q4_1": 1, "Q8_0": 1, "Q5_0": 1, "Q5_1": 1, "IQ4_NL": 1, "F16": 1}
+    for name, limit in {**kept, "Q4_K": 1.06, "Q5_K": 1.05, "Q6_K": 1.03}.items():
+        tensor = random_tensor(TensorType[name], 64, 1024)
+        assert ops.pack(tensor).nbytes <= limit * tensor.nbytes + 1, name
+
+
+# ---- linear --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
+def test_linear_equals_the_reference(kind: TensorType, isa: str) -> None:
+    for n_cols in columns(kind):
+        for n_rows, n in ((1, 1), (16, 2), (33, 7), (80, 13)):
+            w, x = random_tensor(kind, n_rows, n_cols), random(n, n_cols)
+            bias, residual = random(n_rows, seed=2), random(n, n_rows, seed=3)
+            found = ops.linear(x, ops.pack(w), bias, residual=residual)
+            assert_close(found, reference.linear(x, w, bias, residual=residual))
+
+
+@pytest.mark.parametrize("activation", ["gelu_tanh", "gelu_erf"])
+def test_gelu_equals_the_reference_from_end_to_end(activation: str, isa: str) -> None:
+    x = np.linspace(-12, 12, 4001, dtype=np.float32).reshape(-1, 1)
+    one = Tensor(TensorType.F32, (1, 1), np.ones(1, np.float32).view(np.uint8))
+    found = ops.linear(x, ops.pack(one), activation=activation)
+    assert_close(found, reference.linear(x, one, activation=activation), 1e-7)
+
+
+@pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
+def test_a_token_gets_the_same_bits_in_every_batch(kind: TensorType, isa: str) -> None:
+    n_cols = columns(kind)[-1]
+    w, x = ops.pack(random_tensor(kind, 50, n_cols)), random(40, n_cols)
+    whole = ops.linear(x, w, activation="gelu_tanh")
+    for n in (1, 2, 3, 5, 6, 7, 11, 12, 13, 17):
+        part = ops.linear(x[4 : 4 + n], w, activation="gelu_tanh")
+        assert np.array_equal(part, whole[4 : 4 + n]), n
+
+
+@pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
+def test_any_number_of_threads_gives_the_same_bits(kind: TensorType, isa: str) -> None:
+    n_cols = columns(kind)[-1]
+    w, x = ops.pack(random_tensor(kind, 150, n_cols)), random(9, n_cols)
+    ops.set_n_threads(1)
+    expected = ops.linear(x, w)
+    for n in (2, 3, 5):
+        ops.set_n_threads(n)
+        assert np.array_equal(ops.linear(x, w), expected), n
+
+
+@pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
+def test_every_instruction_set_gives_the_same_bits(kind: TensorType) -> None:
+    n_cols, answers = columns(kind)[-1], []
+    w, x, before = ops.pack(random_tensor(kind, 50, n_cols)), random(14, n_cols), ops.isa()
+    for name in ISAS:
+        ops.use_isa(name)
+        answers.append(ops.linear(x, w, activation="gelu_erf"))
+    ops.use_isa(before)
+    for name, answer in zip(ISAS, answers, strict=True):
+        assert np.array_equal(answer, answers[0]), name
+
+
+def test_extreme_codes_and_activations_never_overflow(isa: str) -> None:
+    x = np.full((3, 256), 3.0, np.float32)
+    x[1], x[2, ::2] = -3.0, -3.0
+    for kind in TYPES:
+        for byte in (0x00, 0x7F, 0x80, 0xFF):
+            w = random_tensor(kind, 16, 256)
+            if kind not in SCALES:
+                continue
+            blocks = w.data.reshape(-1, kind.block_bytes)
+            scales = {at: blocks[:, at : at + 2].copy() for at in SCALES[kind]}
+            blocks[:] = byte
+            for at, scale in scales.items():
+                blocks[:, at : at + 2] = scale
+            assert_close(ops.linear(x, ops.pack(w)), reference.linear(x, w))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_not_finite_stay_visible(bad: float, isa: str) -> None:
+    x = random(3, 256)
+    x[1, 77] = bad
+    y = ops.linear(x, ops.pack(random_tensor(TensorType.Q4_0, 32, 256)))
+    assert np.isnan(y[1]).all()
+    assert np.isfinite(y[[0, 2]]).all()
+
+
+def test_tiny_and_zero_activations_give_zero(isa: str) -> None:
+    x = np.zeros((2, 256), np.float32)
+    x[1] = 1e-38
+    y = ops.linear(x, ops.pack(random_tensor(TensorType.Q8_0, 16, 256)))
+    assert not y.any()
+
+
+# ---- layer norm ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dim", [1, 5, 16, 40, 768, 2049])
+def test_layer_norm_equals_the_reference(dim: int, isa: str) -> None:
+    x, weight, bias = random(9, dim) * 3 + 1, random(dim, seed=2), random(dim, seed=3)
+    found = ops.layer_norm(x, weight, bias, 1e-5)
+    assert_close(found, reference.layer_norm(x, weight, bias, 1e-5))
+    assert np.array_equal(ops.layer_norm(x[3:4], weight, bias, 1e-5), found[3:4])
+
+
+# ---- attention -----------------------------------------------------------------------------------
+
+
+def empty_cache(n_blocks: int, n_kv_heads: int, head_dim: int) -> tuple[np.ndarray, np.ndarray]:
+    width = -(-head_dim // 16) * 16
+    keys = np.zeros((n_blocks, n_kv_heads, width, 16), np.float16)
+    return keys, np.zeros((n_blocks, n_kv_heads, 16, width), np.float16)
+
+
+def shuffled_blocks(n: int, n_blocks: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).permutation(n_blocks)[: -(-n // 16)].tolist()
+
+
+HEADS = [(1, 1, 8), (4, 1, 64), (6, 2, 20), (12, 12, 16), (19, 1, 128)]
+
+
+@pytest.mark.parametrize(("n_heads", "n_kv_heads", "head_dim"), HEADS)
+@pytest.mark.parametrize("n", [1, 15, 17, 300, 530])
+def test_attention_equals_the_reference(
+    n: int, n_heads: int, n_kv_heads: int, head_dim: int, isa: str
+) -> None:
+    qkv = random(n, (n_heads + 2 * n_kv_heads) * head_dim)
+    batch = Batch.of([([0] * n, 0, shuffled_blocks(n, 40))], [])
+    cache, slow = empty_cache(40, n_kv_heads, head_dim), empty_cache(40, n_kv_heads, head_dim)
+    ops.store_kv(qkv, n_heads, batch, *cache)
+    reference.store_kv(qkv, n_heads, batch, *slow)
+    assert np.array_equal(cache[0], slow[0])
+    assert np.array_equal(cache[1], slow[1])
+    some = sorted({0, n // 2, n - 1})  # the reference is slow: it need not do all rows
+    found = ops.attention(qkv, n_heads, batch, *cache)[some]
+    rows = Batch(
+        tokens=batch.tokens[some],
+        positions=batch.positions[some],
+        row_starts=np.array([0, len(some)], np.int32),
+        block_tables=batch.block_tables,
+        logit_rows=np.array([], np.int32),
+    )
+    assert_close(found, reference.attention(qkv[some], n_heads, rows, *slow), 1e-6)
+
+
+def run_chunks(qkv: np.ndarray, sizes: list[int], table: list[int], heads: int) -> np.ndarray:
+    """Attention over one sequence that arrives in pieces of these sizes."""
+    cache, out, at = empty_cache(40, 1, 32), [], 0
+    for size in sizes:
+        batch = Batch.of([([0] * size, at, table)], [])
+        ops.store_kv(qkv[at : at + size], heads, batch, *cache)
+        out.append(ops.attention(qkv[at : at + size], heads, batch, *cache))
+        at += size
+    return np.concatenate(out)
+
+
+def test_attention_has_one_answer_whole_in_chunks_and_on_any_thread(isa: str) -> None:
+    n, heads = 600, 5  # three parts of 256 keys
+    qkv, table = random(n, (heads + 2) * 32), shuffled_blocks(n, 40)
+    whole = run_chunks(qkv, [n], table, heads)
+    for n_threads in (1, 2, 3):
+        ops.set_n_threads(n_threads)
+        for sizes in ([n], [100] * 6, [257, 1, 1, 300, 41], [599, 1]):
+            assert np.array_equal(run_chunks(qkv, sizes, table, heads), whole)
+
+
+def test_attention_has_one_answer_on_every_instruction_set() -> None:
+    qkv, table, before = random(300, 7 * 32), shuffled_blocks(300, 40), ops.isa()
+    answers = []
+    for name in ISAS:
+        ops.use_isa(name)
+        answers.append(run_chunks(qkv, [299, 1], table, 5))
+    ops.use_isa(before)
+    assert all(np.array_equal(answer, answers[0]) for answer in answers)
+
+
+def test_sequences_in_one_batch_do_not_see_each_other(isa: str) -> None:
+    sizes, heads, tables = [3, 40, 1], 4, [[7], [2, 0, 5], [9]]
+    parts = [random(n, (heads + 2) * 16, seed=n) for n in sizes]
+    alone = []
+    for part, table in zip(parts, tables, strict=True):
+        cache, batch = empty_cache(10, 1, 16), Batch.of([([0] * len(part), 0, table)], [])
+        ops.store_kv(part, heads, batch, *cache)
+        alone.append(ops.attention(part, heads, batch, *cache))
+    rows = list(zip(([0] * n for n in sizes), [0, 0, 0], tables, strict=True))
+    cache, batch, qkv = empty_cache(10, 1, 16), Batch.of(rows, []), np.concatenate(parts)
+    ops.store_kv(qkv, heads, batch, *cache)
+    assert np.array_equal(ops.attention(qkv, heads, batch, *cache), np.concatenate(alone))
+
+
+# ---- the edges of memory -------------------------------------------------------------------------
+
+
+def guarded(array: np.ndarray, *, after: bool = True) -> np.ndarray:
+    """A copy of `array` that ends (or starts) at a page that cannot be read."""
+    page, nbytes = mmap.PAGESIZE, array.nbytes
+    pages = -(-nbytes // page)
+    area = mmap.mmap(-1, (pages + 2) * page)
+    base = ctypes.addressof(ctypes.c_char.from_buffer(area))
+    libc = ctypes.CDLL(None, use_errno=True)
+    for at in (0, pages + 1):
+        assert libc.mprotect(ctypes.c_void_p(base + at * page), page, PROT_NONE) == 0
+    start = (pages + 1) * page - nbytes if after else page
+    copy = np.frombuffer(area, array.dtype, array.size, start).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+@pytest.mark.parametrize("after", [True, False])
+@pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
+def test_no_kernel_touches_memory_beyond_its_arrays(
+    kind: TensorType, after: bool, isa: str
+) -> None:
+    for n_cols in columns(kind)[:3]:
+        for n_rows, n in ((1, 1), (17, 3), (33, 9)):
+            tensor = random_tensor(kind, n_rows, n_cols)
+            edge = Tensor(kind, tensor.shape, guarded(tensor.data, after=after))
+            w, x = ops.pack(edge), guarded(random(n, n_cols), after=after)
+            bias = guarded(random(n_rows), after=after)
+            residual = guarded(random(n, n_rows), after=after)
+            out = guarded(np.zeros((n, n_rows), np.float32), after=after)
+            _core.linear(w, x, bias, 1, residual, out)
+            plain = ops.linear(x, w, bias, activation="gelu_tanh", residual=residual)
+            assert np.array_equal(out, plain)
+
+
+@pytest.mark.parametrize("after", [True, False])
+def test_no_attention_touches_memory_beyond_its_arrays(after: bool, isa: str) -> None:
+    for n_heads, n_kv_heads, head_dim in HEADS[:3]:
+        n, (keys, values) = 35, empty_cache(3, n_kv_heads, head_dim)
+        keys, values = guarded(keys, after=after), guarded(values, after=after)
+        qkv = guarded(random(n, (n_heads + 2 * n_kv_heads) * head_dim), after=after)
+        batch = Batch.of([([0] * n, 0, [2, 0, 1])], [])
+        ops.store_kv(qkv, n_heads, batch, keys, values)
+        places = batch.positions, batch.row_starts, batch.block_tables
+        out = guarded(np.zeros((n, n_heads * head_dim), np.float32), after=after)
+        halves = keys.view(np.uint16), values.view(np.uint16)
+        _core.attention(qkv, n_heads, *places, *halves, out)
+        assert np.isfinite(out).all()
+    weight, bias = guarded(random(37), after=after), guarded(random(37), after=after)
+    x, out = guarded(random(2, 37), after=after), guarded(random(2, 37), after=after)
+    _core.layer_norm(x, weight, bias, 1e-5, out)
+    assert np.isfinite(out).all()
+
+
+# ---- misuse --------------------------------------------------------------------------------------
+
+
+def test_arrays_that_do_not_fit_are_refused_before_anything_runs() -> None:
+    w = ops.pack(random_tensor(TensorType.Q4_0, 16, 64))
+    with pytest.raises(ValueError, match="x \\(n, k\\)"):
+        ops.linear(random(2, 63), w)
+    with pytest.raises(ValueError, match="bias"):
+        ops.linear(random(2, 64), w, random(15))
+    with pytest.raises(ValueError, match="ids from 0"):
+        ops.embed(np.array([16], np.int32), w)
+    with pytest.raises(ValueError, match="as many bytes"):
+        _core.Matrix(2, np.zeros(17, np.uint8), 1, 32)
+    with pytest.raises(ValueError, match="unknown tensor type"):
+        _core.Matrix(4, np.zeros(18, np.uint8), 1, 32)
+    keys, values = empty_cache(2, 1, 16)
+    outside = Batch.of([([0], 0, [2])], [])
+    with pytest.raises(ValueError, match="block tables"):
+        ops.attention(random(1, 48), 1, outside, keys, values)
+
+
+def test_an_unknown_instruction_set_is_refused_by_name() -> None:
+    with pytest.raises(InputError, match="found 'sse9', expected"):
+        ops.use_isa("sse9")
+    code = "import starcoder.ops as ops; print(ops.isa())"
+    environment = {**os.environ, "STARCODER_ISA": "scalar"}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert run.stdout.decode().strip() == "scalar"
+
+
+def test_a_forked_child_can_compute() -> None:
+    code = """
+import os, sys, numpy as np
+from starcoder import ops
+from starcoder.tensor import Tensor, TensorType
+ops.set_n_threads(3)
+w = ops.pack(Tensor(TensorType.F32, (96, 8), np.ones(768, np.float32).view(np.uint8)))
+x = np.ones((5, 8), np.float32)
+ops.linear(x, w)
+child = os.fork()
+if child == 0:
+    os._exit(0 if (ops.linear(x, w) == 8).all() else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=60).returncode == 0
