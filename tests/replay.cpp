@@ -1,0 +1,69 @@
+// Runs the kernels of another machine: reads operations and their inputs from a file, writes the
+// results to another. `test_neon.py` compares them with those of the machine at hand.
+//
+//   replay ISA INPUT OUTPUT
+//
+// A record is four int32, then arrays: {type, m, k, n}, blocks (m, k), x (n, k) -> linear (n, m);
+// or {-1, n_heads, head_dim, n}, qkv (n, (n_heads + 2) head_dim) -> attention (n, ...).
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+#include "isa.h"
+#include "kernels.h"
+#include "threads.h"
+
+using namespace starcoder;
+
+namespace {
+
+template <class T>
+std::vector<T> read(std::FILE* file, size_t n) {
+    std::vector<T> values(n);
+    if (std::fread(values.data(), sizeof(T), n, file) != n) std::exit(3);
+    return values;
+}
+
+std::vector<float> run_linear(std::FILE* in, Type type, int64_t m, int64_t k, int64_t n) {
+    const auto nbytes = m * (k / block_len(type)) * block_bytes(type);
+    const auto blocks = read<uint8_t>(in, static_cast<size_t>(nbytes));
+    const auto x = read<float>(in, static_cast<size_t>(n * k));
+    std::vector<float> y(static_cast<size_t>(n * m));
+    const Matrix w(type, blocks.data(), m, k);
+    linear(w, x.data(), n, nullptr, Activation::GeluTanh, nullptr, y.data());
+    return y;
+}
+
+std::vector<float> run_attention(std::FILE* in, int64_t n_heads, int64_t head_dim, int64_t n) {
+    const Heads heads{n_heads, 1, head_dim};
+    const auto qkv = read<float>(in, static_cast<size_t>(n * heads.row()));
+    const int64_t blocks = (n + 15) / 16;
+    std::vector<int32_t> positions, starts{0, static_cast<int32_t>(n)}, table;
+    for (int32_t i = 0; i < n; ++i) positions.push_back(i);
+    for (int32_t i = 0; i < blocks; ++i) table.push_back(i);
+    const auto size = static_cast<size_t>(blocks * heads.width() * 16);
+    std::vector<half> keys(size), values(size);
+    const Rows rows{positions.data(), starts.data(), table.data(), 1, blocks};
+    const Cache cache{keys.data(), values.data()};
+    store_kv(qkv.data(), n, heads, rows, cache);
+    std::vector<float> y(static_cast<size_t>(n * n_heads * head_dim));
+    attention(qkv.data(), n, heads, rows, cache, y.data());
+    return y;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    if (argc != 4 || !use_isa(argv[1])) return 2;
+    std::FILE* in = std::fopen(argv[2], "rb");
+    std::FILE* out = std::fopen(argv[3], "wb");
+    if (!in || !out) return 2;
+    set_n_threads(2);
+    int32_t head[4];
+    while (std::fread(head, sizeof(head), 1, in) == 1) {
+        const auto y = head[0] < 0 ? run_attention(in, head[1], head[2], head[3])
+                                   : run_linear(in, Type(head[0]), head[1], head[2], head[3]);
+        std::fwrite(y.data(), sizeof(float), y.size(), out);
+    }
+    return std::fclose(out);
+}
