@@ -61,12 +61,12 @@ struct BlockIQ4_NL {  // w = d * codebook[q]
 
 // 256 weights in groups with scales of their own.
 
-struct BlockQ2_K {  // 16 groups of 16: w = d * sc * q - dmin * m
+struct BlockQ2_K {       // 16 groups of 16: w = d * sc * q - dmin * m
     uint8_t scales[16];  // low nibble sc, high nibble m
     uint8_t qs[64];      // 2 bits each: weight 128 h + 32 s + l is bits 2 s of byte 32 h + l
     half d, dmin;
 };
-struct BlockQ3_K {  // 16 groups of 16: w = d * (sc - 32) * (q - 4)
+struct BlockQ3_K {       // 16 groups of 16: w = d * (sc - 32) * (q - 4)
     uint8_t hmask[32];   // the third bit: weight 32 g + l is bit g of byte l
     uint8_t qs[64];      // the two low bits, placed as in Q2_K
     uint8_t scales[12];  // 16 scales of 6 bits
@@ -83,9 +83,9 @@ struct BlockQ5_K {  // 8 groups of 32: w = d * sc * q - dmin * m
     uint8_t qh[32];   // the fifth bit: weight 32 g + l is bit g of byte l
     uint8_t qs[128];  // placed as in Q4_K
 };
-struct BlockQ6_K {  // 16 groups of 16: w = d * sc * (q - 32)
-    uint8_t ql[128];    // low nibbles: byte 64 h + l (l < 64) holds weights 128 h + l and + 64
-    uint8_t qh[64];     // high bits: weight 128 h + 32 s + l is bits 2 s of byte 32 h + l
+struct BlockQ6_K {    // 16 groups of 16: w = d * sc * (q - 32)
+    uint8_t ql[128];  // low nibbles: byte 64 h + l (l < 64) holds weights 128 h + l and + 64
+    uint8_t qh[64];   // high bits: weight 128 h + 32 s + l is bits 2 s of byte 32 h + l
     int8_t scales[16];
     half d;
 };

@@ -15,10 +15,10 @@ namespace starcoder {
 
 // Rows of activations, rounded to 8 bits by `quantize_row`. Strides: k_pad, groups, 8 * groups.
 struct Quantized {
-    int8_t* q;      // (n, k_pad) k rounded up to whole groups, with zeros
-    float* scale;   // (n, groups)
-    int32_t* start; // (n, groups, 8) what a sub's dot product starts from: -zero * sum(q)
-    float* sum;     // (n, groups, 8) sum(q) of each sub, for weights with minima
+    int8_t* q;       // (n, k_pad) k rounded up to whole groups, with zeros
+    float* scale;    // (n, groups)
+    int32_t* start;  // (n, groups, 8) what a sub's dot product starts from: -zero * sum(q)
+    float* sum;      // (n, groups, 8) sum(q) of each sub, for weights with minima
     int64_t groups;
 };
 
@@ -45,10 +45,10 @@ struct Isa {
                        int64_t n, float* acc);
 
     // y (n, valid) = activation(acc (n, 32) + bias) + residual; rows of y, residual: `stride`.
-    void (*finish)(const float* acc, int64_t n, int valid, const float* bias,
-                   Activation activation, const float* residual, float* y, int64_t stride);
-    void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps,
-                       int64_t k, float* y);
+    void (*finish)(const float* acc, int64_t n, int valid, const float* bias, Activation activation,
+                   const float* residual, float* y, int64_t stride);
+    void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, int64_t k,
+                       float* y);
 
     // to (k) = from (k), rounded to nearest even.
     void (*narrow)(const float* from, int64_t k, half* to);
@@ -66,8 +66,8 @@ struct Isa {
                   int64_t d);
 };
 
-const Isa& isa();                                // the one in use
-std::span<const Isa* const> available_isas();    // best first; the last is scalar
-bool use_isa(std::string_view name);             // false: no such table on this machine
+const Isa& isa();                              // the one in use
+std::span<const Isa* const> available_isas();  // best first; the last is scalar
+bool use_isa(std::string_view name);           // false: no such table on this machine
 
 }  // namespace starcoder

@@ -72,9 +72,7 @@ inline F load_bf16(const uint16_t* p, bool odd) {
 inline B load_bytes(const uint8_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
 }
-inline void store_codes(uint8_t* p, B b) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), b);
-}
+inline void store_codes(uint8_t* p, B b) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), b); }
 inline B set_four(const int8_t* p) {
     int32_t four;
     __builtin_memcpy(&four, p, 4);

@@ -58,9 +58,7 @@ inline I load_int8(const int8_t* p) {
     return vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four)))));
 }
 
-inline F load_half(const half* p) {
-    return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
-}
+inline F load_half(const half* p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
 inline void store_half(half* p, F x) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(x))); }
 inline F load_bf16(const uint16_t* p, bool odd) {
     const uint32x4_t pairs = vreinterpretq_u32_u16(vld1q_u16(p));
@@ -77,9 +75,7 @@ inline B set_four(const int8_t* p) {
 }
 inline B low_nibbles(B b) { return vandq_u8(b, vdupq_n_u8(15)); }
 inline B high_nibbles(B b) { return vshrq_n_u8(b, 4); }
-inline B lookup(B b) {
-    return vreinterpretq_u8_s8(vqtbl1q_s8(vld1q_s8(kCodebookIQ4NL), b));
-}
+inline B lookup(B b) { return vreinterpretq_u8_s8(vqtbl1q_s8(vld1q_s8(kCodebookIQ4NL), b)); }
 
 // Codes are below 128, or signed already: a signed dot product does for both.
 template <bool Bytes>

@@ -1,8 +1,8 @@
 // THE CONTRACT: every operation of the core, arrays in, arrays out.
 //
 // Axes: n tokens (rows of a batch), k inputs, m outputs, h heads, d dimensions of a head. All float
-// arrays are row-major float32 and contiguous. Callers check shapes; nothing here throws but Matrix,
-// when memory is short.
+// arrays are row-major float32 and contiguous. Callers check shapes; nothing here throws but
+// Matrix, when memory is short.
 //
 // One answer: element (token, output) of any result is made by the same operations in the same
 // order whatever n is, however many threads run, and on every instruction set.
@@ -16,7 +16,7 @@
 
 namespace starcoder {
 
-// ---- types (quantize.cpp) ----------------------------------------------------------------------
+// ---- types (quantize.cpp) ----
 
 int block_len(Type type);    // weights in a block
 int block_bytes(Type type);  // bytes of a block
@@ -24,7 +24,7 @@ int block_bytes(Type type);  // bytes of a block
 // out (n_rows, n_cols) = the floats that the blocks at `data` stand for, exactly.
 void dequantize(Type type, const void* data, int64_t n_rows, int64_t n_cols, float* out);
 
-// ---- weights (pack.cpp) --------------------------------------------------------------------------
+// ---- weights (pack.cpp) ----
 
 // A matrix (m, k), repacked for multiplying: see panels.h. Made from rows as a file holds them;
 // `data` is not needed afterwards. Throws std::bad_alloc.
@@ -53,7 +53,7 @@ class Matrix {
     std::unique_ptr<uint8_t[], Free> data_;
 };
 
-// ---- operations (ops.cpp) ----------------------------------------------------------------------
+// ---- operations (ops.cpp) ----
 
 enum class Activation : int { None = 0, GeluTanh = 1, GeluErf = 2 };
 
@@ -93,7 +93,8 @@ struct Heads {
 };
 
 // Writes the keys and values of qkv (n, queries | keys | values) into the cache.
-void store_kv(const float* qkv, int64_t n, const Heads& heads, const Rows& rows, const Cache& cache);
+void store_kv(const float* qkv, int64_t n, const Heads& heads, const Rows& rows,
+              const Cache& cache);
 
 // y (n, n_heads * head_dim) = causal attention of the queries in qkv over the cache, the new
 // tokens included. Query head i reads key/value head i * n_kv_heads / n_heads.

@@ -40,9 +40,20 @@ int64_t size(const A& array, int axis) {
 Type checked_type(int number) {
     const auto type = static_cast<Type>(number);
     switch (type) {
-        case Type::F32: case Type::F16: case Type::BF16: case Type::Q4_0: case Type::Q4_1:
-        case Type::Q5_0: case Type::Q5_1: case Type::Q8_0: case Type::Q2_K: case Type::Q3_K:
-        case Type::Q4_K: case Type::Q5_K: case Type::Q6_K: case Type::IQ4_NL: return type;
+        case Type::F32:
+        case Type::F16:
+        case Type::BF16:
+        case Type::Q4_0:
+        case Type::Q4_1:
+        case Type::Q5_0:
+        case Type::Q5_1:
+        case Type::Q8_0:
+        case Type::Q2_K:
+        case Type::Q3_K:
+        case Type::Q4_K:
+        case Type::Q5_K:
+        case Type::Q6_K:
+        case Type::IQ4_NL: return type;
     }
     throw std::invalid_argument("unknown tensor type " + std::to_string(number));
 }
@@ -136,9 +147,8 @@ struct Layer {
     }
 };
 
-void py_store_kv(In<float, 2> qkv, int n_heads, In<int32_t, 1> positions,
-                 In<int32_t, 1> row_starts, In<int32_t, 2> block_tables, Out<uint16_t, 4> keys,
-                 Out<uint16_t, 4> values) {
+void py_store_kv(In<float, 2> qkv, int n_heads, In<int32_t, 1> positions, In<int32_t, 1> row_starts,
+                 In<int32_t, 2> block_tables, Out<uint16_t, 4> keys, Out<uint16_t, 4> values) {
     const Layer layer(qkv, n_heads, positions, row_starts, block_tables, keys, values);
     nb::gil_scoped_release release;
     store_kv(qkv.data(), size(qkv, 0), layer.heads, layer.rows, layer.cache);
@@ -148,9 +158,9 @@ void py_attention(In<float, 2> qkv, int n_heads, In<int32_t, 1> positions,
                   In<int32_t, 1> row_starts, In<int32_t, 2> block_tables, Out<uint16_t, 4> keys,
                   Out<uint16_t, 4> values, Out<float, 2> out) {
     const Layer layer(qkv, n_heads, positions, row_starts, block_tables, keys, values);
-    require(size(out, 0) == size(qkv, 0) &&
-                size(out, 1) == layer.heads.n_heads * layer.heads.head_dim,
-            "attention: out (n, n_heads head_dim)");
+    require(
+        size(out, 0) == size(qkv, 0) && size(out, 1) == layer.heads.n_heads * layer.heads.head_dim,
+        "attention: out (n, n_heads head_dim)");
     if (size(qkv, 0) == 0) return;
     nb::gil_scoped_release release;
     attention(qkv.data(), size(qkv, 0), layer.heads, layer.rows, layer.cache, out.data());

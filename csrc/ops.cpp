@@ -65,8 +65,7 @@ Quantized quantize(const Matrix& w, const float* x, int64_t n) {
 }
 
 // The two panels (or the last one) from row 32 * pair, times tokens t .. t + n: acc (n, 32).
-void multiply(const Matrix& w, int64_t pair, const Quantized& x, int64_t t, int64_t n,
-              float* acc) {
+void multiply(const Matrix& w, int64_t pair, const Quantized& x, int64_t t, int64_t n, float* acc) {
     const int64_t first = 2 * pair, left = divide_up(w.n_rows(), kRows) - first;
     const int halves = left > 1 ? 2 : 1;
     Strip strips[kStrips];
@@ -102,7 +101,8 @@ void linear_with(const Matrix& w, const X& x, int64_t n, const float* bias, Acti
         for (int64_t t = 0; t < n; t += block) {
             const int64_t count = std::min(block, n - t);
             for (int64_t pair = begin; pair < end; ++pair) {
-                const int64_t row = pair * kStripRows, valid = std::min<int64_t>(kStripRows, m - row);
+                const int64_t row = pair * kStripRows,
+                              valid = std::min<int64_t>(kStripRows, m - row);
                 std::memset(acc, 0, static_cast<size_t>(count * kStripRows) * sizeof(float));
                 multiply(w, pair, x, t, count, acc);
                 isa().finish(acc, count, static_cast<int>(valid), bias ? bias + row : nullptr,
@@ -123,7 +123,7 @@ void linear(const Matrix& w, const float* x, int64_t n, const float* bias, Activ
         linear_with(w, quantize(w, x, n), n, bias, activation, residual, y);
 }
 
-// ---- rows of weights -----------------------------------------------------------------------------
+// ---- rows of weights ----
 
 namespace {
 
@@ -170,7 +170,7 @@ void layer_norm(const float* x, const float* weight, const float* bias, float ep
     });
 }
 
-// ---- attention -----------------------------------------------------------------------------------
+// ---- attention ----
 
 namespace {
 
@@ -205,7 +205,8 @@ void attend_part(const Group& group, const Heads& heads, const Cache& cache, int
     const int64_t d = heads.width(), first = part * kPart;
     const int64_t keys = std::min(kPart, group.n_keys - first);
     const auto at = [&](int64_t key) {  // of a block's keys and values in the cache
-        return (group.blocks[(first + key) / kBlock] * heads.n_kv_heads + group.kv_head) * d * kBlock;
+        return (group.blocks[(first + key) / kBlock] * heads.n_kv_heads + group.kv_head) * d *
+               kBlock;
     };
     for (int64_t key = 0; key < keys; key += kBlock)
         isa().scores(group.queries, group.size, d, cache.keys + at(key), weights + key, kPart);
@@ -228,8 +229,13 @@ void merge_part(const Part& into, const Part& part, int64_t size, int64_t d) {
 class Attention {
   public:
     Attention(const float* qkv, const Heads& heads, const Rows& rows, const Cache& cache, float* y)
-        : qkv_(qkv), heads_(heads), rows_(rows), cache_(cache), y_(y),
-          size_(heads.n_heads / heads.n_kv_heads), width_(heads.width()) {}
+        : qkv_(qkv),
+          heads_(heads),
+          rows_(rows),
+          cache_(cache),
+          y_(y),
+          size_(heads.n_heads / heads.n_kv_heads),
+          width_(heads.width()) {}
 
     int64_t part_floats() const { return Part::floats(size_, width_); }
     int64_t scratch_floats() const { return size_ * (width_ + kPart) + 2 * part_floats(); }

@@ -21,8 +21,7 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // Fresh zeroed pages, in huge ones where the system has them: fewer faults while packing, fewer
 // misses of the address cache while decoding. Aligned to a page at least.
 uint8_t* allocate(size_t nbytes) {
-    void* data =
-        mmap(nullptr, nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void* data = mmap(nullptr, nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (data == MAP_FAILED) throw std::bad_alloc();
 #if defined(MADV_HUGEPAGE)
     if (nbytes >= kHugePage) madvise(data, nbytes, MADV_HUGEPAGE);
@@ -123,8 +122,8 @@ Matrix::Matrix(Type type, const void* data, int64_t n_rows, int64_t n_cols)
         group_bytes_ = int64_t{kGroup} * kRows * block_bytes(type);
         panel_bytes_ = divide_up(n_cols, 2) * 2 * kRows * block_bytes(type);
     } else {
-        group_bytes_ =
-            dispatch(type, [](auto, auto p) { return int64_t{sizeof(typename decltype(p)::type)}; });
+        group_bytes_ = dispatch(
+            type, [](auto, auto p) { return int64_t{sizeof(typename decltype(p)::type)}; });
         panel_bytes_ = divide_up(n_cols, kGroup) * group_bytes_;
     }
     nbytes_ = static_cast<size_t>(panels * panel_bytes_);
@@ -140,10 +139,9 @@ Matrix::Matrix(Type type, const void* data, int64_t n_rows, int64_t n_cols)
                                reinterpret_cast<uint16_t*>(out));
         dispatch(type, [&](auto block, auto panel) {
             using Block = typename decltype(block)::type;
-            pack_blocks<Block, typename decltype(panel)::type>(static_cast<const Block*>(data),
-                                                               n_rows, n_cols,
-                                                               n_cols / block_len(type), begin,
-                                                               end, out);
+            pack_blocks<Block, typename decltype(panel)::type>(
+                static_cast<const Block*>(data), n_rows, n_cols, n_cols / block_len(type), begin,
+                end, out);
         });
     });
 }

@@ -20,8 +20,8 @@
 #pragma once
 
 #include <cstddef>
-#include <type_traits>
 #include <cstdint>
+#include <type_traits>
 
 #include "blocks.h"
 
@@ -71,11 +71,11 @@ struct NestedScales<Subs, true> {  // min = -dmin * m
 
 template <int Bits_, int Subs_, bool Nested_, bool Min_, int Zero_, bool Codebook_ = false>
 struct alignas(64) Panel {
-    static constexpr int Bits = Bits_;          // of a code
-    static constexpr int Subs = Subs_;          // scales in a group, a row
-    static constexpr bool Nested = Nested_;     // integer scales under one f16
-    static constexpr bool Min = Min_;           // with minima
-    static constexpr int Zero = Zero_;          // the code that stands for 0
+    static constexpr int Bits = Bits_;           // of a code
+    static constexpr int Subs = Subs_;           // scales in a group, a row
+    static constexpr bool Nested = Nested_;      // integer scales under one f16
+    static constexpr bool Min = Min_;            // with minima
+    static constexpr int Zero = Zero_;           // the code that stands for 0
     static constexpr bool Codebook = Codebook_;  // the nibble indexes IQ4_NL's values
 
     using Scales = std::conditional_t<Nested, NestedScales<Subs, Min>, PlainScales<Subs, Min>>;

@@ -28,7 +28,7 @@ half float_to_half(float f) {
     if (magnitude > 0x7f800000)  // NaN, made quiet
         return static_cast<half>(sign | 0x7e00 | ((magnitude >> 13) & 0x3ff));
     if (magnitude >= 0x477ff000) return sign | 0x7c00;  // rounds beyond 65504
-    if (magnitude < 0x38800000) {  // subnormal: let the adder round at 2^-24
+    if (magnitude < 0x38800000) {                       // subnormal: let the adder round at 2^-24
         const float shifted = __builtin_bit_cast(float, magnitude) + 0.5f;
         return static_cast<half>(sign | (__builtin_bit_cast(uint32_t, shifted) - 0x3f000000));
     }
@@ -36,7 +36,7 @@ half float_to_half(float f) {
     return static_cast<half>(sign | ((magnitude - 0x38000000 + 0xfff + odd) >> 13));
 }
 
-// ---- blocks of 32 ------------------------------------------------------------------------------
+// ---- blocks of 32 ----
 
 namespace {
 
@@ -88,7 +88,7 @@ void split_plain(const Block* row, int64_t g, int64_t n_cols, RowGroup& out) {
     }
 }
 
-// ---- blocks of 256: group g is half h = g % 2 of a block ------------------------------------------
+// ---- blocks of 256: group g is half h = g % 2 of a block ----
 
 // Eight scales and eight minima of 6 bits in 12 bytes: 4 + 4 in the low six bits of bytes 0..7;
 // the later four have their low nibbles in bytes 8..11, their high bits on top of bytes 0..7.
@@ -203,7 +203,7 @@ template void split(const BlockQ4_K*, int64_t, int64_t, RowGroup&);
 template void split(const BlockQ5_K*, int64_t, int64_t, RowGroup&);
 template void split(const BlockQ6_K*, int64_t, int64_t, RowGroup&);
 
-// ---- rows -> floats ----------------------------------------------------------------------------
+// ---- rows -> floats ----
 
 namespace {
 
@@ -242,7 +242,8 @@ int block_len(Type type) {
 
 int block_bytes(Type type) {
     if (is_float(type)) return type == Type::F32 ? 4 : 2;
-    return dispatch(type, [](auto block, auto) { return int(sizeof(typename decltype(block)::type)); });
+    return dispatch(type,
+                    [](auto block, auto) { return int(sizeof(typename decltype(block)::type)); });
 }
 
 void dequantize(Type type, const void* data, int64_t n_rows, int64_t n_cols, float* out) {

@@ -18,8 +18,8 @@ inline float bf16_to_float(uint16_t h) {
 // 128 inputs of one row, as `panels.h` wants them. Which scales are set depends on the type.
 struct RowGroup {
     uint8_t code[kGroup];
-    half scale[4], min[4];     // plain types, one a block of 32
-    int8_t sc[8], m[8];        // nested types, one a sub of 16 or 32
+    half scale[4], min[4];  // plain types, one a block of 32
+    int8_t sc[8], m[8];     // nested types, one a sub of 16 or 32
     half d, dmin;
 };
 

@@ -1,0 +1,44 @@
+# Everything is built and installed into .venv by the first target that needs it.
+#
+#   make run                     generate text with the small model of the tests
+#   make run MODEL=m.gguf PROMPT="def f("   ... or with yours
+#   make test                    all tests, offline, in about two minutes
+#   make lint                    ruff, mypy and clang-format; `make format` mends what it can
+#   make bench                   speed at StarCoderBase-1B shapes, beside rivals that are installed
+#   make clean                   remove what was built
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+MODEL  ?= tests/data/gpt_bigcode-q4_0.gguf
+PROMPT ?= def fibonacci(
+SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
+CXX_FILES := $(wildcard csrc/*.cpp csrc/*.h tests/*.cpp)
+
+.PHONY: run test lint format bench clean
+
+run: $(VENV)/installed
+	$(BIN)/starcoder -m "$(MODEL)" -p "$(PROMPT)" -n 64
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+
+format: $(VENV)/installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+bench: $(VENV)/installed
+	$(BIN)/python bench/bench.py
+
+$(VENV)/installed: $(SOURCES) scripts/setup
+	scripts/setup $(VENV)
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
