@@ -22,6 +22,11 @@ struct Quantized {
     int64_t groups;
 };
 
+inline constexpr int kFewTokens = 4;
+
+// How far ahead weights are asked for. Bytes; 1 KB to 3 KB differ little, 8 KB halves the speed.
+inline constexpr int64_t kAhead = 2048;
+
 struct Isa {
     const char* name;
 
@@ -37,12 +42,16 @@ struct Isa {
     // Half (0 or 1) of strip (k, 32) = k inputs of a panel of floats, k even but for the last.
     void (*unpack_floats)(Type type, const uint8_t* panel, int64_t k, int half, float* strip);
 
-    // acc (n, 32) += the strips' rows times rows of x, from group g; rows is 16 or 32.
-    void (*dot)(Type type, const Strip* strips, int64_t n_strips, int rows, const Quantized& x,
-                int64_t row, int64_t n, int64_t g, float* acc);
+    // acc (n, 32) += the strips' rows times rows of x, from group g.
+    void (*dot)(Type type, const Strip* strips, int64_t n_strips, const Quantized& x, int64_t row,
+                int64_t n, int64_t g, float* acc);
+    // acc (n, 32) = the pair of panels at `groups` times rows of x, for n <= kFewTokens: no strip
+    // in between, which pays as long as memory is slower than unpacking.
+    void (*dot_few)(Type type, const uint8_t* groups, const Quantized& x, int64_t row, int64_t n,
+                    float* acc);
     // acc (n, 32) += strip (k, 32) times x (n, k) at a distance of `stride` floats; k <= 128.
-    void (*dot_floats)(const float* strip, int64_t k, int rows, const float* x, int64_t stride,
-                       int64_t n, float* acc);
+    void (*dot_floats)(const float* strip, int64_t k, const float* x, int64_t stride, int64_t n,
+                       float* acc);
 
     // y (n, valid) = activation(acc (n, 32) + bias) + residual; rows of y, residual: `stride`.
     void (*finish)(const float* acc, int64_t n, int valid, const float* bias, Activation activation,

@@ -38,6 +38,7 @@ inline F zero_where_less(F value, F x, F limit) {
 
 inline I set_int(int32_t x) { return _mm256_set1_epi32(x); }
 inline void store_int(int32_t* p, I x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }
+inline I add_int(I a, I b) { return _mm256_add_epi32(a, b); }
 inline I max_int(I a, I b) { return _mm256_max_epi32(a, b); }
 inline F to_float(I x) { return _mm256_cvtepi32_ps(x); }
 inline I round(F x) { return _mm256_cvtps_epi32(x); }
@@ -80,6 +81,14 @@ inline B set_four(const int8_t* p) {
 }
 inline B low_nibbles(B b) { return _mm256_and_si256(b, _mm256_set1_epi8(15)); }
 inline B high_nibbles(B b) { return low_nibbles(_mm256_srli_epi16(b, 4)); }
+inline B flip_signs(B b) { return _mm256_xor_si256(b, _mm256_set1_epi8(-128)); }
+inline B either(B a, B b) { return _mm256_or_si256(a, b); }
+template <int At, int Mask>
+inline B to_bit_4(B b) {  // shifting 16 bits at a time is enough: Mask drops the neighbors' bits
+    const B moved = At < 4 ? _mm256_slli_epi16(b, At < 4 ? 4 - At : 0)
+                           : _mm256_srli_epi16(b, At < 4 ? 0 : At - 4);
+    return _mm256_and_si256(moved, _mm256_set1_epi8(Mask));
+}
 inline B lookup(B b) {
     const __m128i values = _mm_loadu_si128(reinterpret_cast<const __m128i*>(kCodebookIQ4NL));
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(values), b);

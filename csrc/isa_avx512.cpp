@@ -38,6 +38,7 @@ inline F zero_where_less(F value, F x, F limit) {
 
 inline I set_int(int32_t x) { return _mm512_set1_epi32(x); }
 inline void store_int(int32_t* p, I x) { _mm512_storeu_si512(p, x); }
+inline I add_int(I a, I b) { return _mm512_add_epi32(a, b); }
 inline I max_int(I a, I b) { return _mm512_max_epi32(a, b); }
 inline F to_float(I x) { return _mm512_cvtepi32_ps(x); }
 inline I round(F x) { return _mm512_cvtps_epi32(x); }
@@ -76,6 +77,14 @@ inline B set_four(const int8_t* p) {
 }
 inline B low_nibbles(B b) { return _mm512_and_si512(b, _mm512_set1_epi8(15)); }
 inline B high_nibbles(B b) { return low_nibbles(_mm512_srli_epi16(b, 4)); }
+inline B flip_signs(B b) { return _mm512_xor_si512(b, _mm512_set1_epi8(-128)); }
+inline B either(B a, B b) { return _mm512_or_si512(a, b); }
+template <int At, int Mask>
+inline B to_bit_4(B b) {  // shifting 16 bits at a time is enough: Mask drops the neighbors' bits
+    const B moved = At < 4 ? _mm512_slli_epi16(b, At < 4 ? 4 - At : 0)
+                           : _mm512_srli_epi16(b, At < 4 ? 0 : At - 4);
+    return _mm512_and_si512(moved, _mm512_set1_epi8(Mask));
+}
 inline B lookup(B b) {
     const __m128i values = _mm_loadu_si128(reinterpret_cast<const __m128i*>(kCodebookIQ4NL));
     const B codes = _mm512_broadcast_i32x4(_mm_xor_si128(values, _mm_set1_epi8(-128)));

@@ -39,6 +39,7 @@ inline F zero_where_less(F value, F x, F limit) {
 
 inline I set_int(int32_t x) { return vdupq_n_s32(x); }
 inline void store_int(int32_t* p, I x) { vst1q_s32(p, x); }
+inline I add_int(I a, I b) { return vaddq_s32(a, b); }
 inline I max_int(I a, I b) { return vmaxq_s32(a, b); }
 inline F to_float(I x) { return vcvtq_f32_s32(x); }
 inline I round(F x) { return vcvtnq_s32_f32(x); }
@@ -75,6 +76,12 @@ inline B set_four(const int8_t* p) {
 }
 inline B low_nibbles(B b) { return vandq_u8(b, vdupq_n_u8(15)); }
 inline B high_nibbles(B b) { return vshrq_n_u8(b, 4); }
+inline B flip_signs(B b) { return veorq_u8(b, vdupq_n_u8(0x80)); }
+inline B either(B a, B b) { return vorrq_u8(a, b); }
+template <int At, int Mask>
+inline B to_bit_4(B b) {
+    return vandq_u8(vshlq_u8(b, vdupq_n_s8(4 - At)), vdupq_n_u8(Mask));  // right if negative
+}
 inline B lookup(B b) { return vreinterpretq_u8_s8(vqtbl1q_s8(vld1q_s8(kCodebookIQ4NL), b)); }
 
 // Codes are below 128, or signed already: a signed dot product does for both.

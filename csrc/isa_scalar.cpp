@@ -38,6 +38,7 @@ F zero_where_less(F value, F x, F limit) { return x < limit ? 0.0f : value; }
 
 I set_int(int32_t x) { return x; }
 void store_int(int32_t* p, I x) { *p = x; }
+I add_int(I a, I b) { return a + b; }
 I max_int(I a, I b) { return a > b ? a : b; }
 F to_float(I x) { return static_cast<float>(x); }
 I round(F x) { return static_cast<I>(std::nearbyint(x)); }  // ties to even
@@ -65,6 +66,19 @@ B low_nibbles(B b) {
 }
 B high_nibbles(B b) {
     for (uint8_t& x : b.lane) x >>= 4;
+    return b;
+}
+B flip_signs(B b) {
+    for (uint8_t& x : b.lane) x ^= 0x80;
+    return b;
+}
+B either(B a, B b) {
+    for (int i = 0; i < 4; ++i) a.lane[i] |= b.lane[i];
+    return a;
+}
+template <int At, int Mask>
+B to_bit_4(B b) {  // bit At of each byte moves to bit 4; of the result, only Mask is kept
+    for (uint8_t& x : b.lane) x = static_cast<uint8_t>((x << 4 >> At) & Mask);
     return b;
 }
 B lookup(B b) {  // nibbles -> IQ4_NL's values, as codes of 8 bits

@@ -37,9 +37,13 @@ class Matrix {
     int64_t n_cols() const { return n_cols_; }
     size_t nbytes() const { return nbytes_; }
 
-    // Group g (128 inputs) of panel p (16 rows).
-    const uint8_t* group(int64_t p, int64_t g) const {
-        return data_.get() + p * panel_bytes_ + g * group_bytes_;
+    int64_t n_groups() const { return n_groups_; }
+    int64_t group_bytes() const { return group_bytes_; }
+
+    // Group g (128 inputs) of the upper or lower 16 of rows 32 * pair .. 32 * pair + 32. Whoever
+    // multiplies a pair reads memory from front to back.
+    const uint8_t* group(int64_t pair, int64_t g, int half) const {
+        return data_.get() + ((pair * n_groups_ + g) * 2 + half) * group_bytes_;
     }
 
   private:
@@ -48,7 +52,7 @@ class Matrix {
         void operator()(uint8_t* data) const;
     };
     Type type_;
-    int64_t n_rows_, n_cols_, panel_bytes_, group_bytes_;
+    int64_t n_rows_, n_cols_, n_groups_, group_bytes_;
     size_t nbytes_;
     std::unique_ptr<uint8_t[], Free> data_;
 };

@@ -31,7 +31,7 @@ namespace starcoder {
 namespace {
 
 constexpr Isa kTable = {
-    kName,  kSignedBytes, quantize_row, unpack, unpack_floats, dot, dot_floats,
+    kName,  kSignedBytes, quantize_row, unpack, unpack_floats, dot, dot_few, dot_floats,
     finish, layer_norm,   narrow,       scores, softmax,       mix, merge,
 };
 

@@ -49,74 +49,73 @@ void quantize_row(const float* x, int64_t k, int zero, int subs, const Quantized
 
 // ---- panels -> strips ----
 
-// Plain byte loops: the compiler makes full vectors of them.
-template <class P>
-void unpack_codes(const P& panel, int half, Strip& strip) {
-    for (int b = 0; b < kBlocks; ++b)
-        for (int j = 0; j < 4; ++j) {
-            uint8_t* low = strip.code[8 * b + j] + 64 * half;
-            uint8_t* high = strip.code[8 * b + j + 4] + 64 * half;
-            if constexpr (P::Bits == 8) {
-                const uint8_t flip = kSignedBytes ? 0x80 : 0;
-                for (int i = 0; i < 64; ++i) {
-                    low[i] = panel.codes.byte[b][j][i] ^ flip;
-                    high[i] = panel.codes.byte[b][j + 4][i] ^ flip;
-                }
-            } else if constexpr (P::Codebook) {
-                for (int i = 0; i < 64; i += 4 * W) {
-                    const B nibbles = load_bytes(panel.codes.nibble[b][j] + i);
-                    store_codes(low + i, lookup(low_nibbles(nibbles)));
-                    store_codes(high + i, lookup(high_nibbles(nibbles)));
-                }
-            } else {
-                const uint8_t* nibbles = panel.codes.nibble[b][j];
-                for (int i = 0; i < 64; ++i) {
-                    low[i] = nibbles[i] & 15;
-                    high[i] = nibbles[i] >> 4;
-                }
-            }
-            if constexpr (P::Bits == 5) {
-                const uint8_t* bits = panel.codes.high[b][0];
-                for (int i = 0; i < 64; ++i) {
-                    low[i] |= static_cast<uint8_t>(((bits[i] >> j) & 1) << 4);
-                    high[i] |= static_cast<uint8_t>(((bits[i] >> (j + 4)) & 1) << 4);
-                }
-            }
-            if constexpr (P::Bits == 6) {
-                for (int i = 0; i < 64; ++i) {
-                    low[i] |= static_cast<uint8_t>(((panel.codes.high[b][0][i] >> 2 * j) & 3) << 4);
-                    high[i] |=
-                        static_cast<uint8_t>(((panel.codes.high[b][1][i] >> 2 * j) & 3) << 4);
-                }
-            }
-        }
+// Codes of lanes i / 4 .. of vectors J and J + 4 of block b, for J < 4.
+template <class P, int J>
+void read_codes(const P& panel, int b, int i, B& low, B& high) {
+    if constexpr (P::Bits == 8) {
+        low = load_bytes(panel.codes.byte[b][J] + i);
+        high = load_bytes(panel.codes.byte[b][J + 4] + i);
+        if constexpr (kSignedBytes) low = flip_signs(low), high = flip_signs(high);
+    } else {
+        const B nibbles = load_bytes(panel.codes.nibble[b][J] + i);
+        low = low_nibbles(nibbles);
+        high = high_nibbles(nibbles);
+    }
+    if constexpr (P::Codebook) low = lookup(low), high = lookup(high);
+    if constexpr (P::Bits == 5) {
+        const B bits = load_bytes(panel.codes.high[b][0] + i);
+        low = either(low, to_bit_4<J, 0x10>(bits));
+        high = either(high, to_bit_4<J + 4, 0x10>(bits));
+    }
+    if constexpr (P::Bits == 6) {
+        low = either(low, to_bit_4<2 * J, 0x30>(load_bytes(panel.codes.high[b][0] + i)));
+        high = either(high, to_bit_4<2 * J, 0x30>(load_bytes(panel.codes.high[b][1] + i)));
+    }
 }
 
+// Scales of rows r .. r + W in sub s, and minima (added, not subtracted).
 template <class P>
-void unpack_scales(const P& panel, int half, Strip& strip) {
-    for (int s = 0; s < P::Subs; ++s)
-        for (int i = 0; i < kRows; i += W) {
-            float* scale = strip.scale[s] + kRows * half + i;
-            float* least = strip.min[s] + kRows * half + i;
-            if constexpr (P::Nested) {
-                const F d = load_half(panel.scales.d + i);
-                store(scale, mul(d, to_float(load_int8(panel.scales.sc[s] + i))));
-                if constexpr (P::Min) {
-                    const F m = to_float(load_int8(panel.scales.m[s] + i));
-                    store(least, sub(set(0.0f), mul(load_half(panel.scales.dmin + i), m)));
-                }
-            } else {
-                store(scale, load_half(panel.scales.scale[s] + i));
-                if constexpr (P::Min) store(least, load_half(panel.scales.min[s] + i));
-            }
-        }
+F read_scale(const P& panel, int s, int r) {
+    if constexpr (P::Nested)
+        return mul(load_half(panel.scales.d + r), to_float(load_int8(panel.scales.sc[s] + r)));
+    else
+        return load_half(panel.scales.scale[s] + r);
+}
+template <class P>
+F read_min(const P& panel, int s, int r) {
+    if constexpr (!P::Min)
+        return set(0.0f);
+    else if constexpr (P::Nested)
+        return sub(set(0.0f), mul(load_half(panel.scales.dmin + r),
+                                  to_float(load_int8(panel.scales.m[s] + r))));
+    else
+        return load_half(panel.scales.min[s] + r);
+}
+
+template <class P, int J>
+void unpack_vectors(const P& panel, int b, int half, Strip& strip) {
+    for (int i = 0; i < 64; i += 4 * W) {
+        B low, high;
+        read_codes<P, J>(panel, b, i, low, high);
+        store_codes(strip.code[8 * b + J] + 64 * half + i, low);
+        store_codes(strip.code[8 * b + J + 4] + 64 * half + i, high);
+    }
 }
 
 template <class P>
 void unpack_panel(const uint8_t* group, int half, Strip& strip) {
     const P& panel = *reinterpret_cast<const P*>(group);
-    unpack_codes(panel, half, strip);
-    unpack_scales(panel, half, strip);
+    for (int b = 0; b < kBlocks; ++b) {
+        unpack_vectors<P, 0>(panel, b, half, strip);
+        unpack_vectors<P, 1>(panel, b, half, strip);
+        unpack_vectors<P, 2>(panel, b, half, strip);
+        unpack_vectors<P, 3>(panel, b, half, strip);
+    }
+    for (int s = 0; s < P::Subs; ++s)
+        for (int r = 0; r < kRows; r += W) {
+            store(strip.scale[s] + kRows * half + r, read_scale(panel, s, r));
+            if (P::Min) store(strip.min[s] + kRows * half + r, read_min(panel, s, r));
+        }
 }
 
 void unpack(Type type, const uint8_t* group, int half, Strip& strip) {
@@ -215,24 +214,19 @@ void dot_tiles(const Strip* strips, int64_t n_strips, int v, const Quantized& x,
 }
 
 template <class Panel>
-void dot_panels(const Strip* strips, int64_t n_strips, int rows, const Quantized& x, int64_t row,
-                int64_t n, int64_t g, float* acc) {
+void dot_panels(const Strip* strips, int64_t n_strips, const Quantized& x, int64_t row, int64_t n,
+                int64_t g, float* acc) {
     constexpr bool Bytes = Panel::Bits == 8 || Panel::Codebook;
-    constexpr int P = kTileVectors;
-    int v = 0;
-    for (; v + P <= rows / W; v += P)
-        dot_tiles<P, kTileTokens, Panel::Subs, Panel::Min, Bytes>(strips, n_strips, v, x, row, n, g,
-                                                                  acc);
-    for (; v < rows / W; ++v)
-        dot_tiles<1, kTileTokens, Panel::Subs, Panel::Min, Bytes>(strips, n_strips, v, x, row, n, g,
-                                                                  acc);
+    constexpr int P = kTileVectors, T = kTileTokens;
+    for (int v = 0; v < kStripRow / W; v += P)
+        dot_tiles<P, T, Panel::Subs, Panel::Min, Bytes>(strips, n_strips, v, x, row, n, g, acc);
 }
 
 // What a dot product needs to know of a type are its subs, minima and bytes: five kinds.
-void dot(Type type, const Strip* strips, int64_t n_strips, int rows, const Quantized& x,
-         int64_t row, int64_t n, int64_t g, float* acc) {
+void dot(Type type, const Strip* strips, int64_t n_strips, const Quantized& x, int64_t row,
+         int64_t n, int64_t g, float* acc) {
     const auto run = [&](auto panel) {
-        dot_panels<decltype(panel)>(strips, n_strips, rows, x, row, n, g, acc);
+        dot_panels<decltype(panel)>(strips, n_strips, x, row, n, g, acc);
     };
     switch (type) {
         case Type::Q4_0:
@@ -247,6 +241,94 @@ void dot(Type type, const Strip* strips, int64_t n_strips, int rows, const Quant
         default: return run(PanelQ8_0());
     }
 }
+
+// ---- dot products straight from a panel, for few tokens ----
+
+// Vectors J and J + 4 of block b times the activations `q` of T tokens.
+template <class P, int T, int J>
+void dot_vectors(const P& panel, int b, int i, const int8_t* const* q, I* low, I* high) {
+    B low_codes, high_codes;
+    read_codes<P, J>(panel, b, i, low_codes, high_codes);
+    constexpr bool Bytes = P::Bits == 8 || P::Codebook;
+    EACH (t, T) {
+        low[t] = dot4<Bytes>(low[t], low_codes, set_four(q[t] + 32 * b + 4 * J));
+        high[t] = dot4<Bytes>(high[t], high_codes, set_four(q[t] + 32 * b + 4 * J + 16));
+    }
+}
+
+// Rows r .. r + W of one group: the same operations as in dot_tile, without a strip in between.
+template <class P, int T>
+void dot_rows(const P& panel, int r, const Quantized& x, int64_t row, int64_t g, float* acc) {
+    const int8_t* q[T];
+    int64_t subs[T];  // where a token's starts and sums stand
+    F inner[T];
+    EACH (t, T) {
+        q[t] = x.q + ((row + t) * x.groups + g) * kGroup;
+        subs[t] = ((row + t) * x.groups + g) * 8;
+        inner[t] = set(0.0f);
+    }
+    const auto add_sub = [&](int s, const I* dot) {
+        const F scale = read_scale(panel, s, r), least = read_min(panel, s, r);
+        EACH (t, T) {
+            inner[t] = fma(to_float(dot[t]), scale, inner[t]);
+            if (P::Min) inner[t] = fma(least, set(x.sum[subs[t] + s]), inner[t]);
+        }
+    };
+    for (int b = 0; b < kBlocks; ++b) {
+        constexpr bool Halves = P::Subs == 8;  // low and high nibbles have scales of their own
+        const int s = Halves ? 2 * b : b;
+        I low[T], high[T];
+        EACH (t, T) {
+            low[t] = set_int(P::Min ? 0 : x.start[subs[t] + s]);
+            high[t] = set_int(P::Min || !Halves ? 0 : x.start[subs[t] + s + 1]);
+        }
+        dot_vectors<P, T, 0>(panel, b, 4 * r, q, low, high);
+        dot_vectors<P, T, 1>(panel, b, 4 * r, q, low, high);
+        dot_vectors<P, T, 2>(panel, b, 4 * r, q, low, high);
+        dot_vectors<P, T, 3>(panel, b, 4 * r, q, low, high);
+        if constexpr (!Halves)
+            EACH (t, T) low[t] = add_int(low[t], high[t]);
+        add_sub(s, low);
+        if constexpr (Halves) add_sub(s + 1, high);
+    }
+    EACH (t, T) {
+        float* to = acc + t * kStripRow + r;
+        store(to, fma(inner[t], set(x.scale[subs[t] / 8]), load(to)));
+    }
+}
+
+template <class P, int T>
+void dot_pair(const uint8_t* groups, const Quantized& x, int64_t row, int64_t n, float* acc) {
+    if constexpr (T > 1)
+        if (n < T) return dot_pair<P, T - 1>(groups, x, row, n, acc);
+    for (int64_t g = 0; g < x.groups; ++g)
+        for (int half = 0; half < 2; ++half, groups += sizeof(P)) {
+            for (size_t i = 0; i < sizeof(P); i += 64) __builtin_prefetch(groups + kAhead + i);
+            for (int r = 0; r < kRows; r += W)
+                dot_rows<P, T>(*reinterpret_cast<const P*>(groups), r, x, row, g,
+                               acc + kRows * half);
+        }
+}
+
+void dot_few(Type type, const uint8_t* groups, const Quantized& x, int64_t row, int64_t n,
+             float* acc) {
+    constexpr int T = kFewTokens;
+    switch (type) {
+        case Type::Q4_0: return dot_pair<PanelQ4_0, T>(groups, x, row, n, acc);
+        case Type::Q4_1: return dot_pair<PanelQ4_1, T>(groups, x, row, n, acc);
+        case Type::Q5_0: return dot_pair<PanelQ5_0, T>(groups, x, row, n, acc);
+        case Type::Q5_1: return dot_pair<PanelQ5_1, T>(groups, x, row, n, acc);
+        case Type::Q2_K: return dot_pair<PanelQ2_K, T>(groups, x, row, n, acc);
+        case Type::Q3_K: return dot_pair<PanelQ3_K, T>(groups, x, row, n, acc);
+        case Type::Q4_K: return dot_pair<PanelQ4_K, T>(groups, x, row, n, acc);
+        case Type::Q5_K: return dot_pair<PanelQ5_K, T>(groups, x, row, n, acc);
+        case Type::Q6_K: return dot_pair<PanelQ6_K, T>(groups, x, row, n, acc);
+        case Type::IQ4_NL: return dot_pair<PanelIQ4_NL, T>(groups, x, row, n, acc);
+        default: return dot_pair<PanelQ8_0, T>(groups, x, row, n, acc);
+    }
+}
+
+// ---- dot products with float weights ----
 
 template <int P, int T>
 void float_tile(const float* strip, int64_t k, int v, const float* x, int64_t stride, float* acc) {
@@ -279,12 +361,10 @@ void float_tiles(const float* strip, int64_t k, int v, const float* x, int64_t s
             float_tiles<P, T - 1>(strip, k, v, x + t * stride, stride, n - t, acc + t * kStripRow);
 }
 
-void dot_floats(const float* strip, int64_t k, int rows, const float* x, int64_t stride, int64_t n,
+void dot_floats(const float* strip, int64_t k, const float* x, int64_t stride, int64_t n,
                 float* acc) {
-    int v = 0;
-    for (; v + kTileVectors <= rows / W; v += kTileVectors)
+    for (int v = 0; v < kStripRow / W; v += kTileVectors)
         float_tiles<kTileVectors, kFloatTileTokens>(strip, k, v, x, stride, n, acc);
-    for (; v < rows / W; ++v) float_tiles<1, kFloatTileTokens>(strip, k, v, x, stride, n, acc);
 }
 
 // ---- sums -> results ----

@@ -64,29 +64,40 @@ Quantized quantize(const Matrix& w, const float* x, int64_t n) {
     return out;
 }
 
-// The two panels (or the last one) from row 32 * pair, times tokens t .. t + n: acc (n, 32).
+// Asks for memory that will be unpacked soon. The hardware sees streams too, but stops at every
+// page; without this, unpacking waits for memory and multiplying leaves it idle.
+void prefetch(const uint8_t* data, int64_t nbytes) {
+    for (int64_t i = 0; i < nbytes; i += 64) __builtin_prefetch(data + i);
+}
+
+// Rows 32 * pair .. 32 * pair + 32 times tokens t .. t + n: acc (n, 32).
 void multiply(const Matrix& w, int64_t pair, const Quantized& x, int64_t t, int64_t n, float* acc) {
-    const int64_t first = 2 * pair, left = divide_up(w.n_rows(), kRows) - first;
-    const int halves = left > 1 ? 2 : 1;
+    if (n <= kFewTokens) return isa().dot_few(w.type(), w.group(pair, 0, 0), x, t, n, acc);
     Strip strips[kStrips];
-    for (int64_t g = 0; g < x.groups; g += kStrips) {
-        const int64_t count = std::min(kStrips, x.groups - g);
+    const int64_t step = n <= 8 ? 1 : kStrips;
+    for (int64_t g = 0; g < x.groups; g += step) {
+        const int64_t count = std::min(step, x.groups - g);
         for (int64_t s = 0; s < count; ++s)
-            for (int half = 0; half < halves; ++half)
-                isa().unpack(w.type(), w.group(first + half, g + s), half, strips[s]);
-        isa().dot(w.type(), strips, count, halves * kRows, x, t, n, g, acc);
+            for (int half = 0; half < 2; ++half) {
+                const uint8_t* group = w.group(pair, g + s, half);
+                prefetch(group + kAhead, w.group_bytes());
+                isa().unpack(w.type(), group, half, strips[s]);
+            }
+        isa().dot(w.type(), strips, count, x, t, n, g, acc);
     }
 }
 
 void multiply(const Matrix& w, int64_t pair, const float* x, int64_t t, int64_t n, float* acc) {
-    const int64_t first = 2 * pair, left = divide_up(w.n_rows(), kRows) - first, k = w.n_cols();
-    const int halves = left > 1 ? 2 : 1;
+    const int64_t k = w.n_cols();
     alignas(64) float strip[kGroup * kStripRows];
     for (int64_t i = 0; i < k; i += kGroup) {
         const int64_t count = std::min<int64_t>(kGroup, k - i);
-        for (int half = 0; half < halves; ++half)
-            isa().unpack_floats(w.type(), w.group(first + half, i / kGroup), count, half, strip);
-        isa().dot_floats(strip, count, halves * kRows, x + t * k + i, k, n, acc);
+        for (int half = 0; half < 2; ++half) {
+            const uint8_t* group = w.group(pair, i / kGroup, half);
+            prefetch(group + kAhead, w.group_bytes());
+            isa().unpack_floats(w.type(), group, count, half, strip);
+        }
+        isa().dot_floats(strip, count, x + t * k + i, k, n, acc);
     }
 }
 
@@ -129,15 +140,16 @@ namespace {
 
 // Group g of row `row`: up to 128 floats.
 void embed_group(const Matrix& w, int64_t row, int64_t g, int64_t count, float* y) {
-    const int64_t panel = row / kRows, lane = row % kRows;
+    const int64_t lane = row % kRows;
+    const uint8_t* group = w.group(row / kStripRows, g, static_cast<int>(row / kRows % 2));
     if (is_float(w.type())) {
         alignas(64) float strip[kGroup * kStripRows];
-        isa().unpack_floats(w.type(), w.group(panel, g), count, 0, strip);
+        isa().unpack_floats(w.type(), group, count, 0, strip);
         for (int64_t i = 0; i < count; ++i) y[i] = strip[i * kStripRows + lane];
         return;
     }
     Strip strip;
-    isa().unpack(w.type(), w.group(panel, g), 0, strip);
+    isa().unpack(w.type(), group, 0, strip);
     dispatch(w.type(), [&](auto, auto p) {
         using P = typename decltype(p)::type;
         const bool is_signed = isa().signed_bytes && (P::Bits == 8 || P::Codebook);

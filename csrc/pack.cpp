@@ -78,37 +78,28 @@ void pack_scales(const RowGroup& row, int r, P& panel) {
     }
 }
 
-// Panels begin .. end. Rows past the last stay zero, scales included.
+// Fills one group of one panel. Missing rows stay zero, scales included.
 template <class Block, class P>
-void pack_blocks(const Block* data, int64_t n_rows, int64_t n_cols, int64_t blocks_a_row,
-                 int64_t begin, int64_t end, uint8_t* out) {
-    const int64_t groups = divide_up(n_cols, kGroup);
+void pack_group(const Block* rows, int64_t n_rows, int64_t n_cols, int64_t g, uint8_t* out) {
+    const int64_t blocks_a_row = n_cols * int64_t{P::Nested ? 1 : 8} / 256;
+    P& panel = *reinterpret_cast<P*>(out);
     RowGroup group;
-    for (int64_t p = begin; p < end; ++p) {
-        P* panels = reinterpret_cast<P*>(out) + p * groups;
-        const int64_t rows = std::min<int64_t>(kRows, n_rows - p * kRows);
-        for (int64_t g = 0; g < groups; ++g)
-            for (int64_t r = 0; r < rows; ++r) {
-                split(data + (p * kRows + r) * blocks_a_row, g, n_cols, group);
-                pack_codes<P>(group.code, static_cast<int>(r), panels[g]);
-                pack_scales<P>(group, static_cast<int>(r), panels[g]);
-            }
+    for (int64_t r = 0; r < n_rows; ++r) {
+        split(rows + r * blocks_a_row, g, n_cols, group);
+        pack_codes<P>(group.code, static_cast<int>(r), panel);
+        pack_scales<P>(group, static_cast<int>(r), panel);
     }
 }
 
 template <class T>
-void pack_floats(const T* data, int64_t n_rows, int64_t n_cols, bool pairs, int64_t begin,
-                 int64_t end, int64_t panel_len, T* out) {
-    for (int64_t p = begin; p < end; ++p) {
-        T* panel = out + p * panel_len;
-        const int64_t rows = std::min<int64_t>(kRows, n_rows - p * kRows);
-        for (int64_t k = 0; k < n_cols; k += 64)  // a cache line or two of each row at a time
-            for (int64_t r = 0; r < rows; ++r) {
-                const T* row = data + (p * kRows + r) * n_cols;
-                for (int64_t i = k; i < std::min(k + 64, n_cols); ++i)
-                    panel[pairs ? (i / 2 * kRows + r) * 2 + i % 2 : i * kRows + r] = row[i];
-            }
-    }
+void pack_group(const T* rows, int64_t n_rows, int64_t n_cols, int64_t g, bool pairs,
+                uint8_t* out) {
+    T* panel = reinterpret_cast<T*>(out);
+    const int64_t first = g * kGroup, n = std::min<int64_t>(kGroup, n_cols - first);
+    for (int64_t r = 0; r < n_rows; ++r)
+        for (int64_t i = 0; i < n; ++i)
+            panel[pairs ? (i / 2 * kRows + r) * 2 + i % 2 : i * kRows + r] =
+                rows[r * n_cols + first + i];
 }
 
 }  // namespace
@@ -116,33 +107,45 @@ void pack_floats(const T* data, int64_t n_rows, int64_t n_cols, bool pairs, int6
 void Matrix::Free::operator()(uint8_t* data) const { munmap(data, nbytes); }
 
 Matrix::Matrix(Type type, const void* data, int64_t n_rows, int64_t n_cols)
-    : type_(type), n_rows_(n_rows), n_cols_(n_cols) {
-    const int64_t panels = divide_up(n_rows, kRows);
-    if (is_float(type)) {
+    : type_(type), n_rows_(n_rows), n_cols_(n_cols), n_groups_(divide_up(n_cols, kGroup)) {
+    if (is_float(type))
         group_bytes_ = int64_t{kGroup} * kRows * block_bytes(type);
-        panel_bytes_ = divide_up(n_cols, 2) * 2 * kRows * block_bytes(type);
-    } else {
+    else
         group_bytes_ = dispatch(
             type, [](auto, auto p) { return int64_t{sizeof(typename decltype(p)::type)}; });
-        panel_bytes_ = divide_up(n_cols, kGroup) * group_bytes_;
-    }
-    nbytes_ = static_cast<size_t>(panels * panel_bytes_);
+    const int64_t pairs = divide_up(n_rows, 2 * kRows);
+    nbytes_ = static_cast<size_t>(pairs * n_groups_ * 2 * group_bytes_);
     data_ = {allocate(nbytes_), Free{nbytes_}};
-    uint8_t* out = data_.get();
-    parallel_pieces(panels, 4, [&](int64_t begin, int64_t end) {
-        if (type == Type::F32)
-            return pack_floats(static_cast<const uint32_t*>(data), n_rows, n_cols, false, begin,
-                               end, panel_bytes_ / 4, reinterpret_cast<uint32_t*>(out));
-        if (is_float(type))
-            return pack_floats(static_cast<const uint16_t*>(data), n_rows, n_cols,
-                               type == Type::BF16, begin, end, panel_bytes_ / 2,
-                               reinterpret_cast<uint16_t*>(out));
-        dispatch(type, [&](auto block, auto panel) {
-            using Block = typename decltype(block)::type;
-            pack_blocks<Block, typename decltype(panel)::type>(
-                static_cast<const Block*>(data), n_rows, n_cols, n_cols / block_len(type), begin,
-                end, out);
-        });
+
+    const auto* bytes = static_cast<const uint8_t*>(data);
+    const int64_t row_bytes = n_cols / block_len(type) * block_bytes(type);
+    const auto pack_panel = [&](int64_t panel, auto pack_one) {
+        const int64_t row = panel * kRows, count = std::min<int64_t>(kRows, n_rows - row);
+        for (int64_t g = 0; g < n_groups_ && count > 0; ++g)
+            pack_one(bytes + row * row_bytes, count, g,
+                     const_cast<uint8_t*>(group(panel / 2, g, static_cast<int>(panel % 2))));
+    };
+    parallel_pieces(2 * pairs, 4, [&](int64_t begin, int64_t end) {
+        for (int64_t panel = begin; panel < end; ++panel) {
+            if (type == Type::F32)
+                pack_panel(panel, [&](const uint8_t* rows, int64_t n, int64_t g, uint8_t* out) {
+                    pack_group(reinterpret_cast<const uint32_t*>(rows), n, n_cols, g, false, out);
+                });
+            else if (is_float(type))
+                pack_panel(panel, [&](const uint8_t* rows, int64_t n, int64_t g, uint8_t* out) {
+                    const bool pairs = type == Type::BF16;
+                    pack_group(reinterpret_cast<const uint16_t*>(rows), n, n_cols, g, pairs, out);
+                });
+            else
+                dispatch(type, [&](auto b, auto p) {
+                    using Block = typename decltype(b)::type;
+                    using P = typename decltype(p)::type;
+                    pack_panel(panel, [&](const uint8_t* rows, int64_t n, int64_t g, uint8_t* out) {
+                        pack_group<Block, P>(reinterpret_cast<const Block*>(rows), n, n_cols, g,
+                                             out);
+                    });
+                });
+        }
     });
 }
 

@@ -1,7 +1,8 @@
 // How weights lie in memory while they are multiplied: panels of 16 rows, cut into groups of 128
 // inputs. Eleven quantized types become one family of layouts with three choices.
 //
-//   panel                    16 consecutive rows (outputs) of a matrix; missing rows are zero
+//   panel                    16 consecutive rows (outputs) of a matrix; missing rows are zero.
+//                            Two are stored group by group in turn, and multiplied together
 //   group                    128 inputs of a panel, one struct, a multiple of 64 bytes
 //   codes                    unsigned: 4, 5, 6 or 8 bits; value = scale * (code - zero) [+ min]
 //   sub                      16 or 32 inputs that share a scale: 8 or 4 subs in a group
