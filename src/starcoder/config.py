@@ -10,9 +10,15 @@ from dataclasses import dataclass, field
 
 from starcoder.errors import FormatError
 
-__all__ = ["ACTIVATIONS", "ModelConfig"]
+__all__ = ["ACTIVATIONS", "ACTIVATION_NAMES", "ModelConfig"]
 
 ACTIVATIONS = ("gelu_tanh", "gelu_erf")
+ACTIVATION_NAMES = {  # how files spell them: the words of Hugging Face's config.json
+    "gelu": "gelu_erf",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+}
 
 # Far above every model of the family (StarCoder: 40 layers, dim 6144, 48 heads, 49152 tokens),
 # and low enough that no product of two of them leaves 64 bits.

@@ -1,0 +1,185 @@
+"""What the readers share about bytes: mapped files, a cursor, strict JSON, vectors as F32.
+
+Numbers from a file are compared with the bytes that are left before anything is made of them, so
+no size that a file claims is ever allocated.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import stat
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from starcoder.errors import FormatError
+from starcoder.tensor import Tensor, TensorType
+
+__all__ = ["DAMAGED", "Cursor", "load_json", "map_file", "read_json", "reject", "settle", "shown"]
+
+DAMAGED = "the file is truncated or damaged; copy or convert it again"
+
+
+def shown(text: str, limit: int = 160) -> str:
+    """Text from a file as it may be shown: no control characters, at most `limit` long."""
+    return "".join(c if c.isprintable() else "?" for c in text[:limit])
+
+
+def reject(path: Path, what: str, found: str, expected: str, advice: str = DAMAGED) -> NoReturn:
+    """End reading with an error that names the file, and `what` in it if not empty."""
+    where = f"{path}: {shown(what)}" if what else str(path)
+    raise FormatError(where, shown(found), expected, advice)
+
+
+def map_file(path: Path) -> mmap.mmap:
+    """The file as read-only memory; pages are read from disk when they are first looked at.
+
+    The mapping lives as long as a view of it. A file that shrinks while it is mapped ends the
+    process (SIGBUS): replace model files by renaming, never write into them.
+
+    Raises:
+        FormatError: no such file, no permission, an empty file, a device or a pipe.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise FormatError(str(path), "no regular file", "a model file or directory")
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                raise FormatError(str(path), "an empty file", "a model", DAMAGED)
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        advice = "check the path and its permissions"
+        raise FormatError(str(path), reason.lower(), "a model file", advice) from None
+
+
+@dataclass(slots=True)
+class Cursor:
+    """A place in a mapped file. It moves forward only, and never past the end.
+
+    Every method raises FormatError where the file holds less than is asked for.
+    """
+
+    name: str  # of the file, for messages
+    data: mmap.mmap
+    pos: int = 0
+
+    @property
+    def left(self) -> int:
+        """Bytes from here to the end."""
+        return len(self.data) - self.pos
+
+    def fail(self, what: str, found: str, expected: str, advice: str = DAMAGED) -> NoReturn:
+        """End reading with an error that names the file."""
+        reject(Path(self.name), what, found, expected, advice)
+
+    def skip(self, n: int, what: str) -> int:
+        """Step over `n` bytes; returns where they start."""
+        start = self.pos
+        if n > self.left:
+            self.fail(what, f"only {self.left} bytes left in the file", f"{n} bytes")
+        self.pos = start + n
+        return start
+
+    def unpack(self, fields: struct.Struct, what: str) -> tuple[Any, ...]:
+        """Numbers as `fields` describes them."""
+        return fields.unpack_from(self.data, self.skip(fields.size, what))
+
+    def take(self, n: int, limit: int, what: str) -> bytes:
+        """A copy of `n` bytes, of which there may be `limit` at most."""
+        if n > limit:
+            self.fail(what, f"a length of {n} bytes", f"at most {limit}")
+        start = self.skip(n, what)
+        return self.data[start : start + n]
+
+    def text(self, n: int, limit: int, what: str) -> str:
+        """`n` bytes of UTF-8 as text."""
+        raw = self.take(n, limit, what)
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            self.fail(what, f"the bytes {raw[:16]!r}", "UTF-8 text")
+
+    def view(self, n: int, what: str) -> NDArray[np.uint8]:
+        """`n` bytes of the mapping itself, not a copy."""
+        start = self.skip(n, what)
+        return np.frombuffer(self.data, np.uint8, n, start)
+
+
+# ------------------------------------------------------------------------------------------------
+
+
+def load_json(path: Path, limit: int) -> dict[str, Any]:
+    """The JSON object in a file of at most `limit` bytes.
+
+    Raises:
+        FormatError: a file that is missing or longer, or holds something else.
+    """
+    data = map_file(path)
+    if len(data) > limit:
+        reject(path, "", f"{len(data)} bytes", f"at most {limit}")
+    return read_json(data[:], str(path))
+
+
+def read_json(raw: bytes, where: str) -> dict[str, Any]:
+    """A JSON object. Keys that come twice, NaN and anything that is not UTF-8 are refused.
+
+    Raises:
+        FormatError: the bytes are no such object.
+    """
+    try:
+        value = json.loads(raw.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        reason = str(error).splitlines()[0][:120]
+        raise FormatError(where, f"no valid JSON ({reason})", "a JSON object", DAMAGED) from None
+    if not isinstance(value, dict):
+        raise FormatError(where, f"a JSON {type(value).__name__}", "a JSON object", DAMAGED)
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError("a key that comes twice")
+    return table
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"the number {name}")
+
+
+# ------------------------------------------------------------------------------------------------
+
+
+def settle(tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+    """The tensors with vectors and position embeddings as F32 at addresses divisible by four.
+
+    Models add these to activations as they are; only matrices keep the file's type and place.
+    """
+    vectors = {n: t for n, t in tensors.items() if len(t.shape) == 1 or n == "position_embd.weight"}
+    return tensors | {name: _as_f32(t, f"{where}: tensor {name}") for name, t in vectors.items()}
+
+
+def _as_f32(tensor: Tensor, where: str) -> Tensor:
+    if tensor.type is TensorType.F32:
+        if tensor.data.ctypes.data % 4 == 0:
+            return tensor
+        return Tensor(TensorType.F32, tensor.shape, tensor.data.copy())
+    widen = _WIDEN.get(tensor.type)
+    if widen is None:
+        raise FormatError(where, f"type {tensor.type.name}", "F32, F16 or BF16")
+    with np.errstate(invalid="ignore"):  # signalling NaNs become quiet ones
+        data = widen(tensor.data).view(np.uint8)
+    return Tensor(TensorType.F32, tensor.shape, data)
+
+
+_WIDEN = {
+    TensorType.F16: lambda data: data.view("<f2").astype("<f4"),
+    TensorType.BF16: lambda data: data.view("<u2").astype("<u4") << 16,
+}

@@ -1,0 +1,220 @@
+"""The header of a GGUF file: typed metadata, and where each tensor says it is.
+
+    "GGUF"  u32 version  u64 n_tensors  u64 n_keys
+    n_keys     x  string key, u32 type, value        string: u64 length, UTF-8 bytes
+    n_tensors  x  string name, u32 n_dims, n_dims x u64, u32 type, u64 offset from `data`
+    padding to `general.alignment`, then data
+
+What the keys mean is for `gguf` to know.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from starcoder.formats._byte_level import MAX_TOKEN_LEN, MAX_TOKENS
+from starcoder.formats._bytes import DAMAGED, Cursor
+
+__all__ = ["MAGIC", "Info", "Meta", "read_header"]
+
+MAGIC = b"GGUF"
+
+_U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
+_SCALARS = {  # type number: how the value is stored
+    **{0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?"},
+    **{10: "<Q", 11: "<q", 12: "<d"},
+}
+_SCALAR = {number: struct.Struct(fields) for number, fields in _SCALARS.items()}
+_I32, _STRING, _ARRAY = 5, 8, 9
+_INTEGERS, _FLOATS = frozenset({0, 1, 2, 3, 4, 5, 10, 11}), frozenset({6, 12})
+
+# Bounds on what is read before it is known to be a model of ours. A real header has about 30 keys,
+# 300 tensors and 2 MB.
+_MAX_KEYS = _MAX_TENSORS = 1 << 16
+_MAX_KEY_LEN, _MAX_NAME_LEN, _MAX_STRING_LEN = 65535, 64, 1 << 20
+_MAX_HEADER = 64 << 20
+_MAX_DIMS = 4
+
+_STRING_LISTS = ("tokenizer.ggml.tokens", "tokenizer.ggml.merges")  # the others are stepped over
+_MAX_LIST = 4 << 20  # bytes; StarCoder's have 0.8 MB
+_MAX_ITEM_LEN = 2 * MAX_TOKEN_LEN + 1  # a merge: two texts and the space between them
+
+
+class _Array(NamedTuple):
+    """An array that stays in the file: numbers, or strings that nobody asks for."""
+
+    type: int
+    length: int
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """Keys of the header with their types; each accessor demands the type that it returns."""
+
+    cursor: Cursor
+    values: dict[str, tuple[int, Any]]
+
+    def _get(self, key: str, kinds: frozenset[int], kind: str, default: Any) -> Any:
+        number, value = self.values.get(key, (-1, default))
+        if value is None:
+            self.cursor.fail(key, "no such key", kind, DAMAGED)
+        if number != -1 and number not in kinds:
+            self.cursor.fail(key, f"a value of type {number}", kind, DAMAGED)
+        return value
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        value: int = self._get(key, _INTEGERS, "a whole number", default)
+        return value
+
+    def number(self, key: str) -> float:
+        value: float = self._get(key, _FLOATS, "a number with a fraction", None)
+        return value
+
+    def text(self, key: str, default: str | None = None) -> str:
+        value: str = self._get(key, frozenset({_STRING}), "a string", default)
+        return value
+
+    def strings(self, key: str) -> list[bytes]:
+        value = self._get(key, frozenset({_ARRAY}), "an array of strings", None)
+        if not isinstance(value, list):
+            self.cursor.fail(key, f"an array of type {value.type}", "an array of strings")
+        return value
+
+    def int32s(self, key: str, count: int) -> NDArray[np.int32]:
+        value = self._get(key, frozenset({_ARRAY}), "an array of 32-bit integers", None)
+        if not isinstance(value, _Array) or value.type != _I32:
+            self.cursor.fail(key, "an array of another type", "an array of 32-bit integers")
+        if value.length != count:
+            self.cursor.fail(key, f"{value.length} values", f"{count}, one for each token")
+        return np.frombuffer(self.cursor.data, "<i4", count, value.start)
+
+
+class Info(NamedTuple):
+    """Where a tensor says it is."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: int
+    offset: int
+
+
+def read_header(cursor: Cursor) -> tuple[int, Meta, list[Info]]:
+    cursor.skip(len(MAGIC), "magic")
+    (version,) = cursor.unpack(_U32, "version")
+    if version not in (2, 3):
+        big = int.from_bytes(version.to_bytes(4, "little"), "big") in (1, 2, 3)
+        found = "a big-endian file" if big else f"version {version}"
+        cursor.fail("GGUF version", found, "2 or 3, little-endian", "convert the model again")
+    (n_tensors,), (n_keys,) = cursor.unpack(_U64, "n_tensors"), cursor.unpack(_U64, "n_keys")
+    # The shortest key: length, type, one byte of value. The shortest tensor: one dimension.
+    _check_count(cursor, "number of keys", n_keys, _MAX_KEYS, 13)
+    _check_count(cursor, "number of tensors", n_tensors, _MAX_TENSORS, 32)
+    values: dict[str, tuple[int, Any]] = {}
+    for _ in range(n_keys):
+        key = _string(cursor, _MAX_KEY_LEN, "key")
+        if key in values:
+            cursor.fail(f"key {key}", "the same key twice", "one of each")
+        values[key] = _read_value(cursor, key)
+    return version, Meta(cursor, values), [_read_info(cursor) for _ in range(n_tensors)]
+
+
+def _check_count(cursor: Cursor, what: str, count: int, limit: int, min_bytes: int) -> None:
+    most = min(limit, cursor.left // min_bytes)
+    if count > most:
+        cursor.fail(what, str(count), f"at most {most} in what is left of the file")
+    if cursor.pos > _MAX_HEADER:
+        cursor.fail(what, f"a header of more than {_MAX_HEADER} bytes", "a smaller one")
+
+
+def _string(cursor: Cursor, limit: int, what: str) -> str:
+    (length,) = cursor.unpack(_U64, what)
+    return cursor.text(length, limit, what)
+
+
+def _read_value(cursor: Cursor, key: str) -> tuple[int, Any]:
+    (number,) = cursor.unpack(_U32, key)
+    if number == _STRING:
+        return number, _string(cursor, _MAX_STRING_LEN, key)
+    if number == _ARRAY:
+        return number, _read_array(cursor, key)
+    if number not in _SCALAR:
+        cursor.fail(key, f"a value of type {number}", "a type from 0 to 12")
+    return number, cursor.unpack(_SCALAR[number], key)[0]
+
+
+def _read_array(cursor: Cursor, key: str) -> _Array | list[bytes]:
+    (number,), (count,) = cursor.unpack(_U32, key), cursor.unpack(_U64, key)
+    if number == _STRING:
+        _check_count(cursor, key, count, MAX_TOKENS, 8)
+        if key in _STRING_LISTS:
+            return _read_strings(cursor, key, count)
+        return _Array(number, count, _skip_strings(cursor, key, count))
+    if number not in _SCALAR:
+        cursor.fail(key, f"an array of type {number}", "an array of numbers or strings")
+    size = _SCALAR[number].size
+    _check_count(cursor, key, count, _MAX_HEADER, size)
+    return _Array(number, count, cursor.skip(count * size, key))
+
+
+def _skip_strings(cursor: Cursor, key: str, count: int) -> int:
+    """Step over strings that nobody asks for; hostile headers hold millions, so in a bare loop."""
+    unpack, data, place, last = _U64.unpack_from, cursor.data, cursor.pos, len(cursor.data) - 8
+    for _ in range(count):
+        if place > last:
+            cursor.fail(key, "an array that the file ends in", f"{count} strings")
+        place += 8 + unpack(data, place)[0]
+    return cursor.skip(place - cursor.pos, key)
+
+
+def _read_strings(cursor: Cursor, key: str, count: int) -> list[bytes]:
+    """The `count` strings from here on. StarCoder's 49,152 take 9 ms; in a plain loop 24 ms."""
+    window = cursor.data[cursor.pos : cursor.pos + 32 * count + 64]
+    spans = _guess_spans(window, count) if count else ([], [0])
+    if spans is None:
+        return _read_strings_singly(cursor, key, count)
+    starts, ends = spans
+    cursor.skip(ends[-1], key)
+    return [window[a:b] for a, b in zip(starts, ends, strict=False)]
+
+
+def _read_strings_singly(cursor: Cursor, key: str, count: int) -> list[bytes]:
+    strings, limit = [], cursor.pos + _MAX_LIST
+    for _ in range(count):
+        strings.append(cursor.take(cursor.unpack(_U64, key)[0], _MAX_ITEM_LEN, key))
+        if cursor.pos > limit:
+            cursor.fail(key, f"more than {_MAX_LIST} bytes", "the texts of a vocabulary")
+    return strings
+
+
+def _guess_spans(window: bytes, count: int) -> tuple[list[int], list[int]] | None:
+    """Where the texts of `count` strings start and end in `window`, or None if it cannot tell.
+
+    Lengths are small numbers and text has no zeros, so eight bytes below 65,536 that no zero
+    follows are a length. If these lengths lead from each to the next, the guess was right.
+    """
+    n = len(window) - 8
+    numbers = np.ndarray((n,), "<u8", window, 0, (1,))  # the one that starts at each byte
+    after = np.frombuffer(window, np.uint8, n, 8)
+    places = np.flatnonzero((numbers < 1 << 16) & (after != 0))[:count]
+    starts, ends = places + 8, places + 8 + numbers[places].astype(np.int64)
+    chained = len(places) == count and places[0] == 0 and np.array_equal(places[1:], ends[:-1])
+    if not chained or ends[-1] > len(window) or (ends - starts).max() > _MAX_ITEM_LEN:
+        return None
+    return starts.tolist(), ends.tolist()
+
+
+def _read_info(cursor: Cursor) -> Info:
+    name = _string(cursor, _MAX_NAME_LEN, "tensor name")
+    what = f"tensor {name}"
+    (n_dims,) = cursor.unpack(_U32, what)
+    if not 1 <= n_dims <= _MAX_DIMS:
+        cursor.fail(what, f"{n_dims} dimensions", f"1 to {_MAX_DIMS}")
+    dims = [cursor.unpack(_U64, what)[0] for _ in range(n_dims)]
+    (number,), (offset,) = cursor.unpack(_U32, what), cursor.unpack(_U64, what)
+    return Info(name, tuple(reversed(dims)), number, offset)

@@ -1,0 +1,244 @@
+"""Legacy ggml `.bin` files: what ggml's own StarCoder example wrote. Reading only.
+
+    u32 magic  i32 n_vocab n_ctx dim n_heads n_layers ftype
+    i32 n_vocab  n_vocab x { u32 length, bytes }
+    until the end: i32 n_dims, name_len, type; i32 dims[n_dims], innermost first; name; data
+
+Nothing is aligned. The key and value rows of multi-query attention are repeated for every head;
+they are checked to be equal and folded to one. The files hold no merges and mark no special
+tokens: merges are recovered in `vocab`, special tokens go by their names.
+
+`ftype` has the version of quantization in its thousands. Version 2 is today's. Version 1 has the
+scales of q4_0, q4_1 and q8_0 in 32 bits, which are rounded to 16 here: exact where the scale is a
+16-bit number, to nearest otherwise. Version 0 orders the weights of a block differently and is
+refused, for nothing in a file tells apart the layouts that went by that number.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from starcoder.checkpoint import Checkpoint
+from starcoder.config import ModelConfig
+from starcoder.formats._byte_level import MAX_TOKEN_LEN, MAX_TOKENS, SPECIAL_NAMES
+from starcoder.formats._bytes import Cursor, map_file, settle
+from starcoder.tensor import Tensor, TensorType
+from starcoder.vocab import Vocab, recover_merges
+
+__all__ = ["MAGIC", "read"]
+
+MAGIC = b"lmgg"  # 0x67676d6c, little-endian
+
+_HEADER, _I32, _3I32 = struct.Struct("<6i"), struct.Struct("<i"), struct.Struct("<3i")
+_MAX_NAME_LEN, _MAX_DIMS = 64, 2
+
+_VERSION_FACTOR, _VERSIONS = 1000, (0, 1, 2)
+_FTYPES = (0, 1, 2, 3, 7, 8, 9, 10, 11, 12, 13, 14)
+_K_QUANTS = range(10, 15)  # came after version 2
+_F32_SCALES = {TensorType.Q4_0: 1, TensorType.Q4_1: 2, TensorType.Q8_0: 1}  # in a version 1 block
+_UNQUANTIZED = (TensorType.F32, TensorType.F16)
+_TYPES = {
+    kind.value: kind
+    for kind in TensorType
+    if kind not in (TensorType.BF16, TensorType.IQ4_NL)  # these came after the format's end
+}
+
+_GLOBAL = {
+    "model/wte": "token_embd.weight",
+    "model/wpe": "position_embd.weight",
+    "model/ln_f/g": "output_norm.weight",
+    "model/ln_f/b": "output_norm.bias",
+    "model/lm_head": "output.weight",
+}
+_LAYER = {
+    "ln_1/g": "attn_norm.weight",
+    "ln_1/b": "attn_norm.bias",
+    "attn/c_attn/w": "attn_qkv.weight",
+    "attn/c_attn/b": "attn_qkv.bias",
+    "attn/c_proj/w": "attn_output.weight",
+    "attn/c_proj/b": "attn_output.bias",
+    "ln_2/g": "ffn_norm.weight",
+    "ln_2/b": "ffn_norm.bias",
+    "mlp/c_fc/w": "ffn_up.weight",
+    "mlp/c_fc/b": "ffn_up.bias",
+    "mlp/c_proj/w": "ffn_down.weight",
+    "mlp/c_proj/b": "ffn_down.bias",
+}
+_OPTIONAL = frozenset({"output.weight"})
+
+
+def read(path: Path) -> Checkpoint:
+    """The model in a legacy ggml file.
+
+    Raises:
+        FormatError: anything in the file that is not as it should be.
+    """
+    cursor = Cursor(str(path), map_file(path))
+    cursor.skip(len(MAGIC), "magic")
+    n_vocab, n_ctx, dim, n_heads, n_layers, ftype = cursor.unpack(_HEADER, "header")
+    # Checks the numbers, for what follows; heads and widths are known when the tensors are.
+    shape = ModelConfig(
+        architecture="gpt_bigcode",
+        n_ctx=n_ctx,
+        n_vocab=n_vocab,
+        dim=dim,
+        hidden_dim=4 * dim,
+        n_layers=n_layers,
+        n_heads=n_heads,
+        n_kv_heads=n_heads,
+        source=cursor.name,
+    )
+    version = _version(cursor, ftype)
+    tokens = _tokens(cursor, n_vocab)
+    tensors = _untie(_read_tensors(cursor, n_layers, version))
+    tensors, n_kv_heads = _fold(cursor, shape, settle(tensors, cursor.name))
+    hidden_dim = tensors["blk.0.ffn_up.weight"].shape[0]
+    config = replace(shape, hidden_dim=hidden_dim, n_kv_heads=n_kv_heads)
+    label = f"ggml, quantization version {version}"
+    return Checkpoint(config, _vocab(tokens), tensors, label, cursor.name)
+
+
+def _version(cursor: Cursor, ftype: int) -> int:
+    version, kind = divmod(ftype, _VERSION_FACTOR)
+    if version not in _VERSIONS or kind not in _FTYPES:
+        expected = f"a type in {_FTYPES} and 1000 times the quantization version, 0 to 2"
+        cursor.fail("ftype", str(ftype), expected)
+    return version
+
+
+# ------------------------------------------------------------------------------------------------
+# Vocabulary
+
+
+def _tokens(cursor: Cursor, n_vocab: int) -> list[bytes]:
+    """The bytes of every id. The last token fills the vocabulary up; its copies become b""."""
+    (count,) = cursor.unpack(_I32, "vocabulary")
+    most = min(MAX_TOKENS, cursor.left // 4)
+    if count != n_vocab or count > most:
+        cursor.fail("vocabulary", f"{count} tokens", f"{n_vocab}, as in the header, and <= {most}")
+    tokens = []
+    for i in range(count):
+        (length,) = cursor.unpack(_I32, "vocabulary")
+        if not 0 <= length <= MAX_TOKEN_LEN:
+            cursor.fail(f"token {i}", f"{length} bytes", f"0 to {MAX_TOKEN_LEN}")
+        tokens.append(cursor.take(length, MAX_TOKEN_LEN, "vocabulary"))
+    first = count - 1
+    while first and tokens[first - 1] == tokens[-1]:
+        first -= 1
+    return tokens[: first + 1] + [b""] * (count - first - 1)
+
+
+def _vocab(tokens: Sequence[bytes]) -> Vocab:
+    special_ids = frozenset(i for i, text in enumerate(tokens) if text in SPECIAL_NAMES)
+    # SantaCoder's end of text is 49152, StarCoder's 0. The format names no other token.
+    end = next((i for i in sorted(special_ids) if tokens[i] == b"<|endoftext|>"), 0)
+    merges = recover_merges(tokens, special_ids)
+    return Vocab(tuple(tokens), merges, special_ids, eos_id=end, bos_id=end)
+
+
+# ------------------------------------------------------------------------------------------------
+# Tensors
+
+
+def _read_tensors(cursor: Cursor, n_layers: int, version: int) -> dict[str, Tensor]:
+    """Every tensor by its canonical name, each once, to the end of the file."""
+    names = dict(_GLOBAL)
+    for i in range(n_layers):
+        names |= {f"model/h{i}/{old}": f"blk.{i}.{new}" for old, new in _LAYER.items()}
+    tensors: dict[str, Tensor] = {}
+    while cursor.left:
+        n_dims, name_len, number = cursor.unpack(_3I32, "tensor header")
+        if not 1 <= n_dims <= _MAX_DIMS or not 1 <= name_len <= _MAX_NAME_LEN:
+            found = f"{n_dims} dimensions and a name of {name_len} bytes"
+            cursor.fail("tensor header", found, f"1 to {_MAX_DIMS} and 1 to {_MAX_NAME_LEN}")
+        dims = [cursor.unpack(_I32, "tensor header")[0] for _ in range(n_dims)]
+        name = cursor.text(name_len, _MAX_NAME_LEN, "tensor name")
+        if name not in names or names[name] in tensors:
+            cursor.fail("tensor name", repr(name), "the name of a GPTBigCode tensor, each once")
+        shape = tuple(reversed(dims))
+        tensors[names[name]] = _read_tensor(cursor, f"tensor {name}", shape, number, version)
+    missing = set(names.values()) - _OPTIONAL - set(tensors)
+    if missing:
+        cursor.fail("tensors", f"no {min(missing)}", f"{len(names) - 1} tensors")
+    return tensors
+
+
+def _read_tensor(
+    cursor: Cursor, what: str, shape: tuple[int, ...], number: int, version: int
+) -> Tensor:
+    kind = _TYPES.get(number)
+    if kind is None or (number in _K_QUANTS and version < 2):
+        cursor.fail(what, f"type {number}", " ".join(kind.name for kind in _TYPES.values()))
+    if version == 0 and kind not in _UNQUANTIZED:
+        advice = "convert the original weights again; its blocks cannot be read safely"
+        cursor.fail(what, f"{kind.name} of quantization version 0", "version 1 or 2", advice)
+    if min(shape) < 1 or shape[-1] % kind.block_len:
+        cursor.fail(what, f"shape {shape}", f"whole blocks of {kind.block_len} weights")
+    n_scales = _F32_SCALES.get(kind, 0) if version == 1 else 0
+    n_blocks = math.prod(shape) // kind.block_len
+    data = cursor.view(n_blocks * (kind.block_bytes + 2 * n_scales), what)
+    if n_scales:
+        data = _shorten_scales(cursor, what, data.reshape(n_blocks, -1), n_scales)
+    return Tensor(kind, shape, data)
+
+
+def _shorten_scales(
+    cursor: Cursor, what: str, blocks: NDArray[np.uint8], n_scales: int
+) -> NDArray[np.uint8]:
+    """Blocks that start with `n_scales` f32 numbers, with f16 in their place."""
+    scales = np.ascontiguousarray(blocks[:, : 4 * n_scales]).view("<f4")
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        short = scales.astype("<f2")
+    if not np.isfinite(short).all():
+        worst = scales[~np.isfinite(short)][0]
+        cursor.fail(what, f"a scale of {worst}", "at most 65504 in size, the limit of 16 bits")
+    shortened = np.empty((len(blocks), blocks.shape[1] - 2 * n_scales), np.uint8)
+    shortened[:, : 2 * n_scales] = short.view(np.uint8)
+    shortened[:, 2 * n_scales :] = blocks[:, 4 * n_scales :]
+    return shortened.reshape(-1)
+
+
+def _untie(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the output matrix where it is only a copy of the embedding."""
+    if tensors.get("output.weight") == tensors["token_embd.weight"]:
+        del tensors["output.weight"]
+    return tensors
+
+
+def _fold(
+    cursor: Cursor, shape: ModelConfig, tensors: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], int]:
+    """With one key and one value head if all copies are equal; and the number of these heads."""
+    n, dim = shape.n_heads, shape.dim
+    wanted: dict[str, tuple[int, ...]] = {}
+    for i in range(shape.n_layers):
+        wanted |= {f"blk.{i}.attn_qkv.weight": (3 * dim, dim), f"blk.{i}.attn_qkv.bias": (3 * dim,)}
+    heads = {}
+    for name, expected in wanted.items():
+        if tensors[name].shape != expected:
+            cursor.fail(f"tensor {name}", f"shape {tensors[name].shape}", f"shape {expected}")
+        heads[name] = tensors[name].data.reshape(3 * n, -1)  # the bytes of each head's rows
+    if not all(
+        _all_equal(rows[n : 2 * n]) and _all_equal(rows[2 * n :]) for rows in heads.values()
+    ):
+        return tensors, n
+    folded = {name: _fold_tensor(tensors[name], rows, n) for name, rows in heads.items()}
+    return tensors | folded, 1
+
+
+def _all_equal(rows: NDArray[np.uint8]) -> bool:
+    return all(np.array_equal(rows[0], row) for row in rows[1:])
+
+
+def _fold_tensor(tensor: Tensor, rows: NDArray[np.uint8], n_heads: int) -> Tensor:
+    """Queries, first key head, first value head; `rows` is (3 * n_heads, bytes of a head)."""
+    data = np.concatenate([rows[: n_heads + 1].reshape(-1), rows[2 * n_heads]])
+    n_rows = tensor.shape[0] // (3 * n_heads) * (n_heads + 2)
+    return Tensor(tensor.type, (n_rows, *tensor.shape[1:]), data)
