@@ -1,0 +1,238 @@
+"""Models: the logits that transformers computes, and the same bits however they are asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from starcoder import formats, models, ops, reference
+from starcoder.batch import BLOCK_LEN, Batch
+from starcoder.checkpoint import Checkpoint
+from starcoder.config import ModelConfig
+from starcoder.errors import FormatError
+from starcoder.kv_cache import KVCache
+from starcoder.models import Model, layers
+
+# Mean KL divergence from the logits of float32 arithmetic on the same weights, in nats. llama.cpp
+# has 2e-7, 4e-7, 1.5e-5 and 3e-4.
+LIMITS = {"f32": 1e-6, "f16": 1e-6, "bf16": 3e-5}
+QUANTIZED_LIMIT = 3e-4
+
+ORACLE_FILES = (
+    *(f"{name}.gguf" for name in ("f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0")),
+    *(f"{name}.gguf" for name in ("q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "q6_k", "iq4_nl")),
+    *(f"legacy-{name}.bin" for name in ("f32", "f16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0")),
+)
+
+
+def limit(file: str) -> float:
+    kind = Path(file).stem.removeprefix("legacy-")
+    return LIMITS.get(kind, QUANTIZED_LIMIT)
+
+
+def divergence(expected: np.ndarray, found: np.ndarray) -> float:
+    """Mean over rows of KL(softmax(expected) || softmax(found))."""
+
+    def log_softmax(x: np.ndarray) -> np.ndarray:
+        x = x.astype(np.float64) - x.max(axis=1, keepdims=True)
+        return x - np.log(np.exp(x).sum(axis=1, keepdims=True))
+
+    p, q = log_softmax(expected), log_softmax(found)
+    return float((np.exp(p) * (p - q)).sum(axis=1).mean())
+
+
+def cache_for(model: Model, n: int, seed: int = 3) -> tuple[KVCache, list[int]]:
+    """A cache with room for two sequences of `n`, and a block table that is out of order."""
+    n_blocks = -(-n // BLOCK_LEN)
+    order = np.random.default_rng(seed).permutation(2 * n_blocks)
+    return KVCache(model.config, 2 * n_blocks), order[:n_blocks].tolist()
+
+
+def logits(model: Model, ids: Sequence[int], sizes: Sequence[int] = ()) -> np.ndarray:
+    """Logits of every position, from chunks of these sizes (one of all, if none are given)."""
+    cache, table = cache_for(model, len(ids))
+    out, at = [], 0
+    for size in sizes or [len(ids)]:
+        batch = Batch.of([(ids[at : at + size], at, table)], list(range(size)))
+        out.append(model.forward(batch, cache))
+        at += size
+    return np.concatenate(out)
+
+
+def greedy(model: Model, ids: Sequence[int], n: int) -> list[int]:
+    cache, table = cache_for(model, len(ids) + n)
+    out, at, new = [], 0, list(ids)
+    for _ in range(n):
+        rows = model.forward(Batch.of([(new, at, table)], [len(new) - 1]), cache)
+        at, new = at + len(new), [int(rows[0].argmax())]
+        out += new
+    return out
+
+
+@pytest.fixture(autouse=True)
+def _machine() -> Iterator[None]:
+    isa, n_threads = ops.isa(), ops.n_threads()
+    yield
+    ops.use_isa(isa)
+    ops.set_n_threads(n_threads)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(data: Path) -> Checkpoint:
+    return formats.read(data / "gpt_bigcode-q4_0.gguf")
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint: Checkpoint) -> Model:
+    return models.build(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def ids(data: Path) -> list[int]:
+    with np.load(data / "gpt_bigcode-expected.npz") as expected:
+        return expected["ids"].tolist()
+
+
+# ---- right ----
+
+
+@pytest.mark.parametrize("file", ["gpt_bigcode-q4_0.gguf", "gpt_bigcode-legacy-q4_0.bin"])
+def test_logits_are_those_of_transformers(file: str, data: Path, ids: list[int]) -> None:
+    with np.load(data / "gpt_bigcode-expected.npz") as expected:
+        found = logits(models.build(formats.read(data / file)), ids)
+        assert divergence(expected[file], found) <= QUANTIZED_LIMIT
+
+
+@pytest.mark.parametrize("file", ORACLE_FILES)
+def test_logits_of_every_type_are_those_of_transformers(
+    file: str, oracle: Path, ids: list[int], record_property: pytest.RecordProperty
+) -> None:
+    with np.load(oracle / "expected.npz") as expected:
+        found = logits(models.build(formats.read(oracle / file)), ids)
+        kl = divergence(expected[file], found)
+    record_property("kl", kl)
+    assert kl <= limit(file)
+
+
+def test_a_directory_gives_the_logits_of_its_gguf(oracle: Path, ids: list[int]) -> None:
+    from_directory = logits(models.build(formats.read(oracle / "hf")), ids)
+    from_gguf = logits(models.build(formats.read(oracle / "f32.gguf")), ids)
+    assert np.abs(from_directory - from_gguf).max() <= 1e-5
+
+
+@pytest.mark.parametrize("file", ["f32.gguf", "legacy-f32.bin", "hf"])
+def test_greedy_tokens_are_those_of_transformers(file: str, oracle: Path) -> None:
+    about = json.loads((oracle / "about.json").read_text())
+    found = greedy(models.build(formats.read(oracle / file)), about["ids"], len(about["greedy"]))
+    assert found == about["greedy"]
+
+
+SLOW = SimpleNamespace(
+    pack=lambda tensor: SimpleNamespace(tensor=tensor, nbytes=tensor.nbytes),
+    linear=lambda x, w, bias=None, **kw: reference.linear(x, w.tensor, bias, **kw),
+    embed=lambda ids, w: reference.embed(ids, w.tensor),
+    layer_norm=reference.layer_norm,
+    store_kv=reference.store_kv,
+    attention=reference.attention,
+)
+
+
+def test_the_model_agrees_with_itself_on_the_slow_twins(
+    model: Model, checkpoint: Checkpoint, ids: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast = logits(model, ids[:20])
+    monkeypatch.setattr(layers, "ops", SLOW)
+    slow = logits(models.build(checkpoint), ids[:20])
+    # A last bit that differs can move an activation to the next of 255 steps: not equal, but near.
+    assert divergence(slow, fast) <= 1e-5
+
+
+# ---- one answer ----
+
+
+@pytest.mark.parametrize("isa", ops.available_isas())
+def test_logits_are_the_same_bits_whole_or_in_chunks(
+    isa: str, model: Model, ids: list[int]
+) -> None:
+    ops.use_isa(isa)
+    whole = logits(model, ids)
+    for sizes in ([1] * 65, [64, 1], [1, 64], [7, 20, 1, 30, 7]):
+        assert np.array_equal(logits(model, ids, sizes), whole), sizes
+
+
+def test_logits_are_the_same_bits_on_any_number_of_threads(model: Model, ids: list[int]) -> None:
+    answers = []
+    for n in (1, 2, 3):
+        ops.set_n_threads(n)
+        answers.append(logits(model, ids, [40, 1, 24]))
+    assert np.array_equal(answers[0], answers[1])
+    assert np.array_equal(answers[0], answers[2])
+
+
+def test_logits_are_the_same_bits_on_every_instruction_set(model: Model, ids: list[int]) -> None:
+    answers = []
+    for isa in ops.available_isas():
+        ops.use_isa(isa)
+        answers.append(logits(model, ids))
+    assert all(np.array_equal(answer, answers[0]) for answer in answers)
+
+
+def test_logits_are_the_same_bits_alone_or_in_a_batch(model: Model, ids: list[int]) -> None:
+    texts = [ids, ids[5:30], ids[10:11], ids[::-1]]
+    alone = [logits(model, text) for text in texts]
+    cache, chunks, at = KVCache(model.config, 40), [], 0
+    for text in texts:
+        n_blocks = -(-len(text) // BLOCK_LEN)
+        chunks.append((text, 0, list(range(at, at + n_blocks))))
+        at += n_blocks
+    n = sum(len(text) for text in texts)
+    together = model.forward(Batch.of(chunks, list(range(n))), cache)
+    assert np.array_equal(together, np.concatenate(alone))
+
+
+def test_only_the_rows_that_are_asked_for_get_logits(model: Model, ids: list[int]) -> None:
+    cache, table = cache_for(model, len(ids))
+    all_rows = logits(model, ids)
+    some = model.forward(Batch.of([(ids, 0, table)], [3, 64]), cache)
+    assert np.array_equal(some, all_rows[[3, 64]])
+    none = model.forward(Batch.of([(ids, 0, table)], []), cache)
+    assert none.shape == (0, model.config.n_vocab)
+
+
+# ---- shapes and sizes ----
+
+
+def test_the_cache_of_santacoder_takes_25_mb_at_2048_tokens() -> None:
+    santacoder = ModelConfig(
+        architecture="gpt_bigcode",
+        n_ctx=2048,
+        n_vocab=49280,
+        dim=2048,
+        hidden_dim=8192,
+        n_layers=24,
+        n_heads=16,
+        n_kv_heads=1,
+    )
+    assert KVCache(santacoder, 2048 // BLOCK_LEN).nbytes == 25_165_824  # ggml's takes 768 MB
+
+
+def test_a_missing_or_misshapen_tensor_is_named(checkpoint: Checkpoint) -> None:
+    name = "blk.1.ffn_up.weight"
+    without = {k: v for k, v in checkpoint.tensors.items() if k != name}
+    with pytest.raises(FormatError, match=rf"gguf: tensor {name}: found no such tensor"):
+        models.build(replace(checkpoint, tensors=without))
+    wrong = {**checkpoint.tensors, name: checkpoint.tensors["blk.1.ffn_down.weight"]}
+    with pytest.raises(FormatError, match=r"found shape \(256, 1024\), expected shape \(1024, 256"):
+        models.build(replace(checkpoint, tensors=wrong))
+
+
+def test_an_unknown_architecture_is_named(checkpoint: Checkpoint) -> None:
+    config = replace(checkpoint.config, architecture="starcoder9")
+    with pytest.raises(FormatError, match="found 'starcoder9', expected gpt_bigcode"):
+        models.build(replace(checkpoint, config=config))
