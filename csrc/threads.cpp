@@ -18,7 +18,7 @@ using Clock = std::chrono::steady_clock;
 
 // A worker that finds nothing to do spins this long, then sleeps. Between two operations of one
 // decoding step lie a few microseconds; waking a sleeper costs tens.
-constexpr auto kSpin = std::chrono::microseconds(50);
+constexpr auto kSpin = std::chrono::microseconds(200);
 
 inline void pause() {
 #if defined(__x86_64__)

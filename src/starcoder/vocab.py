@@ -9,12 +9,26 @@ import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from starcoder.errors import FormatError
 
-__all__ = ["Vocab", "recover_merges"]
+__all__ = ["BYTE_TEXT", "Vocab", "recover_merges"]
 
 
-@dataclass(frozen=True, slots=True)
+def _byte_text() -> str:
+    others = map(chr, range(256, 512))
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    return "".join(chr(byte) if byte in printable else next(others) for byte in range(256))
+
+
+# How vocabulary files write each byte, as one printable character (GPT-2's "byte to unicode"):
+# printable Latin-1 as it is, U+0100 and on for the rest. A space is "Ġ", a line feed "Ċ".
+BYTE_TEXT = _byte_text()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Vocab:
     """The vocabulary of a byte-level BPE tokenizer.
 
@@ -23,7 +37,7 @@ class Vocab:
     """
 
     tokens: tuple[bytes, ...]  # (n_vocab,) the bytes of each id; b"" where an id is only padding
-    merges: tuple[tuple[int, int], ...]  # ids (left, right) in order of rank, most frequent first
+    merges: NDArray[np.int32]  # (n_merges, 2) ids left, right; by rank, most frequent first
     special_ids: frozenset[int]  # control and added tokens: matched whole, never by merging
     eos_id: int | None  # the token that ends a document
     bos_id: int | None = None
@@ -36,10 +50,15 @@ class Vocab:
         for name, value in ids.items():
             if not 0 <= value < len(self.tokens):
                 raise FormatError(f"vocabulary: {name}", str(value), f"0 to {len(self.tokens) - 1}")
-        if self.merges:
-            flat = [index for pair in self.merges for index in pair]
-            if min(flat) < 0 or max(flat) >= len(self.tokens):
-                raise FormatError("vocabulary: merges", "an id out of range", "ids of tokens")
+        if np.any((self.merges < 0) | (self.merges >= len(self.tokens))):
+            raise FormatError("vocabulary: merges", "an id out of range", "ids of tokens")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Vocab):
+            return NotImplemented
+        names = ("tokens", "special_ids", "eos_id", "bos_id", "split_digits")
+        same = all(getattr(self, name) == getattr(other, name) for name in names)
+        return same and np.array_equal(self.merges, other.merges)
 
     def find(self, text: str) -> int | None:
         """The id of the special token that is written `text`, or None."""
@@ -53,9 +72,7 @@ class Vocab:
         return frozenset(i for i in (self.eos_id, *named) if i is not None)
 
 
-def recover_merges(
-    tokens: Sequence[bytes], special_ids: Collection[int]
-) -> tuple[tuple[int, int], ...]:
+def recover_merges(tokens: Sequence[bytes], special_ids: Collection[int]) -> NDArray[np.int32]:
     """The merges that made `tokens`, for files that store the tokens alone.
 
     A byte-level BPE vocabulary grows by one token a merge, so ids are in order of rank, and a token
@@ -64,7 +81,7 @@ def recover_merges(
     are skipped; so is a token that no merge can make.
 
     Returns:
-        Pairs of ids (left, right), in order of the id they merge to.
+        (n_merges, 2) pairs of ids left, right, in order of the id they merge to.
 
     Raises:
         FormatError: a token longer than 4096 bytes, or spellings far more ambiguous than language.
@@ -87,7 +104,7 @@ def recover_merges(
             parts[token_id] = pair
             made[pair] = token_id
         ids[token] = token_id
-    return tuple(made)
+    return np.array(list(made), np.int32).reshape(-1, 2)
 
 
 _MAX_TOKEN_LEN = 4096  # bytes; StarCoder's longest is 256

@@ -80,7 +80,7 @@ class Meta:
         value: str = self._get(key, frozenset({_STRING}), "a string", default)
         return value
 
-    def strings(self, key: str) -> list[bytes]:
+    def strings(self, key: str) -> list[str]:
         value = self._get(key, frozenset({_ARRAY}), "an array of strings", None)
         if not isinstance(value, list):
             self.cursor.fail(key, f"an array of type {value.type}", "an array of strings")
@@ -148,7 +148,7 @@ def _read_value(cursor: Cursor, key: str) -> tuple[int, Any]:
     return number, cursor.unpack(_SCALAR[number], key)[0]
 
 
-def _read_array(cursor: Cursor, key: str) -> _Array | list[bytes]:
+def _read_array(cursor: Cursor, key: str) -> _Array | list[str]:
     (number,), (count,) = cursor.unpack(_U32, key), cursor.unpack(_U64, key)
     if number == _STRING:
         _check_count(cursor, key, count, MAX_TOKENS, 8)
@@ -172,41 +172,23 @@ def _skip_strings(cursor: Cursor, key: str, count: int) -> int:
     return cursor.skip(place - cursor.pos, key)
 
 
-def _read_strings(cursor: Cursor, key: str, count: int) -> list[bytes]:
-    """The `count` strings from here on. StarCoder's 49,152 take 9 ms; in a plain loop 24 ms."""
+def _read_strings(cursor: Cursor, key: str, count: int) -> list[str]:
+    """The `count` strings from here on. StarCoder's 49,152 take 6 ms; one by one 24 ms."""
     window = cursor.data[cursor.pos : cursor.pos + 32 * count + 64]
-    spans = _guess_spans(window, count) if count else ([], [0])
-    if spans is None:
+    lines = _as_lines(window, count) if count else []
+    if lines is None:
         return _read_strings_singly(cursor, key, count)
-    starts, ends = spans
-    cursor.skip(ends[-1], key)
-    return [window[a:b] for a, b in zip(starts, ends, strict=False)]
+    cursor.skip(8 * count + sum(len(line.encode()) for line in lines), key)
+    return lines
 
 
-def _read_strings_singly(cursor: Cursor, key: str, count: int) -> list[bytes]:
+def _read_strings_singly(cursor: Cursor, key: str, count: int) -> list[str]:
     strings, limit = [], cursor.pos + _MAX_LIST
     for _ in range(count):
-        strings.append(cursor.take(cursor.unpack(_U64, key)[0], _MAX_ITEM_LEN, key))
+        strings.append(_string(cursor, _MAX_ITEM_LEN, key))
         if cursor.pos > limit:
             cursor.fail(key, f"more than {_MAX_LIST} bytes", "the texts of a vocabulary")
     return strings
-
-
-def _guess_spans(window: bytes, count: int) -> tuple[list[int], list[int]] | None:
-    """Where the texts of `count` strings start and end in `window`, or None if it cannot tell.
-
-    Lengths are small numbers and text has no zeros, so eight bytes below 65,536 that no zero
-    follows are a length. If these lengths lead from each to the next, the guess was right.
-    """
-    n = len(window) - 8
-    numbers = np.ndarray((n,), "<u8", window, 0, (1,))  # the one that starts at each byte
-    after = np.frombuffer(window, np.uint8, n, 8)
-    places = np.flatnonzero((numbers < 1 << 16) & (after != 0))[:count]
-    starts, ends = places + 8, places + 8 + numbers[places].astype(np.int64)
-    chained = len(places) == count and places[0] == 0 and np.array_equal(places[1:], ends[:-1])
-    if not chained or ends[-1] > len(window) or (ends - starts).max() > _MAX_ITEM_LEN:
-        return None
-    return starts.tolist(), ends.tolist()
 
 
 def _read_info(cursor: Cursor) -> Info:

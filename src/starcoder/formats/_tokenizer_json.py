@@ -54,7 +54,7 @@ def read_vocab(path: Path, n_vocab: int) -> Vocab:
         texts[token_id] = text
     for token_id in added:
         texts[token_id] = ""
-    tokens = token_bytes("\n".join(texts), n_vocab, f"{path}: vocab")
+    tokens = token_bytes(texts, f"{path}: vocab")
     for token_id, raw in added.items():
         tokens[token_id] = raw
     return Vocab(

@@ -1,0 +1,67 @@
+"""StarCoder on CPUs, from Python: load, run and stream the StarCoder family of code models.
+
+>>> import starcoder
+>>> llm = starcoder.LLM("model.gguf")  # doctest: +SKIP
+>>> llm.generate("def fibonacci(", max_tokens=64).text  # doctest: +SKIP
+
+This is the whole public API. Names load on first use, so `import starcoder` costs nothing.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from starcoder.errors import FormatError as FormatError
+from starcoder.errors import InputError as InputError
+from starcoder.errors import MemoryLimitError as MemoryLimitError
+from starcoder.errors import StarcoderError as StarcoderError
+
+if TYPE_CHECKING:
+    from starcoder.completion import Completion as Completion
+    from starcoder.completion import Piece as Piece
+    from starcoder.completion import Timings as Timings
+    from starcoder.facts import Facts as Facts
+    from starcoder.llm import LLM as LLM
+    from starcoder.sampler import LogitsError as LogitsError
+    from starcoder.sampler import SamplingParams as SamplingParams
+    from starcoder.stream import Stream as Stream
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Completion": "completion",
+    "Facts": "facts",
+    "LLM": "llm",
+    "LogitsError": "sampler",
+    "Piece": "completion",
+    "SamplingParams": "sampler",
+    "Stream": "stream",
+    "Timings": "completion",
+}
+
+__all__ = [
+    "LLM",
+    "Completion",
+    "Facts",
+    "FormatError",
+    "InputError",
+    "LogitsError",
+    "MemoryLimitError",
+    "Piece",
+    "SamplingParams",
+    "StarcoderError",
+    "Stream",
+    "Timings",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'starcoder' has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(f"starcoder.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

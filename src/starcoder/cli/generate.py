@@ -1,0 +1,224 @@
+"""`starcoder` without a subcommand: continue a prompt. The options are ggml's examples/common.
+
+Text goes to stdout as it comes, everything else to stderr. A dash in an option may be written
+as an underscore.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from starcoder import __version__
+from starcoder.cli import INTERRUPTED, report
+from starcoder.errors import InputError
+
+if TYPE_CHECKING:
+    from starcoder.llm import LLM, Options
+    from starcoder.stream import Stream
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich takes 60 ms to import
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda name: name.replace("_", "-"),
+    },
+)
+
+_MAX_PROMPT_BYTES = 16 << 20  # far beyond any context; /dev/zero must end somewhere
+_PROMPTS = (
+    "def fibonacci(n):\n",
+    "def is_prime(n: int) -> bool:\n",
+    "class LinkedList:\n",
+    "# Read a CSV file and print the sum of each column\nimport csv\n",
+    "fn main() {\n",
+    "#include <stdio.h>\n\nint main(",
+    "function debounce(callback, delay) {\n",
+    "SELECT name, COUNT(*) FROM",
+    "#!/bin/sh\n# Back up a folder\n",
+    "package main\n\nimport (\n",
+)
+
+
+def _whole(*names: str, low: int = 0, high: int = (1 << 31) - 1) -> Any:
+    """An option for a whole number; the last of `names` is the help text."""
+
+    def parse(text: str | int) -> int:
+        with suppress(ValueError):
+            if low <= int(text) <= high:
+                return int(text)
+        raise typer.BadParameter(f"found {text!r}, expected a whole number from {low} to {high}")
+
+    *flags, help_text = names
+    return typer.Option(*flags, parser=parse, metavar="N", help=help_text)
+
+
+def _real(flag: str, help_text: str, low: float = 0, high: float = 1e6) -> Any:
+    """An option for a number."""
+
+    def parse(text: str | float) -> float:
+        with suppress(ValueError):
+            if low <= float(text) <= high:
+                return float(text)
+        raise typer.BadParameter(f"found {text!r}, expected a number from {low:g} to {high:g}")
+
+    return typer.Option(flag, parser=parse, metavar="X", help=help_text)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"starcoder {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def generate(
+    context: typer.Context,
+    model: Annotated[
+        str | None, typer.Option("-m", "--model", help="Model file or directory.")
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option("-p", "--prompt", help="Text to continue; - reads stdin. Default: random."),
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("-f", "--file", help="Read the prompt from a file.")
+    ] = None,
+    n_predict: Annotated[int, _whole("-n", "--n-predict", "Most tokens to generate.")] = 200,
+    n_ctx: Annotated[
+        int | None,
+        _whole("-c", "--context", "Most tokens in all. Default: the model's.", low=1),
+    ] = None,
+    seed: Annotated[int, _whole("-s", "--seed", "-1: random.", low=-1, high=(1 << 64) - 1)] = -1,
+    temp: Annotated[float, _real("--temp", "0: always the likeliest token.")] = 1.0,
+    top_k: Annotated[int, _whole("--top-k", "Choose among so many tokens; 0: all.")] = 40,
+    top_p: Annotated[
+        float, _real("--top-p", "Then among the fewest of this probability.", high=1)
+    ] = 0.9,
+    repeat_last_n: Annotated[
+        int, _whole("--repeat-last-n", "Tokens back to penalize; -1: all.", low=-1)
+    ] = 64,
+    repeat_penalty: Annotated[
+        float, _real("--repeat-penalty", "Above 1: fewer repeats.", low=0.01, high=100)
+    ] = 1.0,
+    ignore_eos: Annotated[
+        bool, typer.Option("--ignore-eos", help="Go on after the model's end token.")
+    ] = False,
+    threads: Annotated[
+        int | None, _whole("-t", "--threads", "Default: all CPUs.", low=1, high=1024)
+    ] = None,
+    n_batch: Annotated[
+        int,
+        _whole("-b", "--batch-size", "Prompt tokens in one step.", low=1, high=1 << 20),
+    ] = 512,
+    token_test: Annotated[
+        Path | None,
+        typer.Option("-tt", "--token-test", help="Check the tokenizer: lines of text => id,id."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object and nothing else.")
+    ] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_show_version, help="Print it and exit."),
+    ] = False,
+) -> int:
+    """Run StarCoder models on the CPU: continue a prompt.
+
+    An option may be spelled with dashes or underscores: --top-k, --top_k.
+    """
+    if context.invoked_subcommand is not None:
+        return 0
+    seed = seed if seed >= 0 else random.SystemRandom().randrange(1 << 31)
+    text = _read_prompt(prompt, file, seed)
+    if model is None:
+        raise InputError("-m", "no model", "a model file or directory", "give one with -m PATH")
+    options: Options = {
+        "max_tokens": n_predict,
+        "ignore_eos": ignore_eos,
+        "temperature": temp,
+        "top_k": top_k,
+        "top_p": top_p,
+        "repeat_last_n": repeat_last_n,
+        "repeat_penalty": repeat_penalty,
+        "seed": seed,
+    }
+    clock = report.Clock()
+    llm = _load(model, threads, n_ctx, n_batch)
+    report.facts(llm)
+    if token_test is not None:
+        report.token_test(llm, _read_file(token_test, "-tt"))
+    stream = llm.stream(text, **options)
+    report.settings(options, stream)
+    finished = _write(stream, None if as_json else text)
+    if as_json:
+        print(report.json_line(stream.completion), flush=True)
+    report.timings(stream.completion, clock)
+    return 0 if finished else INTERRUPTED
+
+
+def _load(model: str, threads: int | None, n_ctx: int | None, n_batch: int) -> LLM:
+    from starcoder.llm import LLM
+
+    return LLM(model, n_threads=threads, n_ctx=n_ctx, n_batch=n_batch, n_parallel=1)
+
+
+def _write(stream: Stream, prompt: str | None) -> bool:
+    """Write prompt and text to stdout as they come, or nothing; False: Ctrl-C ended it."""
+    finished = True
+    if prompt is not None:
+        print(prompt, end="", flush=True)
+    try:
+        for piece in stream:
+            if prompt is not None and piece.text:
+                print(piece.text, end="", flush=True)
+    except KeyboardInterrupt:
+        stream.close()
+        finished = False
+    if prompt is not None:
+        print(flush=True)
+    return finished
+
+
+# ---------------------------------------------------------------------------------------------
+
+
+def _read_prompt(prompt: str | None, file: Path | None, seed: int) -> str:
+    if prompt is not None and file is not None:
+        raise InputError("-p and -f", "both", "one prompt", "leave one of them out")
+    if file is not None:
+        return _read_file(file, "-f").removesuffix("\n")
+    if prompt == "-":
+        return _decode(sys.stdin.buffer.read(_MAX_PROMPT_BYTES + 1), "stdin").removesuffix("\n")
+    if prompt is None:
+        return random.Random(seed).choice(_PROMPTS)
+    # What is not UTF-8 in an argument comes as lone surrogates; make it bytes again.
+    return _decode(prompt.encode("utf-8", "surrogateescape"), "-p")
+
+
+def _read_file(path: Path, option: str) -> str:
+    try:
+        with path.open("rb") as file:
+            return _decode(file.read(_MAX_PROMPT_BYTES + 1), str(path))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{option} {path}", reason, "a file that can be read") from None
+
+
+def _decode(raw: bytes, where: str) -> str:
+    if len(raw) > _MAX_PROMPT_BYTES:
+        raise InputError(where, "more", f"at most {_MAX_PROMPT_BYTES >> 20} MiB of text")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        found = f"byte 0x{raw[error.start]:02x} at offset {error.start}"
+        raise InputError(where, found, "UTF-8 text", "convert it, for example with iconv") from None

@@ -1,0 +1,124 @@
+"""What the command line says on stderr: facts, settings, times. In the manner of ggml's program."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from starcoder.errors import InputError
+
+if TYPE_CHECKING:
+    from starcoder.completion import Completion
+    from starcoder.llm import LLM, Options
+    from starcoder.stream import Stream
+
+__all__ = ["Clock", "facts", "json_line", "settings", "timings", "token_test"]
+
+
+class Clock:
+    """Tells the time since it was made."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+
+    @property
+    def ms(self) -> float:
+        """Milliseconds so far."""
+        return (time.perf_counter() - self._started) * 1e3
+
+
+def facts(llm: LLM) -> None:
+    """The model: where it came from, its shape, how it runs."""
+    f = llm.facts
+    rows: list[tuple[str, object]] = [
+        ("model", f"{f.source} ({f.format}{', ' if f.name else ''}{f.name})"),
+        ("n_vocab", f.n_vocab),
+        ("n_ctx", f.n_ctx if f.n_ctx == f.max_ctx else f"{f.n_ctx} of {f.max_ctx}"),
+        ("n_embd", f.dim),
+        ("n_head", f"{f.n_heads} ({f.n_kv_heads} for keys and values)"),
+        ("n_layer", f.n_layers),
+        ("type", f.type_name),
+        ("parameters", f"{f.n_parameters / 1e6:.2f} M"),
+        ("memory", f"{f.weight_bytes / 2**20:.2f} MB of weights"),
+        ("threads", f"{f.n_threads} ({f.isa})"),
+    ]
+    for name, value in rows:
+        _say(f"{name:10} = {value}")
+
+
+def settings(options: Options, stream: Stream) -> None:
+    """How tokens are chosen, and how many the prompt has."""
+    _say(f"seed = {options['seed']}")
+    _say(f"temp           = {options['temperature']:.3f}")
+    _say(f"top_k          = {options['top_k']}")
+    _say(f"top_p          = {options['top_p']:.3f}")
+    _say(f"repeat_last_n  = {options['repeat_last_n']}")
+    _say(f"repeat_penalty = {options['repeat_penalty']:.3f}")
+    _say(f"number of tokens in prompt = {stream.prompt_tokens}\n")
+
+
+def timings(completion: Completion, clock: Clock) -> None:
+    """Where the time went, tokens a second, and the most memory in use at once."""
+    t = completion.timings
+    print(file=sys.stderr)
+    _say(f"    load time = {t.load_ms:8.2f} ms")
+    _say(f"  sample time = {t.sample_ms:8.2f} ms")
+    _say(f"  prompt time = {t.prompt_ms:8.2f} ms{_speed(t.prompt_per_second)}")
+    _say(f" predict time = {t.predict_ms:8.2f} ms{_speed(t.predict_per_second)}")
+    _say(f"   total time = {clock.ms:8.2f} ms")
+    _say(f"  peak memory = {_peak_bytes() / 2**20:8.2f} MB")
+
+
+def json_line(completion: Completion) -> str:
+    """The answer as one JSON object."""
+    return json.dumps(dataclasses.asdict(completion), ensure_ascii=False)
+
+
+def token_test(llm: LLM, text: str) -> None:
+    """Compare our tokens with those of a file of lines `text => id,id,id`."""
+    tests = [_parse(number, line) for number, line in enumerate(text.splitlines(), 1)]
+    n_tests = n_failed = 0
+    for test in tests:
+        if test is None:
+            continue
+        n_tests += 1
+        found = llm.tokenize(test[0])
+        if found != test[1]:
+            n_failed += 1
+            print(f"token test: failed: {test[0]!r}", file=sys.stderr)
+            print(f"token test: expected {test[1]}", file=sys.stderr)
+            print(f"token test: found    {found}", file=sys.stderr)
+    print(f"token test: {n_failed} tests failed out of {n_tests} tests.", file=sys.stderr)
+
+
+# ---------------------------------------------------------------------------------------------
+
+
+def _parse(number: int, line: str) -> tuple[str, list[int]] | None:
+    text, arrow, ids = line.partition(" => ")
+    if not arrow:
+        return None
+    try:
+        return text, [int(token) for token in ids.split(",") if token.strip()]
+    except ValueError:
+        raise InputError(f"-tt line {number}", repr(ids[:40]), "ids like 12,34,56") from None
+
+
+def _say(line: str) -> None:
+    print(f"main: {line}", file=sys.stderr)
+
+
+def _speed(per_second: float) -> str:
+    if not per_second:
+        return ""
+    return f" / {1e3 / per_second:.2f} ms per token / {per_second:.2f} tokens per second"
+
+
+def _peak_bytes() -> int:
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

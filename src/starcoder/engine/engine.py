@@ -1,0 +1,230 @@
+"""Engine: the heartbeat. Each `step()` runs one batch through the model and says what came of it.
+
+The engine works in token ids; text lives in `llm`. It starts no thread and keeps no clock but a
+stopwatch. What a sequence gets depends on its own tokens alone: neighbors, chunks and order of
+arrival change when a token comes, never which.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+import time
+from collections.abc import Iterable
+from collections.abc import Sequence as Ids
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from starcoder.batch import BLOCK_LEN, Batch
+from starcoder.engine.block_pool import BlockPool
+from starcoder.engine.scheduler import Scheduler
+from starcoder.engine.sequence import Sequence
+from starcoder.errors import InputError, StarcoderError
+from starcoder.kv_cache import KVCache
+from starcoder.sampler import Sampler, SamplingParams
+
+if TYPE_CHECKING:
+    from starcoder.models import Model
+
+__all__ = ["Engine", "Event"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Event:
+    """What a step brought to one sequence."""
+
+    id: int
+    token: int | None = None
+    finish_reason: str | None = None  # "stop", "length", "cancelled", "error"; None: goes on
+    error: StarcoderError | None = None
+    logits: NDArray[np.float32] | None = None  # (n, n_vocab) of the next n tokens of the prompt
+
+
+class Engine:
+    """Runs many sequences at once over one model and one cache.
+
+    Args:
+        model: what turns a Batch into logits.
+        n_ctx: most tokens a sequence can hold, prompt and output together.
+        n_batch: most tokens in one step; longer prompts run in chunks.
+        n_parallel: sequences of `n_ctx` tokens that the cache has room for; shorter ones fit in
+            greater number, the rest wait.
+    """
+
+    def __init__(self, model: Model, *, n_ctx: int, n_batch: int, n_parallel: int) -> None:
+        n_blocks = n_parallel * -(-n_ctx // BLOCK_LEN)
+        self.n_ctx = n_ctx
+        self._model = model
+        self._cache = KVCache(model.config, n_blocks)
+        self._scheduler = Scheduler(BlockPool(n_blocks), n_batch)
+        self._sequences: dict[int, Sequence] = {}
+        self._cancelled: list[int] = []
+        self._events: list[Event] = []
+        self._ids = itertools.count()
+
+    def submit(
+        self,
+        prompt: Ids[int],
+        params: SamplingParams,
+        *,
+        max_tokens: int,
+        stop_ids: Iterable[int] = (),
+        wants_logits: bool = False,
+    ) -> Sequence:
+        """Put a request in line. Its events carry the `id` of the sequence that is returned.
+
+        Args:
+            prompt: token ids, at least one.
+            params: how to choose tokens.
+            max_tokens: most tokens to generate; clamped to what the context has left.
+            stop_ids: ids that end the text when they are chosen; they are not part of it.
+            wants_logits: give the logits of every prompt token; then nothing is generated.
+
+        Raises:
+            InputError: a prompt that is empty or too long, an id that no token has.
+        """
+        self._check_prompt(prompt)
+        if max_tokens < 0:
+            raise InputError("max_tokens", str(max_tokens), "at least 0")
+        sequence = Sequence(
+            id=next(self._ids),
+            tokens=[operator.index(token) for token in prompt],
+            n_prompt=len(prompt),
+            max_tokens=0 if wants_logits else min(max_tokens, self.n_ctx - len(prompt)),
+            sampler=Sampler(params),
+            stop_ids=frozenset(stop_ids),
+            wants_logits=wants_logits,
+        )
+        self._sequences[sequence.id] = sequence
+        self._scheduler.add(sequence)
+        if sequence.max_tokens == 0 and not wants_logits:
+            self._emit(sequence, "length")
+        return sequence
+
+    def cancel(self, id: int) -> None:  # noqa: A002 - the field's own word
+        """End a sequence at the next step; nothing happens if it has ended by itself.
+
+        Safe from any thread and from a destructor: it only leaves a note.
+        """
+        self._cancelled.append(id)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether a step would have nothing to do and nothing to report."""
+        return not self._sequences and not self._events
+
+    def step(self) -> list[Event]:
+        """Run one batch, or report what ended without one.
+
+        May be empty: a chunk in the middle of a prompt brings no event.
+
+        An exception (Ctrl-C, out of memory) leaves every sequence where it was or one token
+        further, with its event kept for the next step.
+        """
+        self._end_cancelled()
+        if not self._events:
+            chunks = self._scheduler.schedule()
+            if chunks:
+                self._run(chunks)
+        events, self._events = self._events, []
+        return events
+
+    # -----------------------------------------------------------------------------------------
+
+    def _run(self, chunks: list[tuple[Sequence, int]]) -> None:
+        rows: list[int] = []  # rows of the batch whose logits are wanted
+        spans: list[slice] = []  # where each sequence finds its own among them
+        start = 0
+        for sequence, n in chunks:
+            first = start if sequence.wants_logits else start + n - 1
+            wanted = range(first, start + n) if _is_heard(sequence, n) else range(0)
+            spans.append(slice(len(rows), len(rows) + len(wanted)))
+            rows.extend(wanted)
+            start += n
+        started = time.perf_counter()
+        batch = Batch.of([_bring(*chunk) for chunk in chunks], rows)
+        logits = self._model.forward(batch, self._cache)  # (r, n_vocab)
+        seconds = time.perf_counter() - started
+        for (sequence, n), span in zip(chunks, spans, strict=True):
+            self._commit(sequence, n, logits[span], seconds)
+
+    def _commit(
+        self, sequence: Sequence, n: int, logits: NDArray[np.float32], seconds: float
+    ) -> None:
+        """Move a sequence `n` tokens on; `logits` are (r, n_vocab), its own rows."""
+        is_heard = _is_heard(sequence, n)
+        if sequence.n_generated:
+            sequence.decode_seconds += seconds
+            sequence.n_decoded += 1
+        else:
+            sequence.prompt_seconds += seconds
+        sequence.n_computed += n
+        if sequence.wants_logits:
+            is_last = sequence.n_left == 0
+            self._emit(sequence, "length" if is_last else None, logits=logits)
+        elif is_heard:
+            self._choose(sequence, logits[0])
+
+    def _choose(self, sequence: Sequence, logits: NDArray[np.float32]) -> None:
+        """Sample the next token of a sequence whose known tokens are all computed."""
+        started = time.perf_counter()
+        try:
+            token = sequence.sampler.sample(logits, sequence.tokens)
+        except StarcoderError as error:
+            self._emit(sequence, "error", error=error)
+            return
+        sequence.sample_seconds += time.perf_counter() - started
+        if token in sequence.stop_ids:
+            self._emit(sequence, "stop")
+            return
+        sequence.tokens.append(token)
+        is_full = sequence.n_generated == sequence.max_tokens
+        self._emit(sequence, "length" if is_full else None, token=token)
+
+    def _emit(
+        self,
+        sequence: Sequence,
+        reason: str | None,
+        *,
+        token: int | None = None,
+        logits: NDArray[np.float32] | None = None,
+        error: StarcoderError | None = None,
+    ) -> None:
+        self._events.append(Event(sequence.id, token, reason, error, logits))
+        if reason is not None:
+            del self._sequences[sequence.id]
+            self._scheduler.finish(sequence, reason)
+
+    def _end_cancelled(self) -> None:
+        while self._cancelled:
+            sequence = self._sequences.get(self._cancelled.pop())
+            if sequence is not None:
+                self._emit(sequence, "cancelled")
+
+    def _check_prompt(self, prompt: Ids[int]) -> None:
+        if not prompt:
+            raise InputError("prompt", "no tokens", "at least one")
+        if len(prompt) > self.n_ctx:
+            advice = "shorten it, or raise the context with -c or n_ctx if the model allows"
+            raise InputError("prompt", f"{len(prompt)} tokens", f"at most {self.n_ctx}", advice)
+        n_vocab = self._model.config.n_vocab
+        for token in prompt:
+            if not 0 <= token < n_vocab:
+                raise InputError("prompt", f"token id {token}", f"0 to {n_vocab - 1}")
+
+
+# ---------------------------------------------------------------------------------------------
+
+
+def _is_heard(sequence: Sequence, n: int) -> bool:
+    """Whether `n` more tokens bring logits that somebody wants."""
+    return sequence.wants_logits or n == sequence.n_left
+
+
+def _bring(sequence: Sequence, n: int) -> tuple[list[int], int, list[int]]:
+    """What a sequence puts in the batch: its next `n` tokens, their first position, its blocks."""
+    first = sequence.n_computed
+    return sequence.tokens[first : first + n], first, sequence.block_table

@@ -1,0 +1,61 @@
+"""Sequence: one request's life, from waiting to finished. Plain data; others move it along."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from starcoder.sampler import Sampler
+
+__all__ = ["Sequence", "Status"]
+
+
+class Status(enum.Enum):
+    """Where a sequence stands."""
+
+    WAITING = "waiting"  # has no cache blocks yet
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Sequence:
+    """The ids of one request and how far they have come.
+
+    The first `n_computed` tokens are in the key/value cache; position p is in block
+    `block_table[p // BLOCK_LEN]`.
+    """
+
+    id: int
+    tokens: list[int]  # the prompt, then what was generated
+    n_prompt: int
+    max_tokens: int  # tokens to generate, already clamped to the context
+    sampler: Sampler
+    stop_ids: frozenset[int]  # sampling one of these ends the sequence
+    wants_logits: bool = False  # give the logits of the prompt instead of generating
+
+    status: Status = Status.WAITING
+    finish_reason: str | None = None
+    n_computed: int = 0
+    block_table: list[int] = field(default_factory=list)
+
+    # Seconds and forward passes: of the prompt, of single tokens, of choosing them.
+    prompt_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    sample_seconds: float = 0.0
+    n_decoded: int = 0
+
+    @property
+    def n_left(self) -> int:
+        """Tokens that are known but not yet in the cache."""
+        return len(self.tokens) - self.n_computed
+
+    @property
+    def n_generated(self) -> int:
+        """Tokens generated so far."""
+        return len(self.tokens) - self.n_prompt
+
+    @property
+    def max_len(self) -> int:
+        """The most tokens it can come to hold."""
+        return self.n_prompt + self.max_tokens

@@ -1,0 +1,165 @@
+"""Stream: the text of one request as it grows. Desk: many streams over one engine.
+
+Whoever waits for an event runs a step for everybody and puts the others' events in their
+inboxes. So streams may be read in turn or from several threads without one blocking another.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as Ids
+from types import TracebackType
+
+from starcoder.completion import Completion, Piece, Timings
+from starcoder.engine import Engine, Event, Sequence
+from starcoder.errors import MemoryLimitError
+from starcoder.sampler import SamplingParams
+from starcoder.tokenizer import StreamDecoder, Tokenizer
+
+__all__ = ["Desk", "Stream"]
+
+
+class Desk:
+    """Takes requests to the engine and brings each its events."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._lock = threading.Lock()
+        self._inboxes: dict[int, deque[Event]] = {}
+
+    def submit(
+        self,
+        prompt: Ids[int],
+        params: SamplingParams,
+        *,
+        max_tokens: int = 0,
+        stop_ids: Iterable[int] = (),
+        wants_logits: bool = False,
+    ) -> Sequence:
+        """Hand in a request; arguments and errors as for `Engine.submit`."""
+        with self._lock:
+            sequence = self._engine.submit(
+                prompt,
+                params,
+                max_tokens=max_tokens,
+                stop_ids=stop_ids,
+                wants_logits=wants_logits,
+            )
+            self._inboxes[sequence.id] = deque()
+        return sequence
+
+    def next_event(self, sequence: Sequence) -> Event:
+        """Wait for the next event of a sequence that has not ended.
+
+        Raises:
+            MemoryLimitError: no memory for a step.
+            StarcoderError: the sequence failed.
+        """
+        inbox = self._inboxes[sequence.id]
+        while not inbox:
+            with self._lock:
+                if not inbox:
+                    self._step()
+        event = inbox.popleft()
+        if event.finish_reason is not None:
+            del self._inboxes[sequence.id]
+        if event.error is not None:
+            raise event.error
+        return event
+
+    def cancel(self, sequence: Sequence) -> None:
+        """End a sequence if it has not ended; takes no lock, so a destructor may call it."""
+        if self._inboxes.pop(sequence.id, None) is not None:
+            self._engine.cancel(sequence.id)
+
+    def _step(self) -> None:
+        try:
+            events = self._engine.step()
+        except MemoryError:
+            advice = "choose a smaller batch with -b or n_batch"
+            raise MemoryLimitError("step", "no memory", "room for one batch", advice) from None
+        for event in events:
+            inbox = self._inboxes.get(event.id)
+            if inbox is not None:
+                inbox.append(event)
+
+
+class Stream(Iterator[Piece]):
+    """The pieces of one answer, made by `LLM.stream`. Closing or dropping it ends the request.
+
+    >>> with llm.stream("def ") as stream:  # doctest: +SKIP
+    ...     for piece in stream:
+    ...         print(piece.text, end="")
+    """
+
+    _is_open = False
+
+    def __init__(
+        self, desk: Desk, sequence: Sequence, tokenizer: Tokenizer, load_ms: float
+    ) -> None:
+        self._desk, self._sequence, self._load_ms = desk, sequence, load_ms
+        self._tokenizer, self._decoder = tokenizer, StreamDecoder(tokenizer)
+        self._tokens: list[int] = []  # what was read; the engine may be ahead
+        self._finish_reason = "cancelled"
+        self._is_open = True
+
+    def __next__(self) -> Piece:
+        if not self._is_open:
+            raise StopIteration
+        try:
+            event = self._desk.next_event(self._sequence)
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            self.close()
+            raise
+        text = ""
+        if event.token is not None:
+            self._tokens.append(event.token)
+            text = self._decoder.add(event.token)
+        if event.finish_reason is not None:
+            self._is_open, self._finish_reason = False, event.finish_reason
+            text += self._decoder.flush()
+        return Piece(text, event.token, event.finish_reason)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """How many token ids the prompt has."""
+        return self._sequence.n_prompt
+
+    @property
+    def completion(self) -> Completion:
+        """What was read so far; "cancelled" unless the end was reached."""
+        return Completion(
+            text=self._tokenizer.decode(self._tokens),
+            tokens=tuple(self._tokens),
+            prompt_tokens=self.prompt_tokens,
+            finish_reason=self._finish_reason,
+            timings=Timings.of(self._sequence, self._load_ms),
+        )
+
+    def drain(self) -> Completion:
+        """Read to the end."""
+        deque(self, maxlen=0)
+        return self.completion
+
+    def close(self) -> None:
+        """End the request; its share of the cache is free for others at their next step."""
+        if self._is_open:
+            self._is_open = False
+            self._desk.cancel(self._sequence)
+
+    __del__ = close
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
