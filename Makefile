@@ -4,7 +4,7 @@
 #   make run MODEL=m.gguf PROMPT="def f("   ... or with yours
 #   make test                    all tests, offline, in about two minutes
 #   make lint                    ruff, mypy and clang-format; `make format` mends what it can
-#   make bench                   speed at StarCoderBase-1B shapes, beside rivals that are installed
+#   make bench MODEL=m.gguf      speed of a model, as a share of what memory allows
 #   make clean                   remove what was built
 
 VENV   := .venv
@@ -34,7 +34,7 @@ format: $(VENV)/installed
 	$(BIN)/clang-format -i $(CXX_FILES)
 
 bench: $(VENV)/installed
-	$(BIN)/python bench/bench.py
+	$(BIN)/python bench/bench.py "$(MODEL)"
 
 $(VENV)/installed: $(SOURCES) scripts/setup
 	scripts/setup $(VENV)

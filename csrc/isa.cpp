@@ -1,7 +1,11 @@
-// Which instruction sets this machine has; the best is used, or the one that STARCODER_ISA names.
+// Which instruction sets this machine has; the best is used until another is asked for.
 #include "isa.h"
 
 #include <vector>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #if defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
@@ -14,12 +18,18 @@ extern const Isa isa_scalar, isa_avx2, isa_avx512, isa_neon;
 
 namespace {
 
+#if defined(__x86_64__)
+bool has_f16c() {  // clang's __builtin_cpu_supports does not know the name
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 std::vector<const Isa*> detect() {
     std::vector<const Isa*> found;
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                      __builtin_cpu_supports("f16c");
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vnni"))

@@ -46,7 +46,7 @@ struct Isa {
     // acc (n, 32) += the strips' rows times rows of x, from group g.
     void (*dot)(Type type, const Strip* strips, int64_t n_strips, const Quantized& x, int64_t row,
                 int64_t n, int64_t g, float* acc);
-    // acc (n, 32) = the pair of panels at `groups` times rows of x, for n <= kFewTokens: no strip
+    // acc (n, 32) += the pair of panels at `groups` times rows of x, for n <= kFewTokens: no strip
     // in between, which pays as long as memory is slower than unpacking.
     void (*dot_few)(Type type, const uint8_t* groups, const Quantized& x, int64_t row, int64_t n,
                     float* acc);

@@ -1,8 +1,8 @@
 // THE CONTRACT: every operation of the core, arrays in, arrays out.
 //
 // Axes: n tokens (rows of a batch), k inputs, m outputs, h heads, d dimensions of a head. All float
-// arrays are row-major float32 and contiguous. Callers check shapes; nothing here throws but
-// Matrix, when memory is short.
+// arrays are row-major float32 and contiguous. Callers check shapes; all that is ever
+// thrown is std::bad_alloc.
 //
 // One answer: element (token, output) of any result is made by the same operations in the same
 // order whatever n is, however many threads run, and on every instruction set.

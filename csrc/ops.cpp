@@ -19,8 +19,7 @@ constexpr int kStripRows = 2 * kRows;  // two panels are multiplied together
 // while all tokens of a block pass by.
 constexpr int64_t kStrips = 8;
 
-// Tokens that share one unpacking. Their activations should stay in the second-level cache:
-// 512 KB of 8-bit numbers.
+// Tokens that share one unpacking. Their activations should stay in the second-level cache: 512 KB.
 int64_t token_block(int64_t bytes_a_token) {
     return std::clamp<int64_t>((512 << 10) / bytes_a_token, 32, 256);
 }
@@ -105,7 +104,7 @@ template <class X>
 void linear_with(const Matrix& w, const X& x, int64_t n, const float* bias, Activation activation,
                  const float* residual, float* y) {
     const int64_t m = w.n_rows(), pairs = divide_up(m, kStripRows);
-    const int64_t block = token_block(divide_up(w.n_cols(), kGroup) * kGroup);
+    const int64_t block = token_block(w.n_cols() * (is_float(w.type()) ? 4 : 1));
     // Threads split the rows, so each weight is read and unpacked by one of them only.
     parallel_for(pairs, [&](int64_t begin, int64_t end) {
         alignas(64) float acc[kMaxTokenBlock * kStripRows];
@@ -197,9 +196,9 @@ const int32_t* block_table(const Rows& rows, int64_t i) {
     return rows.block_tables + (after - rows.row_starts - 1) * rows.table_len;
 }
 
-// The query heads that share one key/value head: one row of one token.
-struct Group {
-    const float* queries;   // (size, width), scaled by 1 / sqrt(head_dim)
+// The query heads of one token that share one key/value head.
+struct Queries {
+    const float* rows;      // (size, width), scaled by 1 / sqrt(head_dim)
     const int32_t* blocks;  // of the sequence
     int64_t kv_head, size, n_keys;
 };
@@ -212,22 +211,21 @@ struct Part {
         : acc(base), max(base + size * width), sum(max + size) {}
 };
 
-void attend_part(const Group& group, const Heads& heads, const Cache& cache, int64_t part,
+void attend_part(const Queries& q, const Heads& heads, const Cache& cache, int64_t part,
                  float* weights, const Part& out) {
     const int64_t d = heads.width(), first = part * kPart;
-    const int64_t keys = std::min(kPart, group.n_keys - first);
+    const int64_t keys = std::min(kPart, q.n_keys - first);
     const auto at = [&](int64_t key) {  // of a block's keys and values in the cache
-        return (group.blocks[(first + key) / kBlock] * heads.n_kv_heads + group.kv_head) * d *
-               kBlock;
+        return (q.blocks[(first + key) / kBlock] * heads.n_kv_heads + q.kv_head) * d * kBlock;
     };
     for (int64_t key = 0; key < keys; key += kBlock)
-        isa().scores(group.queries, group.size, d, cache.keys + at(key), weights + key, kPart);
+        isa().scores(q.rows, q.size, d, cache.keys + at(key), weights + key, kPart);
     const int64_t padded = divide_up(keys, kBlock) * kBlock;
-    for (int64_t h = 0; h < group.size; ++h)
+    for (int64_t h = 0; h < q.size; ++h)
         isa().softmax(weights + h * kPart, padded, keys, out.max + h, out.sum + h);
-    std::memset(out.acc, 0, static_cast<size_t>(group.size * d) * sizeof(float));
+    std::memset(out.acc, 0, static_cast<size_t>(q.size * d) * sizeof(float));
     for (int64_t key = 0; key < keys; key += kBlock)
-        isa().mix(weights + key, kPart, std::min(kBlock, keys - key), group.size, d,
+        isa().mix(weights + key, kPart, std::min(kBlock, keys - key), q.size, d,
                   cache.values + at(key), out.acc);
 }
 
@@ -255,13 +253,13 @@ class Attention {
 
     // All parts of one piece, one after the other.
     void whole(int64_t piece, float* buffer) const {
-        const Group group = make_group(piece, buffer);
+        const Queries q = queries_of(piece, buffer);
         float* weights = buffer + size_ * width_;
         const Part total(weights + size_ * kPart, size_, width_);
         const Part next(total.acc + part_floats(), size_, width_);
-        attend_part(group, heads_, cache_, 0, weights, total);
-        for (int64_t part = 1; part * kPart < group.n_keys; ++part) {
-            attend_part(group, heads_, cache_, part, weights, next);
+        attend_part(q, heads_, cache_, 0, weights, total);
+        for (int64_t part = 1; part * kPart < q.n_keys; ++part) {
+            attend_part(q, heads_, cache_, part, weights, next);
             merge_part(total, next, size_, width_);
         }
         write(piece, total);
@@ -269,8 +267,8 @@ class Attention {
 
     // One part of one piece, left at `parts`; and the merging of all of them, in order.
     void one_part(int64_t piece, int64_t part, float* buffer, float* parts) const {
-        const Group group = make_group(piece, buffer);
-        attend_part(group, heads_, cache_, part, buffer + size_ * width_,
+        const Queries q = queries_of(piece, buffer);
+        attend_part(q, heads_, cache_, part, buffer + size_ * width_,
                     Part(parts + part * part_floats(), size_, width_));
     }
     void merge(int64_t piece, float* parts) const {
@@ -281,7 +279,7 @@ class Attention {
     }
 
   private:
-    Group make_group(int64_t piece, float* queries) const {
+    Queries queries_of(int64_t piece, float* queries) const {
         const int64_t row = piece / heads_.n_kv_heads, kv_head = piece % heads_.n_kv_heads;
         const float* from = qkv_ + row * heads_.row() + kv_head * size_ * heads_.head_dim;
         const float scale = 1.0f / std::sqrt(static_cast<float>(heads_.head_dim));

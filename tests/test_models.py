@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from conftest import make_tiny, write_gguf
 from starcoder import formats, models, ops, reference
 from starcoder.batch import BLOCK_LEN, Batch
 from starcoder.checkpoint import Checkpoint
@@ -111,7 +112,7 @@ def test_logits_are_those_of_transformers(file: str, data: Path, ids: list[int])
 
 @pytest.mark.parametrize("file", ORACLE_FILES)
 def test_logits_of_every_type_are_those_of_transformers(
-    file: str, oracle: Path, ids: list[int], record_property: pytest.RecordProperty
+    file: str, oracle: Path, ids: list[int], record_property: Callable[[str, object], None]
 ) -> None:
     with np.load(oracle / "expected.npz") as expected:
         found = logits(models.build(formats.read(oracle / file)), ids)
@@ -151,6 +152,19 @@ def test_the_model_agrees_with_itself_on_the_slow_twins(
     slow = logits(models.build(checkpoint), ids[:20])
     # A last bit that differs can move an activation to the next of 255 steps: not equal, but near.
     assert divergence(slow, fast) <= 1e-5
+
+
+@pytest.mark.parametrize(("n_kv_heads", "tied"), [(1, True), (1, False), (4, True)])
+def test_every_shape_of_the_architecture_agrees_with_the_slow_twins(
+    n_kv_heads: int, tied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = make_tiny(n_kv_heads=n_kv_heads, tied=tied)
+    checkpoint = formats.read(write_gguf(tmp_path / "tiny.gguf", tiny))
+    assert checkpoint.config.n_kv_heads == n_kv_heads
+    fast = logits(models.build(checkpoint), range(3, 19), [13, 3])
+    monkeypatch.setattr(layers, "ops", SLOW)
+    slow = logits(models.build(checkpoint), range(3, 19))
+    assert np.abs(fast - slow).max() <= 1e-4 * np.abs(slow).max()
 
 
 # ---- one answer ----

@@ -43,18 +43,22 @@ _ACTIVATIONS = {None: 0, "gelu_tanh": 1, "gelu_erf": 2}
 
 
 def pack(tensor: Tensor) -> Matrix:
-    """The weights (m, k) of a tensor, repacked for `linear` and `embed`; the tensor can go.
+    """The weights (m, k) of a tensor, repacked for `linear` and `embed`.
+
+    The pages of a mapped file are let go, so that weights do not stand in memory twice.
 
     Raises:
         MemoryLimitError: no memory for them.
     """
     n_rows, n_cols = tensor.shape
     try:
-        return Matrix(int(tensor.type), tensor.data, n_rows, n_cols)
+        packed = Matrix(int(tensor.type), tensor.data, n_rows, n_cols)
     except MemoryError:
         found, expected = f"no memory for {tensor.nbytes} bytes", "room for all weights"
         advice = "use a smaller model or a smaller type"
         raise MemoryLimitError("weights", found, expected, advice) from None
+    tensor.release()
+    return packed
 
 
 def dequantize(tensor: Tensor) -> Floats:

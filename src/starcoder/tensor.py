@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import math
+import mmap
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,6 +92,21 @@ class Tensor:
         if self.type is not TensorType.F32:
             raise FormatError(f"tensor of shape {self.shape}", self.type.name, "F32")
         return self.data.view(np.float32).reshape(self.shape)
+
+    def release(self) -> None:
+        """Lets go of the memory of a mapped file's bytes; they are read again if asked for."""
+        owner: object = self.data
+        while isinstance(owner, np.ndarray):
+            owner = owner.base
+        if isinstance(owner, memoryview):
+            owner = owner.obj
+        if not (isinstance(owner, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED")):
+            return
+        start = self.data.ctypes.data - np.frombuffer(owner, np.uint8).ctypes.data
+        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE  # whole pages inside the tensor
+        length = (start + self.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
+        if length > 0:
+            owner.madvise(mmap.MADV_DONTNEED, first, length)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Tensor):

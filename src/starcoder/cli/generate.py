@@ -125,7 +125,7 @@ def generate(
         typer.Option("-tt", "--token-test", help="Check the tokenizer: lines of text => id,id."),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object and nothing else.")
+        bool, typer.Option("--json", help="Print one JSON object to stdout, and no text.")
     ] = False,
     version: Annotated[
         bool,
