@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from itertools import accumulate, pairwise
 from operator import index
@@ -18,7 +18,7 @@ import tokenizers
 from tokenizers import models, pre_tokenizers
 
 from starcoder.errors import FormatError, InputError
-from starcoder.vocab import Vocab
+from starcoder.vocab import BYTE_TEXT, Vocab
 
 __all__ = ["StreamDecoder", "Tokenizer"]
 
@@ -26,7 +26,7 @@ __all__ = ["StreamDecoder", "Tokenizer"]
 class Tokenizer:
     """The tokenizer of one vocabulary; unchanging, so threads may share it.
 
-    Takes 65 ms to make for the 49,152 tokens of StarCoder (two cores of Zen 4; by JSON: 140 ms).
+    Takes 65 ms to make for the 49,152 tokens of StarCoder (Zen 4; by JSON: 140 ms).
 
     Args:
         vocab: the tokens, merges and special ids.
@@ -38,8 +38,8 @@ class Tokenizer:
     def __init__(self, vocab: Vocab) -> None:
         self.vocab = vocab
         self._model = _build(vocab)
-        ordinary = enumerate(vocab.tokens)
-        self._bytes = b"".join(t for i, t in ordinary if len(t) == 1 and i not in vocab.special_ids)
+        known = map(self._model.token_to_id, BYTE_TEXT)
+        self._bytes = bytes(byte for byte, token in enumerate(known) if token is not None)
         self._special = _special_ids(vocab)
         self._special_pattern = _any_of(self._special)
 
@@ -133,51 +133,42 @@ class StreamDecoder:
 
 
 def _build(vocab: Vocab) -> tokenizers.Tokenizer:
-    texts = _byte_level(vocab.tokens)
+    texts = _byte_level(vocab)
     # From the last to the first, so that of tokens spelled alike the first has the text.
-    ids = {
-        texts[i]: i
-        for i in range(len(texts) - 1, -1, -1)
-        if texts[i] and i not in vocab.special_ids
-    }
-    merges = [(texts[left], texts[right]) for left, right in vocab.merges]
-    usable = [(a, b) for a, b in merges if a in ids and b in ids and a + b in ids]
-    if len(usable) < len(merges):
-        _check_unusable(merges, ids, {texts[i] for i in vocab.special_ids})
-    built = tokenizers.Tokenizer(models.BPE(ids, usable))
+    ids = dict(zip(reversed(texts), range(len(texts) - 1, -1, -1), strict=True))
+    ids.pop("", None)
+    lefts, rights = ([texts[i] for i in column] for column in vocab.merges.T.tolist())
+    merges = [(a, b) for a, b in zip(lefts, rights, strict=True) if a and b and a + b in ids]
+    if len(merges) < len(vocab.merges):
+        _check_unusable(vocab)
+    built = tokenizers.Tokenizer(models.BPE(ids, merges))
     words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     digits = [pre_tokenizers.Digits(individual_digits=True)] if vocab.split_digits else []
     built.pre_tokenizer = pre_tokenizers.Sequence([*digits, words])
     return built
 
 
-def _check_unusable(merges: list[tuple[str, str]], ids: dict[str, int], special: set[str]) -> None:
+def _check_unusable(vocab: Vocab) -> None:
     """Let merges go that need or make a special token, as these come from no merge; no others.
 
     Left to the library, a merge that makes no token can panic.
     """
-    known = ids.keys() | special - {""}
-    for rank, (left, right) in enumerate(merges):
-        if not {left, right, left + right} <= known:
-            found = f"merge {rank} of {left[:40]!r} and {right[:40]!r}"
+    known = {*vocab.tokens} - {b""}
+    for rank, (left, right) in enumerate(vocab.merges.tolist()):
+        a, b = vocab.tokens[left], vocab.tokens[right]
+        if not {a, b, a + b} <= known:
+            found = f"merge {rank} of {a[:40]!r} and {b[:40]!r}"
             raise FormatError("vocabulary", found, "two tokens that make a token")
 
 
-def _byte_level(tokens: Sequence[bytes]) -> list[str]:
-    """Write each byte as one printable character, as the library wants: a space is "Ġ"."""
-    joined, _ = codecs.charmap_decode(b"".join(tokens), "strict", _CHARACTERS)
+def _byte_level(vocab: Vocab) -> list[str]:
+    """Write tokens as the library wants them, as in vocabulary files; special tokens as ""."""
+    tokens = list(vocab.tokens)
+    for i in vocab.special_ids:
+        tokens[i] = b""
+    joined, _ = codecs.charmap_decode(b"".join(tokens), "strict", BYTE_TEXT)
     ends = accumulate(map(len, tokens), initial=0)
     return [joined[start:end] for start, end in pairwise(ends)]
-
-
-def _characters() -> str:
-    """Make GPT-2's table of 256: printable Latin-1 as it is, U+0100 and on for the rest."""
-    others = map(chr, range(256, 512))
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    return "".join(chr(byte) if byte in printable else next(others) for byte in range(256))
-
-
-_CHARACTERS = _characters()
 
 
 # ------------------------------------------------------------------------------------------------

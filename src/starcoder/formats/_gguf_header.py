@@ -173,13 +173,16 @@ def _skip_strings(cursor: Cursor, key: str, count: int) -> int:
 
 
 def _read_strings(cursor: Cursor, key: str, count: int) -> list[str]:
-    """The `count` strings from here on. StarCoder's 49,152 take 6 ms; one by one 24 ms."""
-    window = cursor.data[cursor.pos : cursor.pos + 32 * count + 64]
-    lines = _as_lines(window, count) if count else []
-    if lines is None:
+    """The `count` strings from here on. StarCoder's 49,152 take 12 ms; one by one 45 ms."""
+    window = cursor.data[cursor.pos : cursor.pos + 24 * count + 64]
+    joined = _join_strings(window, count) if count else b""
+    if joined is None or joined.count(b"\n") != count:
         return _read_strings_singly(cursor, key, count)
-    cursor.skip(8 * count + sum(len(line.encode()) for line in lines), key)
-    return lines
+    cursor.skip(len(joined) + 7 * count, key)
+    try:
+        return joined.decode().split("\n")[1:]
+    except UnicodeDecodeError:
+        cursor.fail(key, "a text that is not UTF-8", "UTF-8 text")
 
 
 def _read_strings_singly(cursor: Cursor, key: str, count: int) -> list[str]:
@@ -189,6 +192,27 @@ def _read_strings_singly(cursor: Cursor, key: str, count: int) -> list[str]:
         if cursor.pos > limit:
             cursor.fail(key, f"more than {_MAX_LIST} bytes", "the texts of a vocabulary")
     return strings
+
+
+def _join_strings(window: bytes, count: int) -> bytes | None:
+    """The texts of the first `count` strings, each after a line feed, or None if it cannot tell.
+
+    Lengths are small numbers and text has no zeros, so eight bytes below 65,536 that no zero
+    follows are a length. If these lengths lead from each to the next, the guess was right.
+    """
+    n = len(window) - 8
+    numbers = np.ndarray((n,), "<u8", window, 0, (1,))  # the one that starts at each byte
+    after = np.frombuffer(window, np.uint8, n, 8)
+    places = np.flatnonzero((numbers < 1 << 16) & (after != 0))[:count]
+    lengths = numbers[places].astype(np.int64)
+    ends = places + 8 + lengths
+    chained = len(places) == count and places[0] == 0 and np.array_equal(places[1:], ends[:-1])
+    if not chained or ends[-1] > len(window) or lengths.max() > _MAX_ITEM_LEN:
+        return None
+    lines = np.frombuffer(window, np.uint8, ends[-1]).copy()
+    lines[places], lines[places + 1] = ord("\n"), 0  # the other six bytes are zeros
+    joined = lines.tobytes().translate(None, b"\0")
+    return joined if len(joined) == count + lengths.sum() else None
 
 
 def _read_info(cursor: Cursor) -> Info:

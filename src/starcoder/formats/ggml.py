@@ -1,7 +1,7 @@
 """Legacy ggml `.bin` files: what ggml's own StarCoder example wrote. Reading only.
 
     u32 magic  i32 n_vocab n_ctx dim n_heads n_layers ftype
-    i32 n_vocab  n_vocab x { u32 length, bytes }
+    i32 n_vocab  n_vocab x { i32 length, bytes }
     until the end: i32 n_dims, name_len, type; i32 dims[n_dims], innermost first; name; data
 
 Nothing is aligned. The key and value rows of multi-query attention are repeated for every head;

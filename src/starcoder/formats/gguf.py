@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from starcoder.checkpoint import Checkpoint
 from starcoder.config import ACTIVATION_NAMES, ModelConfig
-from starcoder.errors import FormatError
 from starcoder.formats._byte_level import MAX_TOKEN_LEN, SPECIAL_NAMES, merge_ids, token_bytes
-from starcoder.formats._bytes import DAMAGED, Cursor, map_file, settle, shown
+from starcoder.formats._bytes import Cursor, map_file, settle, shown
 from starcoder.formats._gguf_header import MAGIC, Info, Meta, read_header
 from starcoder.tensor import Tensor, TensorType
 from starcoder.vocab import Vocab
@@ -64,41 +63,35 @@ def _vocab(meta: Meta) -> Vocab:
         expected = " or ".join(map(repr, _PRE_TOKENIZERS))
         cursor.fail("tokenizer.ggml.pre", f"unsupported pre-tokenizer {pre!r}", expected, "")
     texts = meta.strings("tokenizer.ggml.tokens")
-    merges = meta.strings("tokenizer.ggml.merges")
     tokens, special_ids = _tokens(meta, texts)
     return Vocab(
         tokens=tuple(tokens),
-        merges=_merges(cursor, merges, texts),
+        merges=_merges(meta, texts),
         special_ids=special_ids,
         eos_id=_token_id(meta, "eos", len(texts)),
         bos_id=_token_id(meta, "bos", len(texts)),
     )
 
 
-def _tokens(meta: Meta, texts: list[bytes]) -> tuple[list[bytes], frozenset[int]]:
+def _tokens(meta: Meta, texts: list[str]) -> tuple[list[bytes], frozenset[int]]:
     """The bytes of every token, and which are special. Padding, "[PAD49153]", becomes b""."""
     cursor, key = meta.cursor, "tokenizer.ggml.tokens"
     if not texts or max(map(len, texts)) > MAX_TOKEN_LEN:
         cursor.fail(key, "no token, or one too long", f"tokens of 1 to {MAX_TOKEN_LEN} bytes")
     kinds = _kinds(meta, texts)
-    padding = {i for i, text in enumerate(texts) if text[:4] == b"[PAD" and text == b"[PAD%d]" % i}
+    padding = {i for i, text in enumerate(texts) if text[:4] == "[PAD" and text == f"[PAD{i}]"}
     padding.update(np.flatnonzero(kinds == _UNUSED).tolist())
     marked = set(np.flatnonzero(np.isin(kinds, _MARKED)).tolist()) - padding
     byte_level = list(texts)
     for i in padding | marked:
-        byte_level[i] = b""
-    try:
-        joined = b"\n".join(byte_level).decode()
-        "".join(texts[i].decode() for i in marked)
-    except UnicodeDecodeError:
-        cursor.fail(key, "a token that is not UTF-8", "UTF-8 text")
-    tokens = token_bytes(joined, len(texts), f"{cursor.name}: {key}")
+        byte_level[i] = ""
+    tokens = token_bytes(byte_level, f"{cursor.name}: {key}")
     for i in marked:
-        tokens[i] = texts[i]
+        tokens[i] = texts[i].encode()
     return tokens, frozenset(i for i in marked if tokens[i])
 
 
-def _kinds(meta: Meta, texts: list[bytes]) -> NDArray[np.int32]:
+def _kinds(meta: Meta, texts: list[str]) -> NDArray[np.int32]:
     """The type of every token. Old files mark no special tokens; these go by their names."""
     key = "tokenizer.ggml.token_type"
     kinds = np.full(len(texts), _NORMAL, np.int32)
@@ -107,19 +100,18 @@ def _kinds(meta: Meta, texts: list[bytes]) -> NDArray[np.int32]:
         if kinds.min() < _NORMAL or kinds.max() > _UNUSED:
             meta.cursor.fail(key, f"{kinds.min()} to {kinds.max()}", f"{_NORMAL} to {_UNUSED}")
     if not np.isin(kinds, _MARKED).any():
-        kinds[[i for i, text in enumerate(texts) if text in SPECIAL_NAMES]] = _CONTROL
+        kinds[[i for i, text in enumerate(texts) if text.encode() in SPECIAL_NAMES]] = _CONTROL
     return kinds
 
 
-def _merges(cursor: Cursor, merges: list[bytes], texts: list[bytes]) -> tuple[tuple[int, int], ...]:
-    where = f"{cursor.name}: tokenizer.ggml.merges"
-    if set(map(bytes.count, merges, repeat(b" "))) - {1}:
-        raise FormatError(
-            where, "a merge that is not two texts", "two texts and one space", DAMAGED
-        )
-    parts = b" ".join(merges).split(b" ") if merges else []
+def _merges(meta: Meta, texts: list[str]) -> NDArray[np.int32]:
+    cursor, key = meta.cursor, "tokenizer.ggml.merges"
+    merges = meta.strings(key)
+    if set(map(str.count, merges, repeat(" "))) - {1}:
+        cursor.fail(key, "a merge that is not two texts", "two texts and one space")
+    parts = " ".join(merges).split(" ") if merges else []
     ids = dict(zip(reversed(texts), range(len(texts) - 1, -1, -1), strict=True))  # first id wins
-    return merge_ids(parts[::2], parts[1::2], ids, where)
+    return merge_ids(parts[::2], parts[1::2], ids, f"{cursor.name}: {key}")
 
 
 def _token_id(meta: Meta, name: str, n_vocab: int) -> int | None:
