@@ -47,14 +47,10 @@ class Matrix {
     }
 
   private:
-    struct Free {
-        size_t nbytes;
-        void operator()(uint8_t* data) const;
-    };
     Type type_;
     int64_t n_rows_, n_cols_, n_groups_, group_bytes_;
     size_t nbytes_;
-    std::unique_ptr<uint8_t[], Free> data_;
+    std::shared_ptr<uint8_t> data_;
 };
 
 // ---- operations (ops.cpp) ----

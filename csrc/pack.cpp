@@ -4,7 +4,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
+#include <mutex>
 #include <new>
+#include <utility>
 
 #include "kernels.h"
 #include "quantize.h"
@@ -15,18 +18,51 @@ namespace starcoder {
 namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
+constexpr size_t kChunk = size_t{64} << 20;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Fresh zeroed pages, in huge ones where the system has them: fewer faults while packing, fewer
-// misses of the address cache while decoding. Aligned to a page at least.
-uint8_t* allocate(size_t nbytes) {
-    void* data = mmap(nullptr, nbytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (data == MAP_FAILED) throw std::bad_alloc();
+// Fresh zeroed memory in huge pages, where the system has them: fewer faults while packing, fewer
+// misses of the address cache while decoding. Several matrices share a chunk, since what is left
+// at the end of a mapping would come in small pages: a third of a 1B model's, if each had its own.
+class Chunk {
+  public:
+    explicit Chunk(size_t nbytes) : nbytes_(nbytes + kHugePage) {
+        void* map =
+            mmap(nullptr, nbytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (map == MAP_FAILED) throw std::bad_alloc();
+        map_ = static_cast<uint8_t*>(map);
+        next_ = map_ + (kHugePage - reinterpret_cast<uintptr_t>(map_) % kHugePage);
 #if defined(MADV_HUGEPAGE)
-    if (nbytes >= kHugePage) madvise(data, nbytes, MADV_HUGEPAGE);
+        madvise(next_, nbytes, MADV_HUGEPAGE);
 #endif
-    return static_cast<uint8_t*>(data);
+    }
+    ~Chunk() { munmap(map_, nbytes_); }
+    Chunk(const Chunk&) = delete;
+    Chunk& operator=(const Chunk&) = delete;
+
+    uint8_t* take(size_t nbytes) {  // null: no room
+        const size_t left = static_cast<size_t>(map_ + nbytes_ - next_);
+        if (nbytes > left) return nullptr;
+        return std::exchange(next_, next_ + nbytes);
+    }
+
+  private:
+    size_t nbytes_;
+    uint8_t *map_, *next_;
+};
+
+std::shared_ptr<uint8_t> allocate(size_t nbytes) {  // a multiple of 64
+    static std::mutex mutex;
+    static std::weak_ptr<Chunk> latest;  // matrices keep it alive, not we
+    const std::lock_guard lock(mutex);
+    auto chunk = latest.lock();
+    uint8_t* data = chunk ? chunk->take(nbytes) : nullptr;
+    if (!data) {
+        latest = chunk = std::make_shared<Chunk>(std::max(nbytes, kChunk));
+        data = chunk->take(nbytes);
+    }
+    return {chunk, data};
 }
 
 // Four inputs of a row stand together in a panel's vectors: they are moved as one word.
@@ -104,8 +140,6 @@ void pack_group(const T* rows, int64_t n_rows, int64_t n_cols, int64_t g, bool p
 
 }  // namespace
 
-void Matrix::Free::operator()(uint8_t* data) const { munmap(data, nbytes); }
-
 Matrix::Matrix(Type type, const void* data, int64_t n_rows, int64_t n_cols)
     : type_(type), n_rows_(n_rows), n_cols_(n_cols), n_groups_(divide_up(n_cols, kGroup)) {
     if (is_float(type))
@@ -115,7 +149,7 @@ Matrix::Matrix(Type type, const void* data, int64_t n_rows, int64_t n_cols)
             type, [](auto, auto p) { return int64_t{sizeof(typename decltype(p)::type)}; });
     const int64_t pairs = divide_up(n_rows, 2 * kRows);
     nbytes_ = static_cast<size_t>(pairs * n_groups_ * 2 * group_bytes_);
-    data_ = {allocate(nbytes_), Free{nbytes_}};
+    data_ = allocate(nbytes_);
 
     const auto* bytes = static_cast<const uint8_t*>(data);
     const int64_t row_bytes = n_cols / block_len(type) * block_bytes(type);
