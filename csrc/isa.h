@@ -24,9 +24,9 @@ struct Quantized {
 
 inline constexpr int kFewTokens = 4;
 
-// How far ahead weights are asked for, in bytes. Two threads decoding Q4_0 at 24.5 GB/s of read
-// bandwidth: 19 GB/s at 0 and 512, 22 at 1024, 20 at 2048, 17 at 3072 (Xeon with AVX-512).
-inline constexpr int64_t kAhead = 1024;
+// How far ahead weights are asked for, in bytes. Q4_0, one thread, beside 12 GB/s of plain reading:
+// 10.4 GB/s at 1024, 11.0 at 2048, 11.4 at 3072; two threads lose at 6144. See docs/log.md.
+inline constexpr int64_t kAhead = 3072;
 
 struct Isa {
     const char* name;

@@ -256,6 +256,16 @@ void dot_vectors(const P& panel, int b, int i, const int8_t* const* q, I* low, I
     }
 }
 
+// Asks for a quarter of the panel kAhead bytes further on. Spread out like this, the requests of
+// one quarter are answered while the next is multiplied.
+template <class P>
+void prefetch_quarter(const P& panel, int b) {
+    constexpr size_t kLines = sizeof(P) / 64;
+    const auto* ahead = reinterpret_cast<const uint8_t*>(&panel) + kAhead;
+    for (size_t i = kLines * b / kBlocks; i < kLines * (b + 1) / kBlocks; ++i)
+        __builtin_prefetch(ahead + 64 * i);
+}
+
 // Rows r .. r + W of one group: the same operations as in dot_tile, without a strip in between.
 template <class P, int T>
 void dot_rows(const P& panel, int r, const Quantized& x, int64_t row, int64_t g, float* acc) {
@@ -277,6 +287,7 @@ void dot_rows(const P& panel, int r, const Quantized& x, int64_t row, int64_t g,
     for (int b = 0; b < kBlocks; ++b) {
         constexpr bool Halves = P::Subs == 8;  // low and high nibbles have scales of their own
         const int s = Halves ? 2 * b : b;
+        if (r == 0) prefetch_quarter(panel, b);
         I low[T], high[T];
         EACH (t, T) {
             low[t] = set_int(P::Min ? 0 : x.start[subs[t] + s]);
@@ -303,7 +314,6 @@ void dot_pair(const uint8_t* groups, const Quantized& x, int64_t row, int64_t n,
         if (n < T) return dot_pair<P, T - 1>(groups, x, row, n, acc);
     for (int64_t g = 0; g < x.groups; ++g)
         for (int half = 0; half < 2; ++half, groups += sizeof(P)) {
-            for (size_t i = 0; i < sizeof(P); i += 64) __builtin_prefetch(groups + kAhead + i);
             for (int r = 0; r < kRows; r += W)
                 dot_rows<P, T>(*reinterpret_cast<const P*>(groups), r, x, row, g,
                                acc + kRows * half);
