@@ -6,6 +6,7 @@ no size that a file claims is ever allocated.
 
 from __future__ import annotations
 
+import errno
 import json
 import mmap
 import os
@@ -18,7 +19,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from starcoder.errors import FormatError
+from starcoder.errors import FormatError, MemoryLimitError
 from starcoder.tensor import Tensor, TensorType
 
 __all__ = ["DAMAGED", "Cursor", "load_json", "map_file", "read_json", "reject", "settle", "shown"]
@@ -45,6 +46,7 @@ def map_file(path: Path) -> mmap.mmap:
 
     Raises:
         FormatError: no such file, no permission, an empty file, a device or a pipe.
+        MemoryLimitError: the address space has no room for it.
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -56,6 +58,8 @@ def map_file(path: Path) -> mmap.mmap:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         advice = "check the path and its permissions"
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            raise MemoryLimitError(str(path), reason.lower(), "room to map it", "") from None
         raise FormatError(str(path), reason.lower(), "a model file", advice) from None
 
 
@@ -158,10 +162,15 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def settle(tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
-    """The tensors with vectors and position embeddings as F32 at addresses divisible by four.
+    """The tensors as models want them, from whichever format.
 
-    Models add these to activations as they are; only matrices keep the file's type and place.
+    Vectors and position embeddings become F32 at addresses divisible by four, since they are added
+    to activations as they are; only matrices keep the file's type and place. An output matrix
+    that is a copy of the embedding goes: one matrix serves for both.
     """
+    output = tensors.get("output.weight")
+    if output is not None and output == tensors.get("token_embd.weight"):
+        tensors = {name: t for name, t in tensors.items() if t is not output}
     vectors = {n: t for n, t in tensors.items() if len(t.shape) == 1 or n == "position_embd.weight"}
     return tensors | {name: _as_f32(t, f"{where}: tensor {name}") for name, t in vectors.items()}
 

@@ -97,8 +97,8 @@ def read(path: Path) -> Checkpoint:
     )
     version = _version(cursor, ftype)
     tokens = _tokens(cursor, n_vocab)
-    tensors = _untie(_read_tensors(cursor, n_layers, version))
-    tensors, n_kv_heads = _fold(cursor, shape, settle(tensors, cursor.name))
+    tensors = settle(_read_tensors(cursor, n_layers, version), cursor.name)
+    tensors, n_kv_heads = _fold(cursor, shape, tensors)
     hidden_dim = tensors["blk.0.ffn_up.weight"].shape[0]
     config = replace(shape, hidden_dim=hidden_dim, n_kv_heads=n_kv_heads)
     label = f"ggml, quantization version {version}"
@@ -203,13 +203,6 @@ def _shorten_scales(
     shortened[:, : 2 * n_scales] = short.view(np.uint8)
     shortened[:, 2 * n_scales :] = blocks[:, 4 * n_scales :]
     return shortened.reshape(-1)
-
-
-def _untie(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the output matrix where it is only a copy of the embedding."""
-    if tensors.get("output.weight") == tensors["token_embd.weight"]:
-        del tensors["output.weight"]
-    return tensors
 
 
 def _fold(

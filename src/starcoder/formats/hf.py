@@ -59,10 +59,10 @@ def read(path: Path) -> Checkpoint:
     vocab = read_vocab(path / "tokenizer.json", config.n_vocab)
     ids = {name: _token_id(settings, f"{name}_token_id", vocab) for name in ("eos", "bos")}
     vocab = replace(vocab, eos_id=ids["eos"], bos_id=ids["bos"])
-    tensors = settle(_rename(path, config, _weights(path)), str(path))
+    tensors = _untie(path, settings, _rename(path, config, _weights(path)))
+    tensors = settle(tensors, str(path))
     if config.n_kv_heads != 1:
         tensors |= _group_heads(path, config, tensors)
-    tensors = _untie(path, settings, tensors)
     return Checkpoint(config, vocab, tensors, "Hugging Face", str(path))
 
 
@@ -227,11 +227,10 @@ def _group_heads(path: Path, config: ModelConfig, tensors: dict[str, Tensor]) ->
 
 
 def _untie(path: Path, settings: _Settings, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the output matrix where it is the embedding, by the configuration or in fact."""
-    tied = settings.flag("tie_word_embeddings", True)
-    if not tied and "output.weight" not in tensors:
+    """Without the output matrix, if the configuration says that it is the embedding."""
+    if settings.flag("tie_word_embeddings", True):
+        return {name: tensor for name, tensor in tensors.items() if name != "output.weight"}
+    if "output.weight" not in tensors:
         advice = "set tie_word_embeddings if the output matrix is the embedding"
         reject(path, "tensor lm_head.weight", "no such tensor", "an output matrix", advice)
-    if tied or tensors["output.weight"] == tensors["token_embd.weight"]:
-        return {name: tensor for name, tensor in tensors.items() if name != "output.weight"}
     return tensors
