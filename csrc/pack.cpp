@@ -114,11 +114,27 @@ void pack_scales(const RowGroup& row, int r, P& panel) {
     }
 }
 
+// Blocks of 32 nibbles hold their codes in the order of a panel: they are moved, not taken apart.
+template <class Block, class P>
+void pack_nibbles(const Block* rows, int64_t n_rows, int64_t blocks_a_row, int64_t first,
+                  P& panel) {
+    for (int64_t r = 0; r < n_rows; ++r)
+        for (int b = 0; b < kBlocks && first + b < blocks_a_row; ++b) {
+            const Block& block = rows[r * blocks_a_row + first + b];
+            for (int j = 0; j < 4; ++j)
+                put_four(panel.codes.nibble[b][j], static_cast<int>(r), block.qs + 4 * j);
+            panel.scales.scale[b][r] = block.d;
+            if constexpr (P::Min) panel.scales.min[b][r] = block.m;
+        }
+}
+
 // Fills one group of one panel. Missing rows stay zero, scales included.
 template <class Block, class P>
 void pack_group(const Block* rows, int64_t n_rows, int64_t n_cols, int64_t g, uint8_t* out) {
     const int64_t blocks_a_row = n_cols * int64_t{P::Nested ? 1 : 8} / 256;
     P& panel = *reinterpret_cast<P*>(out);
+    if constexpr (P::Bits == 4 && !P::Nested)
+        return pack_nibbles(rows, n_rows, blocks_a_row, g * kBlocks, panel);
     RowGroup group;
     for (int64_t r = 0; r < n_rows; ++r) {
         split(rows + r * blocks_a_row, g, n_cols, group);
