@@ -3,6 +3,7 @@
 #   make run                     generate text with the small model of the tests
 #   make run MODEL=m.gguf PROMPT="def f("   ... or with yours
 #   make test                    all tests, offline, in about two minutes
+#   make campaign-crash          a hundred kills and a disk that fills: no file is ever lost
 #   make lint                    ruff, mypy and clang-format; `make format` mends what it can
 #   make bench MODEL=m.gguf      speed of a model, as a share of what memory allows
 #   make clean                   remove what was built
@@ -14,13 +15,16 @@ PROMPT ?= def fibonacci(
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*.h tests/*.cpp)
 
-.PHONY: run test lint format bench clean
+.PHONY: run test campaign-crash lint format bench clean
 
 run: $(VENV)/installed
 	$(BIN)/starcoder -m "$(MODEL)" -p "$(PROMPT)" -n 64
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
+
+campaign-crash: $(VENV)/installed
+	STARCODER_CRASHES=100 $(BIN)/python -m pytest tests/test_crash.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .

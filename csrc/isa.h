@@ -74,6 +74,11 @@ struct Isa {
     // Merges two parts of a softmax: acc (d), max, sum of one into those of the other.
     void (*merge)(float* acc, float* max, float* sum, const float* acc2, float max2, float sum2,
                   int64_t d);
+
+    // x (n) -> blocks of this type, n in whole blocks; see `requantize`.
+    void (*encode)(Type type, const float* x, int64_t n, bool fused, void* out);
+    // out (n) = x (n)
+    void (*widen_half)(const half* x, int64_t n, float* out);
 };
 
 const Isa& isa();                              // the one in use

@@ -26,13 +26,16 @@ constexpr int kStripRow = 2 * kRows;  // rows of a strip
 #include "loops_linear.h"
 //
 #include "loops_attention.h"
+//
+#include "loops_encode.h"
 
 namespace starcoder {
 namespace {
 
 constexpr Isa kTable = {
-    kName,  kSignedBytes, quantize_row, unpack, unpack_floats, dot, dot_few, dot_floats,
-    finish, layer_norm,   narrow,       scores, softmax,       mix, merge,
+    kName,   kSignedBytes, quantize_row, unpack,     unpack_floats, dot,
+    dot_few, dot_floats,   finish,       layer_norm, narrow,        scores,
+    softmax, mix,          merge,        encode,     widen_half,
 };
 
 }  // namespace

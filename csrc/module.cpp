@@ -65,6 +65,11 @@ void require_bytes(Type type, int64_t n_rows, int64_t n_cols, size_t nbytes) {
     require(nbytes == expected, "as many bytes as type and shape ask for");
 }
 
+void require_aligned(Type type, const void* data) {
+    const bool halves = type == Type::F16 || type == Type::BF16;
+    require(!halves || reinterpret_cast<uintptr_t>(data) % 2 == 0, "halves at an even address");
+}
+
 void make_matrix(Matrix* self, int type, In<uint8_t, 1> data, int64_t n_rows, int64_t n_cols) {
     const Type t = checked_type(type);
     require_bytes(t, n_rows, n_cols, data.size());
@@ -77,6 +82,33 @@ void py_dequantize(int type, In<uint8_t, 1> data, Out<float, 2> out) {
     require_bytes(t, size(out, 0), size(out, 1), data.size());
     nb::gil_scoped_release release;
     dequantize(t, data.data(), size(out, 0), size(out, 1), out.data());
+}
+
+void py_requantize(int from, In<uint8_t, 1> data, int64_t n_rows, int64_t n_cols, int to,
+                   bool fused, Out<uint8_t, 1> out) {
+    const Type source = checked_type(from), target = checked_type(to);
+    require_bytes(source, n_rows, n_cols, data.size());
+    require_bytes(target, n_rows, n_cols, out.size());
+    require_aligned(target, out.data());
+    nb::gil_scoped_release release;
+    requantize(source, data.data(), target, n_rows, n_cols, fused, out.data());
+}
+
+void py_quantize(int type, In<float, 2> x, bool fused, Out<uint8_t, 1> out) {
+    const Type t = checked_type(type);
+    require_bytes(t, size(x, 0), size(x, 1), out.size());
+    require_aligned(t, out.data());
+    nb::gil_scoped_release release;
+    quantize(t, x.data(), size(x, 0), size(x, 1), fused, out.data());
+}
+
+int64_t py_first_non_finite(int type, In<uint8_t, 1> data) {
+    const Type t = checked_type(type);
+    require(data.size() % static_cast<size_t>(block_bytes(t)) == 0,
+            "as many bytes as whole blocks take");
+    const auto n = static_cast<int64_t>(data.size()) / block_bytes(t) * block_len(t);
+    nb::gil_scoped_release release;
+    return first_non_finite(t, data.data(), n);
 }
 
 void py_linear(const Matrix& w, In<float, 2> x, Maybe<In<float, 1>> bias, int activation,
@@ -185,6 +217,10 @@ NB_MODULE(_core, m) {
         .def_prop_ro("type", [](const Matrix& w) { return static_cast<int>(w.type()); });
 
     m.def("dequantize", &py_dequantize, "type"_a, "data"_a, "out"_a);
+    m.def("requantize", &py_requantize, "source"_a, "data"_a, "n_rows"_a, "n_cols"_a, "type"_a,
+          "fused"_a, "out"_a);
+    m.def("quantize", &py_quantize, "type"_a, "x"_a, "fused"_a, "out"_a);
+    m.def("first_non_finite", &py_first_non_finite, "type"_a, "data"_a);
     m.def("linear", &py_linear, "w"_a, "x"_a, "bias"_a.none(), "activation"_a, "residual"_a.none(),
           "out"_a);
     m.def("embed", &py_embed, "w"_a, "ids"_a, "out"_a);

@@ -5,12 +5,11 @@
 #include <type_traits>
 
 #include "blocks.h"
+#include "kernels.h"
 #include "panels.h"
 
 namespace starcoder {
 
-float half_to_float(half h);
-half float_to_half(float f);  // to nearest, ties to even
 inline float bf16_to_float(uint16_t h) {
     return __builtin_bit_cast(float, static_cast<uint32_t>(h) << 16);
 }

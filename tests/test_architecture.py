@@ -19,7 +19,7 @@ LEVELS = [
     ["_core", "__init__"],
     ["config", "tensor", "batch", "vocab"],
     ["checkpoint", "ops", "reference", "tokenizer"],
-    ["formats", "quantize", "models.layers", "kv_cache", "sampler"],
+    ["formats", "hub", "mix", "quantize", "models.layers", "kv_cache", "sampler"],
     ["models"],
     ["engine"],
     ["completion", "facts", "stream", "llm"],
@@ -32,7 +32,8 @@ ONLY = {
     "tokenizer": {"errors", "vocab"},
     "models": {"batch", "checkpoint", "config", "errors", "kv_cache", "models", "ops", "tensor"},
     "engine": {"batch", "engine", "errors", "kv_cache", "models", "sampler"},
-    "cli": {"__init__", "cli", "completion", "errors", "formats", "llm", "quantize", "stream"},
+    "cli": {"__init__", "cli", "completion", "errors", "formats", "hub", "llm", "quantize"}
+    | {"checkpoint", "mix", "stream"},
     "server": {"completion", "errors", "llm", "server", "stream"},
 }
 NEVER_TORCH = {"torch", "transformers", "tensorflow", "jax"}
@@ -132,7 +133,7 @@ def test_importing_the_package_costs_nothing():
 
 
 def test_the_llm_loads_no_front_end():
-    heavy = {"typer", "fastapi", "uvicorn", "pydantic", "rich"}
+    heavy = {"typer", "fastapi", "uvicorn", "pydantic", "rich", "huggingface_hub"}
     assert not modules_after("from starcoder import LLM") & heavy
 
 

@@ -13,6 +13,7 @@ from starcoder.errors import FormatError as FormatError
 from starcoder.errors import InputError as InputError
 from starcoder.errors import MemoryLimitError as MemoryLimitError
 from starcoder.errors import StarcoderError as StarcoderError
+from starcoder.errors import WriteError as WriteError
 
 if TYPE_CHECKING:
     from starcoder.completion import Completion as Completion
@@ -50,6 +51,7 @@ __all__ = [
     "StarcoderError",
     "Stream",
     "Timings",
+    "WriteError",
 ]
 
 

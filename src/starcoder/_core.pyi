@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 
 _F32 = NDArray[np.float32]
 _I32 = NDArray[np.int32]
+_U8 = NDArray[np.uint8]
 _U16 = NDArray[np.uint16]
 
 class Matrix:
@@ -19,6 +20,11 @@ class Matrix:
     def type(self) -> int: ...
 
 def dequantize(type: int, data: NDArray[np.uint8], out: _F32) -> None: ...
+def requantize(
+    source: int, data: _U8, n_rows: int, n_cols: int, type: int, fused: bool, out: _U8
+) -> None: ...
+def quantize(type: int, x: _F32, fused: bool, out: _U8) -> None: ...
+def first_non_finite(type: int, data: _U8) -> int: ...
 def linear(
     w: Matrix, x: _F32, bias: _F32 | None, activation: int, residual: _F32 | None, out: _F32
 ) -> None: ...

@@ -4,7 +4,7 @@ Anything that a file, an option or a prompt can cause ends in one of these; any 
 is a bug of ours.
 """
 
-__all__ = ["FormatError", "InputError", "MemoryLimitError", "StarcoderError"]
+__all__ = ["FormatError", "InputError", "MemoryLimitError", "StarcoderError", "WriteError"]
 
 
 class StarcoderError(Exception):
@@ -33,3 +33,7 @@ class InputError(StarcoderError):
 
 class MemoryLimitError(StarcoderError):
     """The machine has not enough memory for the model or its cache."""
+
+
+class WriteError(StarcoderError):
+    """A file that cannot be written: a full disk, no permission, no such folder."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypedDict, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from starcoder import formats, models, ops
+from starcoder import formats, hub, models, ops
 from starcoder.completion import Completion
 from starcoder.engine import Engine
 from starcoder.errors import InputError, MemoryLimitError
@@ -66,7 +66,7 @@ class LLM:
     runs the steps of all. The thread count is one for the process; the last LLM sets it.
 
     Args:
-        model: a GGUF file, a legacy ggml file or a Hugging Face directory.
+        model: a GGUF file, a legacy ggml file, a Hugging Face directory or a Hub id, "owner/name".
         n_threads: threads that share the arithmetic; by default the CPUs this process may use.
         n_ctx: most tokens of prompt and output together; by default what the model was made for.
         n_batch: most tokens in one step. The text never depends on it.
@@ -75,7 +75,7 @@ class LLM:
 
     Raises:
         FormatError: no model there, or one that is damaged or of an unknown kind.
-        InputError: a number outside its bounds.
+        InputError: a number outside its bounds, a Hub id that cannot be downloaded.
         MemoryLimitError: no memory for the model or its cache.
     """
 
@@ -97,7 +97,7 @@ class LLM:
         _check("n_batch", n_batch, 1 << 20)
         _check("n_parallel", n_parallel, 1 << 12)
         try:
-            checkpoint = formats.read(model)
+            checkpoint = formats.read(hub.resolve(model))
             n_ctx = checkpoint.config.n_ctx if n_ctx is None else n_ctx
             _check("n_ctx", n_ctx, checkpoint.config.n_ctx, "choose -c or n_ctx within the model's")
             ops.set_n_threads(n_threads)

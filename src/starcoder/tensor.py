@@ -9,14 +9,18 @@ from __future__ import annotations
 import enum
 import math
 import mmap
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from starcoder.errors import FormatError
 
-__all__ = ["Tensor", "TensorType"]
+__all__ = ["JoinedTensor", "Tensor", "TensorType", "Weights"]
+
+_PIECE_BYTES = 4 << 20  # of a tensor that is copied: small beside memory, large beside a call
 
 
 class TensorType(enum.IntEnum):
@@ -93,23 +97,110 @@ class Tensor:
             raise FormatError(f"tensor of shape {self.shape}", self.type.name, "F32")
         return self.data.view(np.float32).reshape(self.shape)
 
+    def rows(self, first: int, last: int) -> Tensor:
+        """The rows from `first` up to `last`, not included, over the same bytes."""
+        row_bytes = self.nbytes // self.shape[0]
+        data = self.data[first * row_bytes : last * row_bytes]
+        return Tensor(self.type, (len(data) // row_bytes, *self.shape[1:]), data)
+
+    def pieces(self) -> Iterator[NDArray[np.uint8]]:
+        """All bytes in order, as copies of a few MB; what was copied leaves memory again."""
+        for start in range(0, self.nbytes, _PIECE_BYTES):
+            piece = self.data[start : start + _PIECE_BYTES]
+            yield piece.copy()
+            _advise(piece, "MADV_DONTNEED")
+        self.release()
+
+    def prefetch(self) -> None:
+        """Asks for a mapped file's bytes to be read from disk while other work goes on."""
+        _advise(self.data, "MADV_WILLNEED")
+
     def release(self) -> None:
         """Lets go of the memory of a mapped file's bytes; they are read again if asked for."""
-        owner: object = self.data
-        while isinstance(owner, np.ndarray):
-            owner = owner.base
-        if isinstance(owner, memoryview):
-            owner = owner.obj
-        if not (isinstance(owner, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED")):
-            return
-        start = self.data.ctypes.data - np.frombuffer(owner, np.uint8).ctypes.data
-        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE  # whole pages inside the tensor
-        length = (start + self.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
-        if length > 0:
-            owner.madvise(mmap.MADV_DONTNEED, first, length)
+        _advise(self.data, "MADV_DONTNEED")
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Tensor):
             return NotImplemented
-        same_kind = self.type is other.type and self.shape == other.shape
-        return same_kind and np.array_equal(self.data, other.data)
+        if self.type is not other.type or self.shape != other.shape:
+            return False
+        if isinstance(self, JoinedTensor) or isinstance(other, JoinedTensor):
+            return np.array_equal(self.data, other.data)
+        pairs = zip(self.pieces(), other.pieces(), strict=True)  # of 4 MB, whatever the size
+        return all(np.array_equal(left, right) for left, right in pairs)
+
+
+class JoinedTensor(Tensor):
+    """Rows that lie in several places of a file, one place after the other.
+
+    `data` is a fresh copy at each use; `rows` and `pieces` copy no more than they give.
+    """
+
+    __slots__ = ("_parts",)
+    _parts: tuple[Tensor, ...]
+
+    def __init__(self, *parts: Tensor) -> None:
+        shape = sum(part.shape[0] for part in parts), *parts[0].shape[1:]
+        object.__setattr__(self, "type", parts[0].type)
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "_parts", parts)
+
+    @property
+    def data(self) -> NDArray[np.uint8]:  # noqa: D102
+        return np.concatenate([part.data for part in self._parts])
+
+    @property
+    def nbytes(self) -> int:  # noqa: D102
+        return self.type.nbytes(self.shape)
+
+    def rows(self, first: int, last: int) -> Tensor:  # noqa: D102
+        found, start = [], 0
+        for part in self._parts:
+            inside = max(first - start, 0), min(last - start, part.shape[0])
+            if inside[0] < inside[1]:
+                found.append(part.rows(*inside))
+            start += part.shape[0]
+        return found[0] if len(found) == 1 else JoinedTensor(*found)
+
+    def pieces(self) -> Iterator[NDArray[np.uint8]]:  # noqa: D102
+        for part in self._parts:
+            yield from part.pieces()
+
+    def prefetch(self) -> None:  # noqa: D102
+        for part in self._parts:
+            part.prefetch()
+
+    def release(self) -> None:  # noqa: D102
+        for part in self._parts:
+            part.release()
+
+
+class Weights(Protocol):
+    """What can be written as a tensor: a `Tensor`, or one that is computed piece by piece."""
+
+    @property
+    def type(self) -> TensorType:
+        """How the bytes are to be read."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Row-major."""
+
+    def pieces(self) -> Iterator[NDArray[np.uint8]]:
+        """All bytes in order. Whoever gets a piece may keep it."""
+
+
+def _advise(data: NDArray[np.uint8], advice: str) -> None:
+    """Tells the system what to do with the whole pages of a file's mapping inside `data`."""
+    owner: object = data
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    if isinstance(owner, memoryview):
+        owner = owner.obj
+    if not (isinstance(owner, mmap.mmap) and hasattr(mmap, advice)):
+        return
+    start = data.ctypes.data - np.frombuffer(owner, np.uint8).ctypes.data
+    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = (start + data.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
+    if length > 0:
+        owner.madvise(getattr(mmap, advice), first, length)

@@ -84,7 +84,7 @@ def _show_version(wanted: bool) -> None:
 def generate(
     context: typer.Context,
     model: Annotated[
-        str | None, typer.Option("-m", "--model", help="Model file or directory.")
+        str | None, typer.Option("-m", "--model", help="Model file, directory or Hub id.")
     ] = None,
     prompt: Annotated[
         str | None,

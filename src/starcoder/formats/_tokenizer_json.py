@@ -150,6 +150,8 @@ def _merge_parts(path: Path, merges: Any) -> tuple[list[str], list[str]]:
     """The left and right texts of all merges, written "a b" or ["a", "b"]."""
     if not isinstance(merges, list):
         reject(path, "merges", f"a {type(merges).__name__}", "a list")
+    if len(merges) > MAX_TOKENS:
+        reject(path, "merges", f"{len(merges)} merges", f"at most {MAX_TOKENS}")
     pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
     for i, pair in enumerate(pairs):
         if not isinstance(pair, list) or len(pair) != 2 or not _all_text(pair):

@@ -29,7 +29,7 @@ from starcoder.checkpoint import Checkpoint
 from starcoder.config import ModelConfig
 from starcoder.formats._byte_level import MAX_TOKEN_LEN, MAX_TOKENS, SPECIAL_NAMES
 from starcoder.formats._bytes import Cursor, map_file, settle
-from starcoder.tensor import Tensor, TensorType
+from starcoder.tensor import JoinedTensor, Tensor, TensorType
 from starcoder.vocab import Vocab, recover_merges
 
 __all__ = ["MAGIC", "read"]
@@ -218,20 +218,24 @@ def _fold(
         if tensors[name].shape != expected:
             cursor.fail(f"tensor {name}", f"shape {tensors[name].shape}", f"shape {expected}")
         heads[name] = tensors[name].data.reshape(3 * n, -1)  # the bytes of each head's rows
-    if not all(
-        _all_equal(rows[n : 2 * n]) and _all_equal(rows[2 * n :]) for rows in heads.values()
-    ):
+    if not all(_is_repeated(tensors[name], rows, n) for name, rows in heads.items()):
         return tensors, n
-    folded = {name: _fold_tensor(tensors[name], rows, n) for name, rows in heads.items()}
-    return tensors | folded, 1
+    return tensors | {name: _fold_tensor(tensors[name], n) for name in heads}, 1
+
+
+def _is_repeated(tensor: Tensor, rows: NDArray[np.uint8], n_heads: int) -> bool:
+    """Whether all key heads are equal and all value heads; `rows` is (3 * n_heads, bytes)."""
+    repeated = _all_equal(rows[n_heads : 2 * n_heads]) and _all_equal(rows[2 * n_heads :])
+    tensor.release()  # these are most of the bytes of the file, looked at once
+    return repeated
 
 
 def _all_equal(rows: NDArray[np.uint8]) -> bool:
     return all(np.array_equal(rows[0], row) for row in rows[1:])
 
 
-def _fold_tensor(tensor: Tensor, rows: NDArray[np.uint8], n_heads: int) -> Tensor:
-    """Queries, first key head, first value head; `rows` is (3 * n_heads, bytes of a head)."""
-    data = np.concatenate([rows[: n_heads + 1].reshape(-1), rows[2 * n_heads]])
-    n_rows = tensor.shape[0] // (3 * n_heads) * (n_heads + 2)
-    return Tensor(tensor.type, (n_rows, *tensor.shape[1:]), data)
+def _fold_tensor(tensor: Tensor, n_heads: int) -> Tensor:
+    """Queries, first key head, first value head, as they lie in the file."""
+    head_dim = tensor.shape[0] // (3 * n_heads)
+    spans = (0, (n_heads + 1) * head_dim), (2 * n_heads * head_dim, (2 * n_heads + 1) * head_dim)
+    return JoinedTensor(*(tensor.rows(first, last) for first, last in spans))

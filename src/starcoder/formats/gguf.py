@@ -22,8 +22,8 @@ from starcoder.vocab import Vocab
 
 __all__ = ["MAGIC", "read"]
 
-# `tokenizer.ggml.pre` names how text is split before merging. These split as StarCoder does.
-_PRE_TOKENIZERS = ("refact", "starcoder")
+# `tokenizer.ggml.pre` names how text is split before merging: whether digits come apart first.
+_PRE_TOKENIZERS = {"refact": True, "starcoder": True, "gpt-2": False}
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5
 _MARKED = (_UNKNOWN, _CONTROL, _USER_DEFINED)  # written as plain text, not byte-level
 
@@ -58,7 +58,7 @@ def _vocab(meta: Meta) -> Vocab:
     model = meta.text("tokenizer.ggml.model")
     if model != "gpt2":
         cursor.fail("tokenizer.ggml.model", repr(model), "'gpt2'", "use a StarCoder vocabulary")
-    pre = meta.text("tokenizer.ggml.pre", _PRE_TOKENIZERS[0])
+    pre = meta.text("tokenizer.ggml.pre", "refact")
     if pre not in _PRE_TOKENIZERS:
         expected = " or ".join(map(repr, _PRE_TOKENIZERS))
         cursor.fail("tokenizer.ggml.pre", f"unsupported pre-tokenizer {pre!r}", expected, "")
@@ -70,6 +70,7 @@ def _vocab(meta: Meta) -> Vocab:
         special_ids=special_ids,
         eos_id=_token_id(meta, "eos", len(texts)),
         bos_id=_token_id(meta, "bos", len(texts)),
+        split_digits=_PRE_TOKENIZERS[pre],
     )
 
 

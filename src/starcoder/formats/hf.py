@@ -1,14 +1,16 @@
 """Hugging Face directories of `GPTBigCodeForCausalLM`. Reading only.
 
-config.json gives the shapes, tokenizer.json the vocabulary, safetensors files the weights: one
-file, or shards and an index that says which tensor is in which.
+config.json gives the shapes, tokenizer.json the vocabulary; the weights are in safetensors files
+or, where there are none, in PyTorch's: one file, or shards and an index that says which tensor is
+in which.
 
-Nothing in a directory is executed: no code, no pickle, no regular expression. Unknown keys of
-config.json are ignored. Tensors stay in the mapped files.
+Nothing in a directory is executed: no code, no regular expression, and of a pickle only what makes
+tensors. Unknown keys of config.json are ignored. Tensors stay in the mapped files.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from starcoder.config import ACTIVATION_NAMES, ModelConfig
 from starcoder.formats._bytes import load_json, reject, settle, shown
 from starcoder.formats._safetensors import Stored, read_safetensors
 from starcoder.formats._tokenizer_json import read_vocab
+from starcoder.formats._torch import read_torch
 from starcoder.tensor import Tensor, TensorType
 from starcoder.vocab import Vocab
 
@@ -150,18 +153,26 @@ def _token_id(settings: _Settings, key: str, vocab: Vocab) -> int | None:
 # Weights
 
 
+_KINDS = (("model.safetensors", read_safetensors), ("pytorch_model.bin", read_torch))
+
+
 def _weights(path: Path) -> dict[str, Stored]:
     """All tensors of the directory by Hugging Face's names: from one file, or from shards."""
-    index, single = path / "model.safetensors.index.json", path / "model.safetensors"
-    if not index.exists():
-        if not single.exists() and any(path.glob("*.bin")):
-            advice = "pickles are not read: save the model as safetensors"
-            reject(path, "", "a PyTorch .bin file", "model.safetensors", advice)
-        return read_safetensors(single)
-    placed = _shards(index)
+    for name, read_file in _KINDS:
+        index = path / f"{name}.index.json"
+        if index.exists():
+            return _read_shards(path, _shards(index, Path(name).suffix), read_file)
+        if (path / name).exists():
+            return read_file(path / name)
+    return read_safetensors(path / "model.safetensors")  # which says that it is missing
+
+
+def _read_shards(
+    path: Path, placed: dict[str, str], read_file: Callable[[Path], dict[str, Stored]]
+) -> dict[str, Stored]:
     tensors: dict[str, Stored] = {}
     for shard in sorted(set(placed.values())):
-        for name, stored in read_safetensors(path / shard).items():
+        for name, stored in read_file(path / shard).items():
             if placed.get(name) != shard:
                 reject(
                     path / shard, f"tensor {name}", "a place that the index does not give", shard
@@ -172,15 +183,15 @@ def _weights(path: Path) -> dict[str, Stored]:
     return tensors
 
 
-def _shards(index: Path) -> dict[str, str]:
+def _shards(index: Path, suffix: str) -> dict[str, str]:
     """Tensor name to file name, which must be a plain one in the same directory."""
     placed = load_json(index, _MAX_JSON).get("weight_map")
     if not isinstance(placed, dict) or not placed:
         reject(index, "weight_map", "no table", "tensor names and their files")
     for shard in placed.values():
-        plain = isinstance(shard, str) and shard.endswith(".safetensors")
+        plain = isinstance(shard, str) and shard.endswith(suffix)
         if not plain or not set(shard).isdisjoint("/\\:\0") or shard.startswith("."):
-            reject(index, "weight_map", repr(shard)[:80], "the plain name of a .safetensors file")
+            reject(index, "weight_map", repr(shard)[:80], f"the plain name of a {suffix} file")
     return placed
 
 

@@ -1,0 +1,164 @@
+"""`starcoder inspect`: what a model file holds, as text or as JSON, on stdout."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from starcoder.cli.progress import Progress
+from starcoder.errors import FormatError
+
+if TYPE_CHECKING:
+    from starcoder.checkpoint import Checkpoint
+
+__all__ = ["inspect"]
+
+_DAMAGED = 1  # exit code: --check found a weight that is not finite
+_HEADINGS = ("tensor", "shape", "type", "bytes", "bits a weight")
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="A model file or directory.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Read every weight; exit with 1 if one is not finite.")
+    ] = False,
+) -> int:
+    """Show what a model file holds: architecture, vocabulary, tensors."""
+    from starcoder import formats
+
+    checkpoint = formats.read(path)
+    damage = _damage(checkpoint) if check else None
+    facts = _facts(checkpoint)
+    if check:
+        facts["finite"] = damage is None
+        facts["damage"] = damage
+    print(json.dumps(facts, ensure_ascii=False) if as_json else _text(facts), flush=True)
+    if damage is not None:
+        print(f"starcoder: error: {damage}", file=sys.stderr)
+        return _DAMAGED
+    return 0
+
+
+def _damage(checkpoint: Checkpoint) -> str | None:
+    """Where the first weight is that is not finite."""
+    from starcoder.quantize import check_finite, use_threads
+
+    use_threads(None)
+    with Progress("check") as progress:
+        progress.start(checkpoint.nbytes)
+        try:
+            for nbytes in check_finite(checkpoint):
+                progress.advance(nbytes)
+        except FormatError as error:
+            return str(error)
+    return None
+
+
+# ------------------------------------------------------------------------------------------------
+
+
+def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
+    config = checkpoint.config
+    n_parameters = sum(math.prod(t.shape) for t in checkpoint.tensors.values())
+    return {
+        "source": checkpoint.source,
+        "format": checkpoint.format,
+        "name": config.name,
+        "architecture": config.architecture,
+        "n_ctx": config.n_ctx,
+        "n_vocab": config.n_vocab,
+        "dim": config.dim,
+        "hidden_dim": config.hidden_dim,
+        "n_layers": config.n_layers,
+        "n_heads": config.n_heads,
+        "n_kv_heads": config.n_kv_heads,
+        "norm_eps": config.norm_eps,
+        "activation": config.activation,
+        "tied_output": "output.weight" not in checkpoint.tensors,
+        "vocabulary": _vocabulary(checkpoint),
+        "tensors": _tensors(checkpoint),
+        "types": _types(checkpoint),
+        "n_parameters": n_parameters,
+        "weight_bytes": checkpoint.nbytes,
+        "bits_a_weight": round(8 * checkpoint.nbytes / n_parameters, 3),
+    }
+
+
+def _vocabulary(checkpoint: Checkpoint) -> dict[str, Any]:
+    vocab = checkpoint.vocab
+    names = {i: vocab.tokens[i].decode("utf-8", "replace") for i in sorted(vocab.special_ids)}
+    return {
+        "n_tokens": sum(1 for token in vocab.tokens if token),
+        "n_padding": sum(1 for token in vocab.tokens if not token),
+        "n_merges": len(vocab.merges),
+        "split_digits": vocab.split_digits,
+        "bos_id": vocab.bos_id,
+        "eos_id": vocab.eos_id,
+        "special_tokens": {str(i): name for i, name in names.items()},
+    }
+
+
+def _tensors(checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "shape": list(tensor.shape),
+            "type": tensor.type.name.lower(),
+            "bytes": tensor.nbytes,
+            "bits_a_weight": 8 * tensor.type.block_bytes / tensor.type.block_len,
+        }
+        for name, tensor in checkpoint.tensors.items()
+    ]
+
+
+def _types(checkpoint: Checkpoint) -> dict[str, dict[str, int]]:
+    types: dict[str, dict[str, int]] = {}
+    for tensor in checkpoint.tensors.values():
+        total = types.setdefault(tensor.type.name.lower(), {"n_tensors": 0, "bytes": 0})
+        total["n_tensors"] += 1
+        total["bytes"] += tensor.nbytes
+    return types
+
+
+# ------------------------------------------------------------------------------------------------
+
+
+def _text(facts: dict[str, Any]) -> str:
+    simple = {k: v for k, v in facts.items() if not isinstance(v, (dict, list))}
+    totals = {k: simple.pop(k) for k in ("n_parameters", "weight_bytes", "bits_a_weight")}
+    lines = [f"{key:14} {_shown(value)}" for key, value in simple.items()]
+    vocabulary = dict(facts["vocabulary"])
+    specials = vocabulary.pop("special_tokens")
+    lines += ["", *(f"{key:14} {_shown(value)}" for key, value in vocabulary.items())]
+    lines += ["", *(f"{i:>14} {_shown(name)}" for i, name in specials.items())]
+    lines += ["", *_table(facts["tensors"]), ""]
+    for kind, total in facts["types"].items():
+        lines.append(f"{kind:14} {total['n_tensors']} tensors, {total['bytes']:,} bytes")
+    lines += [f"{key:14} {value:,}" for key, value in totals.items()]
+    return "\n".join(lines)
+
+
+def _shown(value: object) -> str:
+    """A value as it may go to a terminal: no control characters from a file."""
+    text = "none" if value is None else str(value)
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def _table(tensors: list[dict[str, Any]]) -> list[str]:
+    rows = [_HEADINGS]
+    for t in tensors:
+        shape = " x ".join(map(str, t["shape"]))
+        rows.append(
+            (_shown(t["name"]), shape, t["type"], f"{t['bytes']:,}", f"{t['bits_a_weight']:g}")
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        f"{a:{widths[0]}}  {b:>{widths[1]}}  {c:{widths[2]}}  {d:>{widths[3]}}  {e:>{widths[4]}}"
+        for a, b, c, d, e in rows
+    ]

@@ -1,0 +1,68 @@
+"""`starcoder quantize`: a model file in smaller types. `convert` has the work they share."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from starcoder.cli.convert import Threads, is_legacy, origin_of, rewrite
+from starcoder.errors import InputError
+
+if TYPE_CHECKING:
+    from starcoder.quantize import Choice
+
+__all__ = ["quantize"]
+
+
+def quantize(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A model file or directory.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write; may be IN.")],
+    type_: Annotated[
+        str, typer.Argument(metavar="TYPE", help="q4_0, q4_k_m, ... or ggml's number.")
+    ],
+    output_type: Annotated[
+        str | None, typer.Option("--output-type", help="Type of the output matrix.")
+    ] = None,
+    embedding_type: Annotated[
+        str | None, typer.Option("--embedding-type", help="Type of the token embedding.")
+    ] = None,
+    tensor_type: Annotated[
+        list[str] | None,
+        typer.Option("--tensor-type", metavar="PATTERN=T", help="Type of tensors of such a name."),
+    ] = None,
+    threads: Threads = None,
+) -> int:
+    """Quantize a model file: GGUF to GGUF, legacy to legacy or to GGUF, by the suffix of OUT."""
+    from starcoder import formats
+    from starcoder.quantize import use_threads
+
+    choice = _choice(type_, output_type, embedding_type, tensor_type or [])
+    checkpoint = formats.read(source)
+    legacy = is_legacy(out, None, checkpoint.format.startswith("ggml"))
+    use_threads(threads)
+    rewrite("quantize", checkpoint, out, replace(choice, legacy=legacy), origin_of(str(source)))
+    return 0
+
+
+def _choice(
+    type_: str, output_type: str | None, embedding_type: str | None, patterns: list[str]
+) -> Choice:
+    from starcoder.mix import find_mix, find_type
+    from starcoder.quantize import Choice
+
+    pairs = []
+    for text in patterns:
+        pattern, equals, kind = text.rpartition("=")
+        if not (pattern and equals):
+            found, expected = repr(text[:80]), "PATTERN=TYPE, like ffn_down=q6_k"
+            raise InputError("--tensor-type", found, expected)
+        pairs.append((pattern, find_type(kind)))
+    return Choice(
+        mix=find_mix(type_),
+        output_type=find_type(output_type) if output_type else None,
+        embedding_type=find_type(embedding_type) if embedding_type else None,
+        patterns=pairs,
+    )

@@ -1,0 +1,150 @@
+"""Legacy ggml `.bin` files, written: byte for byte what ggml's own converter and quantizer made.
+
+The format has multi-head attention only, so the key head and the value head of a multi-query model
+are repeated for every query head. It has one type for all matrices, tanh GELU, an epsilon of 1e-5,
+and a feed-forward part four times as wide as the model; what differs is refused.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from starcoder.checkpoint import Checkpoint
+from starcoder.config import ModelConfig
+from starcoder.errors import WriteError
+from starcoder.formats._order import tensor_order
+from starcoder.formats._write import Piece, write_file
+from starcoder.formats.ggml import _GLOBAL, _LAYER, MAGIC
+from starcoder.tensor import TensorType, Weights
+from starcoder.vocab import Vocab
+
+__all__ = ["TYPES", "write"]
+
+TYPES = {  # of matrices: ggml's number for such a file
+    **{TensorType.F32: 0, TensorType.F16: 1, TensorType.Q4_0: 2, TensorType.Q4_1: 3},
+    **{TensorType.Q5_0: 8, TensorType.Q5_1: 9, TensorType.Q8_0: 7, TensorType.Q2_K: 10},
+    **{TensorType.Q3_K: 11, TensorType.Q4_K: 12, TensorType.Q5_K: 13, TensorType.Q6_K: 14},
+}
+_QUANTIZED = 2000  # 1000 times the version of quantization
+_MATRICES = ("token_embd", "attn_qkv", "attn_output", "ffn_up", "ffn_down", "output")
+_GLOBAL_NAMES = {new: old for old, new in _GLOBAL.items()}
+_LAYER_NAMES = {new: old for old, new in _LAYER.items()}
+_ADVICE = "write a GGUF file instead"
+_RETYPE = "say which type, like q4_0, or write a GGUF file instead"
+
+
+def write(
+    path: Path,
+    checkpoint: Checkpoint,
+    weights: Mapping[str, Weights],
+    *,
+    on_start: Callable[[int], None] | None = None,
+    on_bytes: Callable[[int], None] | None = None,
+) -> int:
+    """Write the model with these weights; returns the bytes of the file.
+
+    `on_start` is told how many bytes the file will have, `on_bytes` how many were made.
+
+    Raises:
+        WriteError: the file cannot be written, or the format cannot hold this model.
+    """
+    config = checkpoint.config
+    kind = _check(path, config, weights)
+    header = _header(config, checkpoint.vocab, kind)
+    items = [(name, *_tiled(config, name, weights[name])) for name in tensor_order(weights)]
+    heads = [_tensor_header(name, kind, shape) for name, kind, shape, _ in items]
+    nbytes = len(header) + sum(map(len, heads))
+    nbytes += sum(kind.nbytes(shape) for _, kind, shape, _ in items)
+    if on_start is not None:
+        on_start(nbytes)
+
+    def pieces() -> Iterator[Piece]:
+        yield header
+        for head, (*_, data) in zip(heads, items, strict=True):
+            yield head
+            yield from data
+
+    write_file(path, nbytes, pieces(), on_bytes)
+    return nbytes
+
+
+def _check(path: Path, config: ModelConfig, weights: Mapping[str, Weights]) -> TensorType:
+    """The one type of all matrices, once it is known that the format can hold the model."""
+    facts: list[tuple[str, object, tuple[object, ...]]] = [
+        ("activation", config.activation, ("gelu_tanh",)),
+        ("norm_eps", config.norm_eps, (1e-5,)),
+        ("hidden_dim", config.hidden_dim, (4 * config.dim,)),
+        ("n_kv_heads", config.n_kv_heads, (1, config.n_heads)),
+    ]
+    for what, found, accepted in facts:
+        if found not in accepted:
+            expected = " or ".join(map(str, accepted)) + " in a legacy file"
+            raise WriteError(f"{path}: {what}", str(found), expected, _ADVICE)
+    kinds = {w.type for name, w in weights.items() if _is_matrix(name)}
+    if len(kinds) != 1 or not kinds <= TYPES.keys():
+        found = " and ".join(sorted(kind.name for kind in kinds))
+        raise WriteError(f"{path}: types", found, "one type of ggml's for all matrices", _RETYPE)
+    return kinds.pop()
+
+
+def _is_matrix(name: str) -> bool:
+    return name.endswith(".weight") and name.split(".")[-2] in _MATRICES
+
+
+def _header(config: ModelConfig, vocab: Vocab, kind: TensorType) -> bytes:
+    ftype = TYPES[kind] + (_QUANTIZED if kind.block_len > 1 else 0)
+    numbers = (config.n_ctx, config.dim, config.n_heads, config.n_layers, ftype, config.n_vocab)
+    parts = [MAGIC, struct.pack("<7i", config.n_vocab, *numbers)]
+    last = next((i for i in reversed(range(config.n_vocab)) if vocab.tokens[i]), 0)
+    for i, raw in enumerate(vocab.tokens):
+        text = raw if i <= last else vocab.tokens[last]  # padding repeats the last token
+        parts.append(struct.pack("<i", len(text)) + text)
+    return b"".join(parts)
+
+
+def _tensor_header(name: str, kind: TensorType, shape: tuple[int, ...]) -> bytes:
+    old = _old_name(name).encode()
+    dims = struct.pack(f"<{len(shape)}i", *reversed(shape))
+    return struct.pack("<3i", len(shape), len(old), int(kind)) + dims + old
+
+
+def _old_name(name: str) -> str:
+    """`blk.0.ffn_up.weight` as `model/h0/mlp/c_fc/w`."""
+    if name in _GLOBAL_NAMES:
+        return _GLOBAL_NAMES[name]
+    _, layer, rest = name.split(".", 2)
+    return f"model/h{layer}/{_LAYER_NAMES[rest]}"
+
+
+def _tiled(
+    config: ModelConfig, name: str, w: Weights
+) -> tuple[TensorType, tuple[int, ...], Iterator[NDArray[np.uint8]]]:
+    """Type, shape and bytes of a tensor, with key and value heads for every query head."""
+    if ".attn_qkv." not in name or config.n_kv_heads == config.n_heads:
+        return w.type, w.shape, w.pieces()
+    row_bytes = w.type.nbytes(w.shape) // w.shape[0]
+    head_bytes = config.head_dim * row_bytes
+    pieces = _repeat_heads(w.pieces(), config.dim * row_bytes, head_bytes, config.n_heads)
+    return w.type, (3 * config.dim, *w.shape[1:]), pieces
+
+
+def _repeat_heads(
+    pieces: Iterator[NDArray[np.uint8]], query_bytes: int, head_bytes: int, n_heads: int
+) -> Iterator[NDArray[np.uint8]]:
+    """The queries as they come, then the key head and the value head so many times each."""
+    rest = []
+    left = query_bytes
+    for piece in pieces:
+        if left:
+            yield piece[:left]
+        rest.append(piece[left:])
+        left = max(0, left - len(piece))
+    heads = np.concatenate(rest)
+    for head in (heads[:head_bytes], heads[head_bytes:]):
+        for _ in range(n_heads):
+            yield head

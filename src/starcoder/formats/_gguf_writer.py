@@ -1,0 +1,211 @@
+"""GGUF version 3, written: all that llama.cpp needs, and what its converter leaves out.
+
+    "GGUF"  u32 version  u64 n_tensors  u64 n_keys    keys    tensor infos    padding    tensors
+
+Tensors follow each other in the order of `tensor_order`, each padded to 32 bytes. Keys of a GGUF
+source that are none of ours (author, license, chat template) are carried over as they are.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from starcoder.checkpoint import Checkpoint
+from starcoder.config import ModelConfig
+from starcoder.formats._gguf_header import MAGIC
+from starcoder.formats._order import tensor_order
+from starcoder.formats._write import Piece, write_file
+from starcoder.tensor import TensorType, Weights
+from starcoder.vocab import BYTE_TEXT, Vocab
+
+__all__ = ["file_type", "write"]
+
+_VERSION, _ALIGNMENT = 3, 32
+_U32, _I32, _F32, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9
+_NORMAL, _CONTROL, _UNUSED = 1, 3, 5
+
+# llama.cpp's number for a file whose matrices mostly have this type.
+_FILE_TYPES = {
+    **{TensorType.F32: 0, TensorType.F16: 1, TensorType.BF16: 32, TensorType.IQ4_NL: 25},
+    **{TensorType.Q4_0: 2, TensorType.Q4_1: 3, TensorType.Q5_0: 8, TensorType.Q5_1: 9},
+    **{TensorType.Q8_0: 7, TensorType.Q2_K: 10, TensorType.Q3_K: 12, TensorType.Q4_K: 15},
+    **{TensorType.Q5_K: 17, TensorType.Q6_K: 18},
+}
+_ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh", "gelu_erf": "gelu"}
+_FIM = {  # the key's middle: how the family spells the token
+    "fim_pre": ("<fim_prefix>", "<fim-prefix>"),
+    "fim_suf": ("<fim_suffix>", "<fim-suffix>"),
+    "fim_mid": ("<fim_middle>", "<fim-middle>"),
+    "fim_pad": ("<fim_pad>", "<fim-pad>"),
+    "fim_rep": ("<reponame>", "<repo_name>"),
+    "fim_sep": ("<filename>", "<file_sep>"),
+}
+
+
+def write(
+    path: Path,
+    checkpoint: Checkpoint,
+    weights: Mapping[str, Weights],
+    *,
+    number: int | None = None,
+    carried: Mapping[str, bytes],
+    origin: Mapping[str, str],
+    on_start: Callable[[int], None] | None = None,
+    on_bytes: Callable[[int], None] | None = None,
+) -> int:
+    """Write the model with these weights; returns the bytes of the file.
+
+    Args:
+        path: the file; see `write_file`.
+        checkpoint: configuration and vocabulary.
+        weights: by canonical name, as they shall be in the file.
+        number: llama.cpp's for this mix of types; by default that of most weights.
+        carried: keys of the file before and their encoded values.
+        origin: more keys, of text, where the file before has none of these.
+        on_start: is told how many bytes the file will have.
+        on_bytes: is told how many bytes were made, again and again.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
+    ordered = {name: weights[name] for name in tensor_order(weights)}
+    others = {key: _string(text) for key, text in origin.items()} | dict(carried)
+    header = _header(checkpoint, ordered, number, others)
+    nbytes = len(header) + sum(_padded(w.type.nbytes(w.shape)) for w in ordered.values())
+    if on_start is not None:
+        on_start(nbytes)
+    write_file(path, nbytes, _pieces(header, ordered), on_bytes)
+    return nbytes
+
+
+def file_type(weights: Mapping[str, Weights]) -> int:
+    """llama.cpp's number for the type that most weights have."""
+    counts: dict[TensorType, int] = {}
+    for w in weights.values():
+        counts[w.type] = counts.get(w.type, 0) + math.prod(w.shape)
+    return _FILE_TYPES[max(counts, key=lambda kind: counts[kind])]
+
+
+def _pieces(header: bytes, weights: Mapping[str, Weights]) -> Iterator[Piece]:
+    yield header
+    for w in weights.values():
+        yield from w.pieces()
+        nbytes = w.type.nbytes(w.shape)
+        yield bytes(_padded(nbytes) - nbytes)
+
+
+def _padded(nbytes: int) -> int:
+    return -(-nbytes // _ALIGNMENT) * _ALIGNMENT
+
+
+# ------------------------------------------------------------------------------------------------
+# Header
+
+
+def _header(
+    checkpoint: Checkpoint,
+    weights: Mapping[str, Weights],
+    number: int | None,
+    others: Mapping[str, bytes],
+) -> bytes:
+    keys = {
+        "general.architecture": _string("starcoder"),
+        "general.name": others.get("general.name", _string(checkpoint.config.name)),
+        "general.file_type": _u32(file_type(weights) if number is None else number),
+        "general.quantization_version": _u32(2),
+        **_shape_keys(checkpoint.config),
+        **_vocab_keys(checkpoint.vocab),
+    }
+    keys |= {key: value for key, value in others.items() if key not in keys}
+    parts = [MAGIC, struct.pack("<IQQ", _VERSION, len(weights), len(keys))]
+    for key, value in keys.items():
+        parts += _raw(key), value
+    offset = 0
+    for name, w in weights.items():
+        dims = reversed(w.shape)
+        parts.append(_raw(name) + struct.pack(f"<I{len(w.shape)}Q", len(w.shape), *dims))
+        parts.append(struct.pack("<IQ", int(w.type), offset))
+        offset += _padded(w.type.nbytes(w.shape))
+    header = b"".join(parts)
+    return header + bytes(_padded(len(header)) - len(header))
+
+
+def _shape_keys(config: ModelConfig) -> dict[str, bytes]:
+    keys = {
+        "context_length": _u32(config.n_ctx),
+        "embedding_length": _u32(config.dim),
+        "feed_forward_length": _u32(config.hidden_dim),
+        "block_count": _u32(config.n_layers),
+        "attention.head_count": _u32(config.n_heads),
+        "attention.head_count_kv": _u32(config.n_kv_heads),
+        "attention.layer_norm_epsilon": struct.pack("<If", _F32, config.norm_eps),
+        "activation_function": _string(_ACTIVATIONS[config.activation]),
+    }
+    return {f"starcoder.{key}": value for key, value in keys.items()}
+
+
+def _vocab_keys(vocab: Vocab) -> dict[str, bytes]:
+    texts, kinds = _texts(vocab)
+    pairs = np.asarray(vocab.merges, np.int64).reshape(-1, 2).tolist()
+    keys = {
+        "model": _string("gpt2"),
+        "pre": _string("refact" if vocab.split_digits else "gpt-2"),
+        "tokens": _strings(texts),
+        "token_type": struct.pack(f"<IIQ{len(kinds)}i", _ARRAY, _I32, len(kinds), *kinds),
+        "merges": _strings([f"{texts[left]} {texts[right]}" for left, right in pairs]),
+        "add_bos_token": struct.pack("<I?", _BOOL, False),
+    }
+    ids = {"bos": vocab.bos_id, "eos": vocab.eos_id, "unknown": vocab.find("<|endoftext|>")}
+    for name, spellings in _FIM.items():
+        ids[name] = next(filter(_known, map(vocab.find, spellings)), None)
+    keys |= {f"{name}_token_id": _u32(i) for name, i in ids.items() if i is not None}
+    return {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
+
+
+def _known(token_id: int | None) -> bool:
+    return token_id is not None
+
+
+def _texts(vocab: Vocab) -> tuple[list[str], list[int]]:
+    """What stands for each token, and its kind: special tokens in plain text, padding by number."""
+    texts, kinds = [], []
+    for i, raw in enumerate(vocab.tokens):
+        if i in vocab.special_ids:
+            text, kind = raw.decode("utf-8", "replace"), _CONTROL
+        elif raw:
+            text, kind = raw.decode("latin-1").translate(_BYTE_TEXT), _NORMAL
+        else:
+            text, kind = f"[PAD{i}]", _UNUSED
+        texts.append(text)
+        kinds.append(kind)
+    return texts, kinds
+
+
+_BYTE_TEXT = dict(enumerate(BYTE_TEXT))
+
+
+# ------------------------------------------------------------------------------------------------
+# Values, each after its type
+
+
+def _raw(text: str) -> bytes:
+    encoded = text.encode("utf-8", "replace")
+    return struct.pack("<Q", len(encoded)) + encoded
+
+
+def _string(text: str) -> bytes:
+    return struct.pack("<I", _STRING) + _raw(text)
+
+
+def _strings(texts: list[str]) -> bytes:
+    head = struct.pack("<IIQ", _ARRAY, _STRING, len(texts))
+    return head + b"".join(map(_raw, texts))
+
+
+def _u32(number: int) -> bytes:
+    return struct.pack("<II", _U32, number)

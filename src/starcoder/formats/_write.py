@@ -1,0 +1,233 @@
+"""Writing a file so that nothing is lost: whole under its name, or not there at all.
+
+Bytes go to a temporary file in the same folder, are flushed to the disk, and take the target's name
+by renaming. A kill at any moment leaves the old file or the new one. Writing has a thread of its
+own, so that whoever makes the bytes computes on meanwhile. What the bytes mean is for the formats.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import queue
+import secrets
+import shutil
+import stat
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from starcoder.errors import WriteError
+
+__all__ = ["Piece", "write_file"]
+
+Piece = bytes | NDArray[np.uint8]
+
+_SUFFIX = ".starcoder-tmp"
+_QUEUE_LEN = 3  # pieces made and not yet written
+# Writing to the disk is begun every so many bytes and waited for every so many, so that the last
+# flush, and with it Ctrl-C, never waits for more.
+_BEGIN_BYTES, _WAIT_BYTES = 16 << 20, 256 << 20
+_NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+
+
+def write_file(
+    path: Path,
+    nbytes: int,
+    pieces: Iterable[Piece],
+    on_bytes: Callable[[int], None] | None = None,
+) -> None:
+    """Make `path` a file of these pieces, `nbytes` in all. A symbolic link leads to the target.
+
+    `on_bytes` is told, in the caller's thread, how many bytes each piece has. Whatever ends the
+    iteration leaves the old file untouched and no temporary one.
+
+    Raises:
+        WriteError: no room, no permission, no such folder, a directory of that name.
+    """
+    target = Path(os.path.realpath(path))
+    try:
+        _check_target(path, target, nbytes)
+        fd, temporary = _create(target)
+    except OSError as error:
+        raise _failure(path, target, nbytes, error) from None
+    writer = _Writer(fd, nbytes)
+    try:
+        for piece in pieces:
+            writer.put(piece)
+            if on_bytes is not None:
+                on_bytes(len(piece))
+        writer.finish()
+        os.rename(temporary, target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise _failure(path, target, nbytes, error) from None
+    finally:
+        with suppress(OSError):  # renamed, mostly
+            temporary.unlink()
+        writer.abandon()
+
+
+# ------------------------------------------------------------------------------------------------
+# Before
+
+
+def _check_target(path: Path, target: Path, nbytes: int) -> None:
+    """Ends what cannot succeed before any work is done."""
+    if target.is_dir():
+        raise WriteError(str(path), "a directory", "the name of a file to write")
+    if target.exists() and not target.is_file():
+        raise WriteError(str(path), "no regular file", "the name of a file to write")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        os.stat(target.parent)  # no such folder is another error
+        advice = "choose another folder"
+        raise WriteError(
+            str(path), "a folder without permission to write", "a writable one", advice
+        )
+    _remove_stale(target.parent)
+    free = shutil.disk_usage(target.parent).free
+    if free < nbytes:
+        raise _no_room(path, f"{free:,} bytes free", nbytes)
+
+
+def _remove_stale(folder: Path) -> None:
+    """Removes temporary files whose writers are gone: a living one holds a lock on its own."""
+    for name in os.listdir(folder):
+        if name.endswith(_SUFFIX):
+            with suppress(OSError):
+                fd = os.open(folder / name, os.O_RDWR | os.O_NOFOLLOW)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(folder / name)
+                finally:
+                    os.close(fd)
+
+
+def _create(target: Path) -> tuple[int, Path]:
+    """A new temporary file beside the target, locked, with the target's permissions."""
+    while True:
+        temporary = target.with_name(f".{target.name[:160]}.{secrets.token_hex(4)}{_SUFFIX}")
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        with suppress(OSError):  # a file system without locks, or another run was faster
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(fd).st_nlink:  # not taken for a stale one before it was locked
+            with suppress(OSError):
+                os.fchmod(fd, stat.S_IMODE(os.stat(target).st_mode))
+            return fd, temporary
+        os.close(fd)
+
+
+# ------------------------------------------------------------------------------------------------
+# During
+
+
+class _Writer:
+    """A thread that writes pieces in order. It owns the file from here on."""
+
+    def __init__(self, fd: int, nbytes: int) -> None:
+        self._fd, self._nbytes = fd, nbytes
+        self._queue: queue.Queue[Piece | None] = queue.Queue(_QUEUE_LEN)
+        self._error: OSError | None = None
+        self._abandoned = self._ended = False  # told by the caller; by the last piece
+        # A daemon, so that an interrupt never waits for a slow disk.
+        self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
+        self._thread.start()
+
+    def put(self, piece: Piece) -> None:
+        """Hands a piece over; waits while too many are not yet written."""
+        self._queue.put(piece)
+        self._check()
+
+    def finish(self) -> None:
+        """Waits until everything is on the disk."""
+        self._queue.put(None)
+        self._thread.join()
+        self._check()
+
+    def abandon(self) -> None:
+        """Stops the thread soon; nothing more is written."""
+        self._abandoned = True
+        with suppress(queue.Full):
+            self._queue.put_nowait(None)
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        try:
+            written = self._write_all()
+            if not self._abandoned:
+                os.fsync(self._fd)
+                if not written == os.fstat(self._fd).st_size == self._nbytes:
+                    raise OSError(None, f"{written} bytes written where {self._nbytes} were due")
+        except OSError as error:
+            self._error = error
+            while self._next() is not None:  # so that no `put` waits for ever
+                pass
+        finally:
+            os.close(self._fd)
+
+    def _next(self) -> Piece | None:
+        """The next piece; None, and from then on, after the last or when all is in vain."""
+        if self._ended or self._abandoned:
+            return None
+        piece = self._queue.get()
+        self._ended = piece is None
+        return piece
+
+    def _write_all(self) -> int:
+        """Writes pieces until there are no more; returns the bytes written."""
+        done = begun = waited = 0
+        while (piece := self._next()) is not None:
+            view = memoryview(piece)  # type: ignore[arg-type]  # arrays are buffers
+            while view and not self._abandoned:
+                view = view[os.write(self._fd, view) :]
+            done += len(piece)
+            if done - begun >= _BEGIN_BYTES:
+                _begin_flush(self._fd, begun, done - begun)
+                begun = done
+            if done - waited >= _WAIT_BYTES:
+                os.fsync(self._fd)
+                waited = done
+        return done
+
+
+def _begin_flush(fd: int, start: int, length: int) -> None:
+    """Has the system write these bytes to the disk, without waiting."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(fd, start, length, os.POSIX_FADV_DONTNEED)
+
+
+# ------------------------------------------------------------------------------------------------
+# After
+
+
+def _sync_folder(folder: Path) -> None:
+    """Puts the new name on the disk. The file is whole either way, so failing is no error."""
+    with suppress(OSError):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def _failure(path: Path, target: Path, nbytes: int, error: OSError) -> WriteError:
+    reason = (error.strerror or str(error)).lower()
+    if error.errno in _NO_ROOM:
+        free = None
+        with suppress(OSError):
+            free = shutil.disk_usage(target.parent).free
+        return _no_room(path, reason if free is None else f"{reason}, {free:,} bytes free", nbytes)
+    return WriteError(str(path), reason, "a file that can be written", "check path and permissions")
+
+
+def _no_room(path: Path, found: str, nbytes: int) -> WriteError:
+    advice = "free some space or choose another folder"
+    return WriteError(str(path), found, f"room for {nbytes:,} bytes", advice)

@@ -1,0 +1,159 @@
+"""Mixes: which type each tensor of a quantized file gets, from the name the user gives.
+
+Vectors and position embeddings stay F32. In GGUF files the choice is llama.cpp's, tensor by tensor;
+legacy files have one type for all matrices, as ggml's quantizer wrote them. docs/files.md has the
+table in words.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from starcoder.config import ModelConfig
+from starcoder.errors import InputError
+from starcoder.tensor import TensorType
+
+__all__ = ["Mix", "find_mix", "find_type", "fit"]
+
+_F32, _F16, _BF16 = TensorType.F32, TensorType.F16, TensorType.BF16
+_Q4_0, _Q5_0, _Q5_1, _Q8_0 = TensorType.Q4_0, TensorType.Q5_0, TensorType.Q5_1, TensorType.Q8_0
+_Q2, _Q3, _Q4, _Q5, _Q6 = (TensorType[f"Q{n}_K"] for n in range(2, 7))
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """A name that users know, the type of most matrices, and llama.cpp's number for the file."""
+
+    name: str
+    base: TensorType
+    number: int
+    is_mix: bool = False  # holds several types by its nature: nothing for legacy files
+
+
+_MIXES = {
+    mix.name: mix
+    for mix in (
+        *(Mix("f32", _F32, 0), Mix("f16", _F16, 1), Mix("bf16", _BF16, 32)),
+        *(Mix("q4_0", _Q4_0, 2), Mix("q4_1", TensorType.Q4_1, 3), Mix("q5_0", _Q5_0, 8)),
+        *(Mix("q5_1", _Q5_1, 9), Mix("q8_0", _Q8_0, 7), Mix("iq4_nl", TensorType.IQ4_NL, 25)),
+        *(Mix("q2_k", _Q2, 10), Mix("q3_k", _Q3, 12), Mix("q4_k", _Q4, 15), Mix("q5_k", _Q5, 17)),
+        *(Mix("q6_k", _Q6, 18), Mix("q3_k_s", _Q3, 11, True), Mix("q3_k_m", _Q3, 12, True)),
+        *(Mix("q3_k_l", _Q3, 13, True), Mix("q4_k_s", _Q4, 14, True), Mix("q4_k_m", _Q4, 15, True)),
+        *(Mix("q5_k_s", _Q5, 16, True), Mix("q5_k_m", _Q5, 17, True)),
+    )
+}
+_GGML_NUMBERS = {  # as the last argument of ggml's quantizer
+    **{"0": "f32", "1": "f16", "2": "q4_0", "3": "q4_1", "7": "q8_0", "8": "q5_0", "9": "q5_1"},
+    **{"10": "q2_k", "11": "q3_k", "12": "q4_k", "13": "q5_k", "14": "q6_k"},
+}
+
+
+def find_mix(text: str) -> Mix:
+    """The mix that a user names, in any case, or by ggml's number.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    mix = _MIXES.get(_GGML_NUMBERS.get(text, text.lower()))
+    if mix is None:
+        numbers = ", ".join(f"{number} for {name}" for number, name in _GGML_NUMBERS.items())
+        raise InputError("type", repr(text[:40]), " ".join(_MIXES), f"or a number: {numbers}")
+    return mix
+
+
+def find_type(text: str) -> TensorType:
+    """The type of a single tensor that a user names.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    kind = TensorType.__members__.get(text.upper())
+    if kind is None:
+        raise InputError("type", repr(text[:40]), " ".join(TensorType.__members__).lower())
+    return kind
+
+
+# ------------------------------------------------------------------------------------------------
+# GGUF: llama.cpp's choice
+
+
+def choose(mix: Mix, config: ModelConfig, name: str, *, tied: bool) -> TensorType:
+    """The type that llama.cpp gives a matrix; what its columns allow is for `fit`."""
+    if mix.base.block_len == 1:
+        return mix.base
+    if name == "output.weight" or (tied and name == "token_embd.weight"):
+        whole = config.dim % mix.base.block_len == 0
+        return _Q6 if whole and mix.base is not _Q8_0 else _Q8_0
+    if not name.startswith("blk."):
+        return mix.base
+    _, layer, part, _ = name.split(".")
+    rule = _RULES.get(_SAME.get(mix.name, mix.name), {}).get(part)
+    kind = rule(_Place(int(layer), config)) if rule else None
+    return kind or mix.base
+
+
+class _Place:
+    """A layer, and what the rules ask of it."""
+
+    def __init__(self, layer: int, config: ModelConfig) -> None:
+        n = config.n_layers
+        self.layer = layer
+        self.sixteenth, self.eighth = layer < n // 16, layer < n // 8
+        # The first and last eighth, and every third layer between them.
+        self.vital = self.eighth or layer >= 7 * n // 8 or (layer - n // 8) % 3 == 2
+        self.shared = config.n_heads // config.n_kv_heads >= 4  # key and value heads are few
+
+
+_Rule = Callable[[_Place], TensorType | None]
+_SAME = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m"}  # llama.cpp's short names
+_VITAL: dict[str, _Rule] = {
+    "attn_qkv": lambda at: _Q6 if at.vital else None,
+    "ffn_down": lambda at: _Q6 if at.vital else None,
+}
+_RULES: dict[str, dict[str, _Rule]] = {
+    "iq4_nl": {
+        "attn_qkv": lambda at: _Q5 if at.shared else None,
+        "ffn_down": lambda at: _Q5 if at.eighth else None,
+    },
+    "q2_k": {
+        "attn_qkv": lambda at: _Q4 if at.shared else _Q3,
+        "attn_output": lambda _: _Q3,
+        "ffn_down": lambda _: _Q3,
+    },
+    "q3_k_m": {
+        "attn_qkv": lambda at: _Q5 if at.layer < 2 else _Q4,
+        "attn_output": lambda _: _Q4,
+        "ffn_down": lambda at: _Q5 if at.sixteenth else _Q4,
+    },
+    "q3_k_l": dict.fromkeys(("attn_qkv", "attn_output", "ffn_down"), lambda _: _Q5),
+    "q4_k_s": {
+        "attn_qkv": lambda at: _Q5 if at.layer < 4 else None,
+        "ffn_down": lambda at: _Q5 if at.eighth else None,
+    },
+    "q4_k_m": _VITAL,
+    "q5_k_m": _VITAL,
+}
+
+
+# ------------------------------------------------------------------------------------------------
+# What rows allow
+
+_FALLBACKS = {_Q2: _Q4_0, _Q3: _Q4_0, _Q4: _Q5_0, _Q5: _Q5_1, _Q6: _Q8_0}
+
+
+def fit(kind: TensorType, n_cols: int) -> TensorType:
+    """`kind`, or the nearest type whose blocks fill rows of `n_cols` weights."""
+    for candidate in (kind, _FALLBACKS.get(kind, _F16)):
+        if n_cols % candidate.block_len == 0:
+            return candidate
+    return _F16
+
+
+def match(patterns: Sequence[tuple[str, TensorType]], name: str) -> TensorType | None:
+    """The type of the first pattern that is in the name; `*` and `?` stand for any text."""
+    for pattern, kind in patterns:
+        if fnmatch.fnmatchcase(name, f"*{pattern}*"):
+            return kind
+    return None

@@ -1,0 +1,235 @@
+"""Thousands of damaged models through everything that reads them: `python tests/fuzz.py --n 2000`.
+
+Each is read, shown, checked, built, tokenized for, run for a prompt and a step, converted and read
+back, in a child of its own whose memory and time are measured. It may work or end in one of our
+errors; a traceback, a crash, a second of work or too much memory is a bug, and its files are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import resource
+import signal
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bombs import bomb
+from mutants import FORMATS, Files, mutant
+from starcoder import formats, mix, models, ops, quantize
+from starcoder.checkpoint import Checkpoint
+from starcoder.cli.inspect import inspect
+from starcoder.engine import Engine
+from starcoder.errors import FormatError, StarcoderError
+from starcoder.sampler import LogitsError, SamplingParams
+from starcoder.tokenizer import Tokenizer
+
+KINDS = (*FORMATS, "bombs")
+MAX_SECONDS = 1.0  # of CPU, for each thing that is done
+MAX_READ_KIB = 32 << 10  # beyond what the process has, and three times the file
+MAX_KIB = 64 << 10  # for all that follows reading: the model, its cache, a converted copy
+TEXT = "def add(first, second2):\n    # größer <fim_prefix> 2048\n\treturn 🦀"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one model: `kind` is "works", "refused" or what is wrong."""
+
+    kind: str
+    stage: str = ""
+    message: str = ""
+    seconds: float = 0.0
+    read_kib: int = 0  # at its peak while reading, beyond what the process had
+    kib: int = 0  # at its peak in all
+
+    @property
+    def is_bug(self) -> bool:
+        return self.kind not in ("works", "refused")
+
+
+# ------------------------------------------------------------------------------------------------
+# In the child
+
+
+def exercise(path: Path, enter: Callable[[str], None]) -> None:
+    """Everything that can be done with a model file."""
+    enter("read")
+    checkpoint = formats.read(path)
+    enter("inspect")
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        inspect(path, as_json=True, check=True)
+    for legacy, kind in ((False, "q8_0"), (False, None), (True, "f16")):
+        enter("convert")
+        with contextlib.suppress(StarcoderError):
+            convert(checkpoint, path.parent / "out", legacy, kind)
+    enter("tokenize")
+    tokenizer = Tokenizer(checkpoint.vocab)
+    tokens = tokenizer.encode(TEXT)
+    tokenizer.decode(tokens)
+    enter("build")
+    net = models.build(checkpoint)
+    enter("run")
+    n_ctx = min(checkpoint.config.n_ctx, 32)
+    engine = Engine(net, n_ctx=n_ctx, n_batch=8, n_parallel=1)
+    params = SamplingParams(temperature=0)
+    sequence = engine.submit(tokens[: n_ctx - 1] or [0], params, max_tokens=2)
+    while not engine.is_idle:
+        for event in engine.step():
+            if event.error is not None:
+                raise event.error
+    assert sequence.tokens
+
+
+def convert(checkpoint: Checkpoint, out: Path, legacy: bool, kind: str | None) -> None:
+    """Write the model as another; what was written can be read."""
+    choice = quantize.Choice(mix=mix.find_mix(kind) if kind else None, legacy=legacy)
+    types, _ = quantize.plan(checkpoint, choice)
+    formats.write(out, checkpoint, quantize.quantize(checkpoint, types), legacy=legacy)
+    try:
+        formats.read(out)
+    except FormatError as error:
+        raise AssertionError(f"what was written cannot be read: {error}") from error
+
+
+def _child(path: Path, pipe: int) -> None:
+    signal.alarm(20)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    limit = _status("VmSize") + (1 << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (limit << 10, limit << 10))
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
+    before, stage, read_kib = _status("VmRSS"), "", 0
+    start, seconds = time.process_time(), 0.0
+
+    def enter(name: str) -> None:
+        nonlocal stage, read_kib, start, seconds
+        seconds, start = max(seconds, time.process_time() - start), time.process_time()
+        if stage == "read":
+            read_kib = _status("VmHWM") - before
+        stage = name
+
+    ops.set_n_threads(1)
+    warnings.simplefilter("error")
+    kind, message = "works", ""
+    try:
+        exercise(path, enter)
+    except (StarcoderError, LogitsError) as error:
+        kind, message = "refused", str(error)
+        if not message.isprintable() or len(message) > 2000:
+            kind = "unclear message"
+    except BaseException as error:
+        kind, message = type(error).__name__, str(error)
+    peak = _status("VmHWM") - before
+    enter(stage)
+    line = json.dumps([kind, stage, message[:300], seconds, read_kib, peak])
+    os.write(pipe, line.encode("utf-8", "replace"))
+
+
+def _status(key: str) -> int:
+    """KiB of this process, as Linux counts them."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key):
+            return int(line.split()[1])
+    raise LookupError(key)
+
+
+# ------------------------------------------------------------------------------------------------
+# In the parent
+
+
+def attempt(files: Files) -> Outcome:
+    """What becomes of a model, found out in a child process."""
+    with tempfile.TemporaryDirectory(dir=_scratch()) as folder:
+        path = Path(folder, "m")
+        if len(files) > 1:
+            path.mkdir()
+        for name, raw in files.items():
+            (path / name if len(files) > 1 else path).write_bytes(raw)
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            with contextlib.suppress(BaseException):
+                _child(path, writer)
+                code = 0
+            os._exit(code)
+        os.close(writer)
+        with open(reader, "rb") as answer:
+            line = answer.read()
+        _, status = os.waitpid(pid, 0)
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        return Outcome("hang" if number == signal.SIGALRM else f"signal {number}")
+    return _judge(Outcome(*json.loads(line)), sum(map(len, files.values()))) if line else _LOST
+
+
+_LOST = Outcome("no answer")
+
+
+def _judge(outcome: Outcome, n_bytes: int) -> Outcome:
+    slow = outcome.seconds > MAX_SECONDS
+    kib = 3 * n_bytes // 1024
+    large = outcome.read_kib > MAX_READ_KIB + kib or outcome.kib > MAX_KIB + kib
+    if outcome.is_bug or not (slow or large):
+        return outcome
+    kind = "slow" if slow else "memory"
+    return Outcome(kind, *(getattr(outcome, name) for name in Outcome.__slots__[1:]))
+
+
+def _scratch() -> str | None:
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
+def campaign(name: str, seeds: range, keep: Path | None = None) -> list[Outcome]:
+    """All outcomes; bugs are told at once, and their files kept."""
+    outcomes = []
+    for seed in seeds:
+        files = bomb(seed) if name == "bombs" else mutant(name, seed)
+        outcome = attempt(files)
+        outcomes.append(outcome)
+        if outcome.is_bug:
+            print(f"{name} {seed}: {outcome}", file=sys.stderr, flush=True)
+            for file, raw in files.items() if keep is not None else ():
+                place = keep / f"{name}-{seed}" / file  # type: ignore[operator]
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_bytes(raw)
+    return outcomes
+
+
+def main() -> int:
+    """Run the campaign and print its table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--n", type=int, default=2000, help="damaged models of each format")
+    parser.add_argument("--seed", type=int, default=0, help="number of the first")
+    parser.add_argument("--format", choices=KINDS, action="append", help="only this one")
+    parser.add_argument("--keep", type=Path, help="folder for the files of bugs")
+    options = parser.parse_args()
+    n_bugs = 0
+    print("format       models  works  refused  bugs   worst CPU   reading        all   models/s")
+    for name in options.format or KINDS:
+        start = time.perf_counter()
+        outcomes = campaign(name, range(options.seed, options.seed + options.n), options.keep)
+        rate = len(outcomes) / (time.perf_counter() - start)
+        kinds = Counter(outcome.kind for outcome in outcomes)
+        bugs = [outcome for outcome in outcomes if outcome.is_bug]
+        n_bugs += len(bugs)
+        worst: Any = [
+            max(getattr(o, key) for o in outcomes) for key in ("seconds", "read_kib", "kib")
+        ]
+        row = f"{name:11} {len(outcomes):7} {kinds['works']:6} {kinds['refused']:8} {len(bugs):5}"
+        row += f" {worst[0] * 1e3:8.0f} ms {worst[1] / 1024:6.1f} MiB {worst[2] / 1024:6.1f} MiB"
+        print(f"{row} {rate:10.0f}", flush=True)
+    return 1 if n_bugs else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
