@@ -94,7 +94,9 @@ def convert(checkpoint: Checkpoint, out: Path, legacy: bool, kind: str | None) -
     """Write the model as another; what was written can be read."""
     choice = quantize.Choice(mix=mix.find_mix(kind) if kind else None, legacy=legacy)
     types, _ = quantize.plan(checkpoint, choice)
-    formats.write(out, checkpoint, quantize.quantize(checkpoint, types), legacy=legacy)
+    formats.write(
+        out, checkpoint, quantize.quantize(checkpoint, types, legacy=legacy), legacy=legacy
+    )
     try:
         formats.read(out)
     except FormatError as error:

@@ -45,6 +45,7 @@ class Quantized:
     source: Tensor
     type: TensorType
     where: str  # file and tensor, for messages
+    fused: bool = False  # rounded as ggml's program rounds legacy files: see `ops.quantize`
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -59,7 +60,7 @@ class Quantized:
         """
         for first, rows in _row_pieces(self.source):
             _check_rows(rows, first, self.where)
-            encoded = ops.requantize(rows, self.type)
+            encoded = ops.requantize(rows, self.type, fused=self.fused)
             if _may_overflow(rows) and ops.first_non_finite(encoded) is not None:
                 raise FormatError(self.where, "a weight too large", f"what {self.type.name} holds")
             yield encoded.data
@@ -67,13 +68,21 @@ class Quantized:
         self.source.release()
 
 
-def quantize(checkpoint: Checkpoint, types: Mapping[str, TensorType]) -> dict[str, Weights]:
-    """The checkpoint's tensors in these types, to be written; what has its type is copied."""
+def quantize(
+    checkpoint: Checkpoint, types: Mapping[str, TensorType], *, legacy: bool = False
+) -> dict[str, Weights]:
+    """The checkpoint's tensors in these types, to be written; what has its type is copied.
+
+    With `legacy` the bytes are those that ggml's own program writes in its `.bin` files; without,
+    llama.cpp's in GGUF files. They differ in about one code in a million.
+    """
     weights: dict[str, Weights] = {}
     for name, tensor in checkpoint.tensors.items():
         kind = types[name]
         where = f"{checkpoint.source}: tensor {name}"
-        weights[name] = tensor if kind is tensor.type else Quantized(tensor, kind, where)
+        weights[name] = (
+            tensor if kind is tensor.type else Quantized(tensor, kind, where, fused=legacy)
+        )
     return weights
 
 

@@ -82,7 +82,7 @@ def rewrite(
     for note in notes:
         _say(task, f"warning: {note}")
     _say(task, f"model size = {checkpoint.nbytes / 2**20:.2f} MB | {checkpoint.type_name}")
-    weights = quantize.quantize(checkpoint, types)
+    weights = quantize.quantize(checkpoint, types, legacy=choice.legacy)
     with Progress(task) as progress:
         nbytes = formats.write(
             out,
