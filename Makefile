@@ -4,6 +4,7 @@
 #   make run MODEL=m.gguf PROMPT="def f("   ... or with yours
 #   make test                    all tests, offline, in about two minutes
 #   make campaign-crash          a hundred kills and a disk that fills: no file is ever lost
+#   make fuzz                    2,000 damaged models per format through everything that reads them
 #   make lint                    ruff, mypy and clang-format; `make format` mends what it can
 #   make bench MODEL=m.gguf      speed of a model, as a share of what memory allows
 #   make clean                   remove what was built
@@ -15,7 +16,7 @@ PROMPT ?= def fibonacci(
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*.h tests/*.cpp)
 
-.PHONY: run test campaign-crash lint format bench clean
+.PHONY: run test campaign-crash fuzz lint format bench clean
 
 run: $(VENV)/installed
 	$(BIN)/starcoder -m "$(MODEL)" -p "$(PROMPT)" -n 64
@@ -25,6 +26,9 @@ test: $(VENV)/installed
 
 campaign-crash: $(VENV)/installed
 	STARCODER_CRASHES=100 $(BIN)/python -m pytest tests/test_crash.py
+
+fuzz: $(VENV)/installed
+	$(BIN)/python tests/fuzz.py --n 2000
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .

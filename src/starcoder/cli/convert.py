@@ -115,7 +115,8 @@ def _fetch(source: str, revision: str | None) -> tuple[Path, dict[str, str]]:
     """Where the model is, from the Hub if it is a Hub id; and what to note of where it was."""
     from starcoder import hub
 
-    path = hub.resolve(source, revision=revision)
+    with Progress("download") as progress:
+        path = hub.resolve(source, revision, progress)
     if path == Path(source):
         return path, origin_of(source)
     keys = origin_of(source, path.name)  # of a snapshot: the commit
