@@ -4,7 +4,8 @@
 //   replay ISA INPUT OUTPUT
 //
 // A record is four int32, then arrays: {type, m, k, n}, blocks (m, k), x (n, k) -> linear (n, m);
-// or {-1, n_heads, head_dim, n}, qkv (n, (n_heads + 2) head_dim) -> attention (n, ...).
+// or {-1, n_heads, head_dim, n}, qkv (n, (n_heads + 2) head_dim) -> attention (n, ...);
+// or {-2, type, m, k}, x (m, k) -> the bytes of its blocks, each as a float.
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
@@ -51,6 +52,20 @@ std::vector<float> run_attention(std::FILE* in, int64_t n_heads, int64_t head_di
     return y;
 }
 
+std::vector<float> run_quantize(std::FILE* in, Type type, int64_t m, int64_t k) {
+    const auto x = read<float>(in, static_cast<size_t>(m * k));
+    const auto nbytes = m * (k / block_len(type)) * block_bytes(type);
+    std::vector<uint8_t> blocks(static_cast<size_t>(nbytes));
+    quantize(type, x.data(), m, k, false, blocks.data());
+    return {blocks.begin(), blocks.end()};
+}
+
+std::vector<float> run(std::FILE* in, const int32_t* head) {
+    if (head[0] == -1) return run_attention(in, head[1], head[2], head[3]);
+    if (head[0] == -2) return run_quantize(in, Type(head[1]), head[2], head[3]);
+    return run_linear(in, Type(head[0]), head[1], head[2], head[3]);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -61,8 +76,7 @@ int main(int argc, char** argv) {
     set_n_threads(2);
     int32_t head[4];
     while (std::fread(head, sizeof(head), 1, in) == 1) {
-        const auto y = head[0] < 0 ? run_attention(in, head[1], head[2], head[3])
-                                   : run_linear(in, Type(head[0]), head[1], head[2], head[3]);
+        const auto y = run(in, head);
         std::fwrite(y.data(), sizeof(float), y.size(), out);
     }
     return std::fclose(out);

@@ -21,7 +21,7 @@ from starcoder.tensor import TensorType
 from weights import random_tensor
 
 CSRC = Path(__file__).parent.parent / "csrc"
-SOURCES = ["quantize", "pack", "threads", "ops", "isa", "isa_scalar", "isa_neon"]
+SOURCES = ["quantize", "encode", "pack", "threads", "ops", "isa", "isa_scalar", "isa_neon"]
 COMPILER, EMULATOR = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64")
 
 pytestmark = [
@@ -64,6 +64,9 @@ def test_neon_gives_the_same_bits_as_this_machine(program: Path, tmp_path: Path)
         w, x = random_tensor(kind, 50, n_cols), rng.standard_normal((9, n_cols)).astype(np.float32)
         script += record(kind, 50, n_cols, 9) + w.data.tobytes() + x.tobytes()
         expected.append(ops.linear(x, ops.pack(w), activation="gelu_tanh"))
+        rows = rng.standard_normal((7, n_cols)).astype(np.float32) * 0.02
+        script += record(-2, kind, 7, n_cols) + rows.tobytes()
+        expected.append(ops.quantize(rows, kind).data.astype(np.float32))
     for n_heads, head_dim, n in ((3, 20, 40), (9, 64, 290)):
         qkv = rng.standard_normal((n, (n_heads + 2) * head_dim)).astype(np.float32)
         width, blocks = -(-head_dim // 16) * 16, -(-n // 16)
