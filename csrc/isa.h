@@ -25,7 +25,8 @@ struct Quantized {
 inline constexpr int kFewTokens = 4;
 
 // How far ahead weights are asked for, in bytes. Q4_0, one thread, beside 12 GB/s of plain reading:
-// 10.4 GB/s at 1024, 11.0 at 2048, 11.4 at 3072; two threads lose at 6144. See docs/log.md.
+// 10.4 GB/s at 1024, 11.0 at 2048, 11.0 and 11.7 at 3072; two threads lose at 6144. See
+// docs/log.md.
 inline constexpr int64_t kAhead = 3072;
 
 struct Isa {

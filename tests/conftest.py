@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import os
 import struct
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -416,3 +417,31 @@ WRITERS: dict[str, Callable[[Path, TinyModel], Path]] = {
 def tiny_path(request: pytest.FixtureRequest, tmp_path: Path, tiny: TinyModel) -> Path:
     """The tiny model on disk, in each format in turn."""
     return WRITERS[request.param](tmp_path / request.param, tiny)
+
+
+# ------------------------------------------------------------------------------------------------
+# The command line
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run the command with these arguments, in this process."""
+
+    def run(*args: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["starcoder", *args])
+        from starcoder.cli import main
+
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        return Result(exit_.value.code, *capfd.readouterr())
+
+    return run

@@ -4,40 +4,16 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 
-from conftest import TinyModel, write_gguf, write_hf, write_legacy
+from conftest import Run, TinyModel, write_gguf, write_hf, write_legacy
 from starcoder import LLM, formats
-from starcoder.cli import main, progress
+from starcoder.cli import progress
 from starcoder.tensor import TensorType
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Run the command with these arguments, in this process."""
-
-    def run(*args: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["starcoder", *args])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        return Result(exit_.value.code, *capfd.readouterr())
-
-    return run
 
 
 def logits(path: Path) -> np.ndarray:

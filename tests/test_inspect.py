@@ -3,42 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 
-from conftest import TinyModel, Value, write_gguf
-from starcoder.cli import main
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Run `starcoder inspect` with these arguments, in this process."""
-
-    def run(*args: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["starcoder", "inspect", *args])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        return Result(exit_.value.code, *capfd.readouterr())
-
-    return run
+from conftest import Run, TinyModel, Value, write_gguf
 
 
 def test_it_shows_shape_vocabulary_and_tensors(run: Run, tiny_path: Path) -> None:
-    result = run(str(tiny_path))
+    result = run("inspect", str(tiny_path))
     assert (result.code, result.err) == (0, "")
     for line in [
         "architecture   gpt_bigcode",
@@ -55,7 +29,7 @@ def test_it_shows_shape_vocabulary_and_tensors(run: Run, tiny_path: Path) -> Non
 
 
 def test_json_adds_up(run: Run, data: Path) -> None:
-    result = run(str(data / "gpt_bigcode-q4_0.gguf"), "--json", "--check")
+    result = run("inspect", str(data / "gpt_bigcode-q4_0.gguf"), "--json", "--check")
     facts = json.loads(result.out)
     assert (result.code, facts["finite"], facts["damage"]) == (0, True, None)
     assert sum(t["bytes"] for t in facts["tensors"]) == facts["weight_bytes"]
@@ -75,8 +49,8 @@ def test_check_names_the_first_weight_that_is_not_finite(
     tiny.weights["blk.1.attn_qkv.weight"][3, 9] = np.inf
     tiny.weights["blk.1.ffn_up.weight"][0, 0] = np.nan
     path = str(write_gguf(tmp_path / "x.gguf", tiny))
-    assert run(path, *options).code == 0
-    result = run(path, "--check", *options)
+    assert run("inspect", path, *options).code == 0
+    result = run("inspect", path, "--check", *options)
     assert result.code == 1
     assert "tensor blk.1.attn_qkv.weight: found inf in row 3, column 9" in result.err
     if options:
@@ -89,10 +63,10 @@ def test_no_control_character_of_a_file_reaches_the_terminal(
     tiny: TinyModel,
 ) -> None:
     path = write_gguf(tmp_path / "x", tiny, keys={"general.name": Value("str", "a\x1b[2Jb")})
-    assert "\x1b" not in run(str(path)).out
+    assert "\x1b" not in run("inspect", str(path)).out
 
 
 def test_a_bad_file_is_one_line(run: Run, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"GGUF\x03")
-    result = run(str(tmp_path / "x"))
+    result = run("inspect", str(tmp_path / "x"))
     assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
