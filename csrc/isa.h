@@ -41,7 +41,8 @@ struct Isa {
 
     // Half (0 or 1) of a strip = one group of a panel of this type.
     void (*unpack)(Type type, const uint8_t* group, int half, Strip& strip);
-    // Half (0 or 1) of strip (k, 32) = k inputs of a panel of floats, k even but for the last.
+    // Half (0 or 1) of strip (k, 32) = k inputs of a panel of floats. Of BF16 k is even, and of
+    // each pair the second input stands first: see `dot_pairs`.
     void (*unpack_floats)(Type type, const uint8_t* panel, int64_t k, int half, float* strip);
 
     // acc (n, 32) += the strips' rows times rows of x, from group g.
@@ -55,6 +56,14 @@ struct Isa {
     void (*dot_floats)(const float* strip, int64_t k, const float* x, int64_t stride, int64_t n,
                        float* acc);
 
+    // to (k) = x (k), rounded to nearest even; what is smaller than 2^-126 becomes 0.
+    void (*round_bf16)(const float* x, int64_t k, uint16_t* to);
+    // acc (n, 32) += `n_pairs` pairs of inputs of two panels times x (n, 2 n_pairs), all bf16, rows
+    // of x at a distance of `stride`. Null where the machine has no such product; then the same
+    // bits come from `dot_floats`, if of each pair the second input stands first.
+    void (*dot_pairs)(const uint8_t* const panels[2], int64_t n_pairs, const uint16_t* x,
+                      int64_t stride, int64_t n, float* acc);
+
     // y (n, valid) = activation(acc (n, 32) + bias) + residual; rows of y, residual: `stride`.
     void (*finish)(const float* acc, int64_t n, int valid, const float* bias, Activation activation,
                    const float* residual, float* y, int64_t stride);
@@ -64,14 +73,14 @@ struct Isa {
     // to (k) = from (k), rounded to nearest even.
     void (*narrow)(const float* from, int64_t k, half* to);
     // scores (h, stride), 16 columns = queries (h, d) times one block of keys (d, 16).
-    void (*scores)(const float* queries, int64_t h, int64_t d, const half* keys, float* scores,
+    void (*scores)(const float* queries, int64_t h, int64_t d, const float* keys, float* scores,
                    int64_t stride);
     // x (n) = exp(x - max(x)) in place; n a multiple of 16, only the first `valid` count, the rest
     // become 0. Returns the maximum and the sum.
     void (*softmax)(float* x, int64_t n, int64_t valid, float* max, float* sum);
     // acc (h, d) += weights (h, stride), `valid` columns, times one block of values (16, d).
     void (*mix)(const float* weights, int64_t stride, int64_t valid, int64_t h, int64_t d,
-                const half* values, float* acc);
+                const float* values, float* acc);
     // Merges two parts of a softmax: acc (d), max, sum of one into those of the other.
     void (*merge)(float* acc, float* max, float* sum, const float* acc2, float max2, float sum2,
                   int64_t d);

@@ -102,6 +102,62 @@ inline I dot4(I acc, B codes, B a) {
 #include "loops.h"
 
 namespace starcoder {
+namespace {
+
+// Cooper Lake, Sapphire Rapids and Zen 4 multiply pairs of bf16, Ice Lake does not: these functions
+// have the instruction, and the CPU is asked before they get into the table. For every lane it is
+// fma(first, first', fma(second, second', acc)), as measured with 2,000,000 random numbers.
+#define WITH_PAIRS __attribute__((target("avx512bf16")))
+
+WITH_PAIRS inline F dot2(F acc, B a, B b) {
+    return _mm512_dpbf16_ps(acc, __builtin_bit_cast(__m512bh, a), __builtin_bit_cast(__m512bh, b));
+}
+
+template <int T>
+WITH_PAIRS void pair_tile(const uint8_t* const panels[2], int64_t n_pairs, const uint16_t* x,
+                          int64_t stride, float* acc) {
+    F sum[2][T];
+    EACH (t, T) sum[0][t] = sum[1][t] = set(0.0f);
+    for (int64_t i = 0; i < n_pairs; ++i) {
+        const B w[2] = {load_bytes(panels[0] + 64 * i), load_bytes(panels[1] + 64 * i)};
+        EACH (t, T) {
+            const B a = set_four(reinterpret_cast<const int8_t*>(x + t * stride + 2 * i));
+            sum[0][t] = dot2(sum[0][t], w[0], a);
+            sum[1][t] = dot2(sum[1][t], w[1], a);
+        }
+    }
+    EACH (t, T)
+        for (int p = 0; p < 2; ++p) {
+            float* to = acc + t * kStripRow + W * p;
+            store(to, add(load(to), sum[p][t]));
+        }
+}
+
+template <int T>
+WITH_PAIRS void pair_tiles(const uint8_t* const panels[2], int64_t n_pairs, const uint16_t* x,
+                           int64_t stride, int64_t n, float* acc) {
+    int64_t t = 0;
+    for (; t + T <= n; t += T)
+        pair_tile<T>(panels, n_pairs, x + t * stride, stride, acc + t * kStripRow);
+    if constexpr (T > 1)
+        if (t < n)
+            pair_tiles<T - 1>(panels, n_pairs, x + t * stride, stride, n - t, acc + t * kStripRow);
+}
+
+WITH_PAIRS void dot_pairs(const uint8_t* const panels[2], int64_t n_pairs, const uint16_t* x,
+                          int64_t stride, int64_t n, float* acc) {
+    pair_tiles<kFloatTileTokens>(panels, n_pairs, x, stride, n, acc);
+}
+
+Isa table() {
+    Isa isa = kTable;
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512bf16")) isa.dot_pairs = dot_pairs;
+    return isa;
+}
+
+}  // namespace
+
 extern const Isa isa_avx512;
-const Isa isa_avx512 = kTable;
+const Isa isa_avx512 = table();
 }  // namespace starcoder

@@ -16,6 +16,8 @@
 
 namespace starcoder {
 
+class Team;  // threads.h
+
 // ---- types (quantize.cpp) ----
 
 int block_len(Type type);    // weights in a block
@@ -79,22 +81,36 @@ class Matrix {
     std::shared_ptr<uint8_t> data_;
 };
 
-// ---- operations (ops.cpp) ----
+// ---- operations (linear.cpp, attention.cpp) ----
+//
+// All threads of a team call an operation together, and share its work. Its result is complete, and
+// its inputs may change, after the next barrier, which is the callers'. `shared` is memory for all
+// threads, on a cache line, of the size that the function before it says.
 
 enum class Activation : int { None = 0, GeluTanh = 1, GeluErf = 2 };
 
-// y (n, m) = activation(x (n, k) . w (m, k)^T + bias (m)) + residual (n, m)
-// `bias` and `residual` may be null; `residual` may be y itself. With quantized weights, x is
-// rounded to 8 bits, with one scale for every 128 inputs; products and sums in between are exact.
-void linear(const Matrix& w, const float* x, int64_t n, const float* bias, Activation activation,
-            const float* residual, float* y);
+struct Norm {
+    const float *weight, *bias;  // (k)
+    float eps;
+};
+
+// y (n, m) = activation(norm(x (n, k)) . w (m, k)^T + bias (m)) + residual (n, m)
+// `norm`, `bias` and `residual` may be null; `residual` may be y itself. With quantized weights,
+// the inputs are rounded to 8 bits, one scale for every 128; products and sums in between are
+// exact.
+size_t linear_scratch(const Matrix& w, const Norm* norm, int64_t n);
+void linear(Team& team, const Matrix& w, const float* x, const Norm* norm, int64_t n,
+            const float* bias, Activation activation, const float* residual, float* y,
+            uint8_t* shared);
+
+// Asks memory for the first of the weights that this thread will multiply in `linear`.
+void prefetch_share(const Team& team, const Matrix& w);
 
 // y (n, k) = rows `ids` (n) of w (m, k)
-void embed(const Matrix& w, const int32_t* ids, int64_t n, float* y);
+void embed(Team& team, const Matrix& w, const int32_t* ids, int64_t n, float* y);
 
 // y (n, k) = (x - mean) / sqrt(variance + eps) * weight (k) + bias (k), a row at a time
-void layer_norm(const float* x, const float* weight, const float* bias, float eps, int64_t n,
-                int64_t k, float* y);
+void layer_norm(Team& team, const float* x, const Norm& norm, int64_t n, int64_t k, float* y);
 
 // Where the tokens of a batch stand: row i has position positions[i] in sequence s, for
 // row_starts[s] <= i < row_starts[s + 1]; position p of s is slot p % 16 of cache block
@@ -119,12 +135,13 @@ struct Heads {
 };
 
 // Writes the keys and values of qkv (n, queries | keys | values) into the cache.
-void store_kv(const float* qkv, int64_t n, const Heads& heads, const Rows& rows,
+void store_kv(Team& team, const float* qkv, int64_t n, const Heads& heads, const Rows& rows,
               const Cache& cache);
 
 // y (n, n_heads * head_dim) = causal attention of the queries in qkv over the cache, the new
-// tokens included. Query head i reads key/value head i * n_kv_heads / n_heads.
-void attention(const float* qkv, int64_t n, const Heads& heads, const Rows& rows,
-               const Cache& cache, float* y);
+// tokens included. Query head i reads key/value head i * n_kv_heads / n_heads. n is 1 or more.
+size_t attention_scratch(int64_t n, const Heads& heads, const Rows& rows, int n_threads);
+void attention(Team& team, const float* qkv, int64_t n, const Heads& heads, const Rows& rows,
+               const Cache& cache, float* y, uint8_t* shared);
 
 }  // namespace starcoder

@@ -23,19 +23,19 @@ constexpr int kStripRow = 2 * kRows;  // rows of a strip
 
 #include "loops_math.h"
 //
-#include "loops_linear.h"
-//
 #include "loops_attention.h"
 //
 #include "loops_encode.h"
+//
+#include "loops_linear.h"
 
 namespace starcoder {
 namespace {
 
 constexpr Isa kTable = {
-    kName,   kSignedBytes, quantize_row, unpack,     unpack_floats, dot,
-    dot_few, dot_floats,   finish,       layer_norm, narrow,        scores,
-    softmax, mix,          merge,        encode,     widen_half,
+    kName,      kSignedBytes, quantize_row, unpack, unpack_floats, dot,    dot_few,
+    dot_floats, round_bf16,   nullptr,      finish, layer_norm,    narrow, scores,
+    softmax,    mix,          merge,        encode, widen_half,
 };
 
 }  // namespace

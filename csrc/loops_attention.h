@@ -15,25 +15,33 @@ void narrow(const float* from, int64_t k, half* to) {
     for (int64_t j = i; j < k; ++j) to[j] = out[j - i];
 }
 
+// T queries at a time, then what is left in halves of that.
+template <int T, class Tile>
+void in_tiles(int64_t n, Tile&& tile) {
+    int64_t i = 0;
+    for (; i + T <= n; i += T) tile(std::integral_constant<int, T>(), i);
+    if constexpr (T > 1)
+        if (i < n) in_tiles<T / 2>(n - i, [&](auto width, int64_t j) { tile(width, i + j); });
+}
+
 template <int H>
-void score_tile(const float* queries, int64_t d, const half* keys, float* scores, int64_t stride) {
+void score_tile(const float* queries, int64_t d, const float* keys, float* scores, int64_t stride) {
     for (int v = 0; v < kVectors; ++v) {
         F acc[H];
         EACH (h, H) acc[h] = set(0.0f);
         for (int64_t i = 0; i < d; ++i) {
-            const F key = load_half(keys + i * 16 + v * W);
+            const F key = load(keys + i * 16 + v * W);
             EACH (h, H) acc[h] = fma(key, set(queries[h * d + i]), acc[h]);
         }
         EACH (h, H) store(scores + h * stride + v * W, acc[h]);
     }
 }
 
-void scores(const float* queries, int64_t h, int64_t d, const half* keys, float* out,
+void scores(const float* queries, int64_t h, int64_t d, const float* keys, float* out,
             int64_t stride) {
-    int64_t i = 0;
-    for (; i + kTileHeads <= h; i += kTileHeads)
-        score_tile<kTileHeads>(queries + i * d, d, keys, out + i * stride, stride);
-    for (; i < h; ++i) score_tile<1>(queries + i * d, d, keys, out + i * stride, stride);
+    in_tiles<kTileHeads>(h, [&](auto width, int64_t i) {
+        score_tile<width>(queries + i * d, d, keys, out + i * stride, stride);
+    });
 }
 
 void softmax(float* x, int64_t n, int64_t valid, float* max_out, float* sum_out) {
@@ -46,13 +54,13 @@ void softmax(float* x, int64_t n, int64_t valid, float* max_out, float* sum_out)
 }
 
 template <int H>
-void mix_tile(const float* weights, int64_t stride, int64_t valid, int64_t d, const half* values,
+void mix_tile(const float* weights, int64_t stride, int64_t valid, int64_t d, const float* values,
               float* acc) {
     for (int64_t i = 0; i < d; i += W) {
         F sum[H];
         EACH (h, H) sum[h] = load(acc + h * d + i);
         for (int64_t key = 0; key < valid; ++key) {
-            const F value = load_half(values + key * d + i);
+            const F value = load(values + key * d + i);
             EACH (h, H) sum[h] = fma(value, set(weights[h * stride + key]), sum[h]);
         }
         EACH (h, H) store(acc + h * d + i, sum[h]);
@@ -60,11 +68,10 @@ void mix_tile(const float* weights, int64_t stride, int64_t valid, int64_t d, co
 }
 
 void mix(const float* weights, int64_t stride, int64_t valid, int64_t h, int64_t d,
-         const half* values, float* acc) {
-    int64_t i = 0;
-    for (; i + kTileHeads <= h; i += kTileHeads)
-        mix_tile<kTileHeads>(weights + i * stride, stride, valid, d, values, acc + i * d);
-    for (; i < h; ++i) mix_tile<1>(weights + i * stride, stride, valid, d, values, acc + i * d);
+         const float* values, float* acc) {
+    in_tiles<kTileHeads>(h, [&](auto width, int64_t i) {
+        mix_tile<width>(weights + i * stride, stride, valid, d, values, acc + i * d);
+    });
 }
 
 void merge(float* acc, float* max_, float* sum, const float* acc2, float max2, float sum2,

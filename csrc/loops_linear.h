@@ -143,8 +143,8 @@ void unpack_floats(Type type, const uint8_t* panel, int64_t k, int half, float* 
                 store(strip + v, load(reinterpret_cast<const float*>(panel) + i * kRows + v));
             else if (type == Type::F16)
                 store(strip + v, load_half(halves + i * kRows + v));
-            else  // pairs of inputs side by side
-                store(strip + v, load_bf16(halves + i / 2 * 2 * kRows + 2 * v, i % 2));
+            else  // pairs of inputs side by side: the second, then the first
+                store(strip + v, load_bf16(halves + i / 2 * 2 * kRows + 2 * v, i % 2 == 0));
         }
 }
 
@@ -375,6 +375,12 @@ void dot_floats(const float* strip, int64_t k, const float* x, int64_t stride, i
                 float* acc) {
     for (int v = 0; v < kStripRow / W; v += kTileVectors)
         float_tiles<kTileVectors, kFloatTileTokens>(strip, k, v, x, stride, n, acc);
+}
+
+void round_bf16(const float* x, int64_t k, uint16_t* to) {
+    encode_bf16(x, k, to);
+    for (int64_t i = 0; i < k; ++i)
+        if (!(to[i] & 0x7f80)) to[i] = 0;
 }
 
 // ---- sums -> results ----

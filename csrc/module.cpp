@@ -10,8 +10,10 @@
 #include <string>
 #include <vector>
 
+#include "graph.h"
 #include "isa.h"
 #include "kernels.h"
+#include "scratch.h"
 #include "threads.h"
 
 namespace nb = nanobind;
@@ -121,8 +123,13 @@ void py_linear(const Matrix& w, In<float, 2> x, Maybe<In<float, 1>> bias, int ac
             "linear: residual (n, m)");
     require(activation >= 0 && activation <= 2, "linear: activation 0, 1 or 2");
     nb::gil_scoped_release release;
-    linear(w, x.data(), n, bias ? bias->data() : nullptr, static_cast<Activation>(activation),
-           residual ? residual->data() : nullptr, out.data());
+    Buffer shared;
+    uint8_t* memory = shared.of(linear_scratch(w, nullptr, n));
+    together(n_threads(), [&](Team& team) {
+        linear(team, w, x.data(), nullptr, n, bias ? bias->data() : nullptr,
+               static_cast<Activation>(activation), residual ? residual->data() : nullptr,
+               out.data(), memory);
+    });
 }
 
 void py_embed(const Matrix& w, In<int32_t, 1> ids, Out<float, 2> out) {
@@ -130,7 +137,8 @@ void py_embed(const Matrix& w, In<int32_t, 1> ids, Out<float, 2> out) {
     for (size_t i = 0; i < ids.size(); ++i)
         require(ids.data()[i] >= 0 && ids.data()[i] < w.n_rows(), "embed: ids from 0 to m - 1");
     nb::gil_scoped_release release;
-    embed(w, ids.data(), size(ids, 0), out.data());
+    together(n_threads(),
+             [&](Team& team) { embed(team, w, ids.data(), size(ids, 0), out.data()); });
 }
 
 void py_layer_norm(In<float, 2> x, In<float, 1> weight, In<float, 1> bias, float eps,
@@ -139,43 +147,58 @@ void py_layer_norm(In<float, 2> x, In<float, 1> weight, In<float, 1> bias, float
     require(size(weight, 0) == k && size(bias, 0) == k, "layer_norm: weight and bias (k)");
     require(size(out, 0) == n && size(out, 1) == k, "layer_norm: out (n, k)");
     nb::gil_scoped_release release;
-    layer_norm(x.data(), weight.data(), bias.data(), eps, n, k, out.data());
+    const Norm norm{weight.data(), bias.data(), eps};
+    together(n_threads(), [&](Team& team) { layer_norm(team, x.data(), norm, n, k, out.data()); });
 }
 
-// Where the rows of a batch stand, and one layer of the cache, checked against each other.
+// Where the rows of a batch stand, and the cache, checked against each other.
+Rows checked_rows(int64_t n, int64_t n_blocks, In<int32_t, 1> positions, In<int32_t, 1> row_starts,
+                  In<int32_t, 2> block_tables) {
+    const int64_t sequences = size(block_tables, 0), table_len = size(block_tables, 1);
+    require(size(positions, 0) == n && size(row_starts, 0) == sequences + 1,
+            "attention: positions (n), row_starts (sequences + 1)");
+    require(row_starts.data()[0] == 0 && row_starts.data()[sequences] == n,
+            "attention: row_starts from 0 to n");
+    for (int64_t s = 0; s < sequences; ++s)
+        require(row_starts.data()[s] <= row_starts.data()[s + 1],
+                "attention: row_starts must not fall");
+    for (int64_t i = 0; i < n; ++i)
+        require(positions.data()[i] >= 0 && positions.data()[i] < table_len * 16,
+                "attention: positions inside the block table");
+    for (int64_t s = 0; s < sequences; ++s)
+        for (int64_t i = row_starts.data()[s] + 1; i < row_starts.data()[s + 1]; ++i)
+            require(positions.data()[i - 1] <= positions.data()[i],
+                    "attention: positions of a sequence must not fall");
+    for (size_t i = 0; i < block_tables.size(); ++i)
+        require(block_tables.data()[i] >= 0 && block_tables.data()[i] < n_blocks,
+                "attention: block tables of blocks in the cache");
+    return {positions.data(), row_starts.data(), block_tables.data(), sequences, table_len};
+}
+
+Heads checked_heads(int64_t qkv_width, int64_t n_heads, int64_t n_kv_heads) {
+    require(n_heads > 0 && n_kv_heads > 0 && n_heads % n_kv_heads == 0,
+            "attention: n_kv_heads divides n_heads");
+    const Heads heads{n_heads, n_kv_heads, qkv_width / (n_heads + 2 * n_kv_heads)};
+    require(heads.head_dim > 0 && heads.row() == qkv_width,
+            "attention: qkv (n, (n_heads + 2 n_kv_heads) head_dim)");
+    return heads;
+}
+
 struct Layer {
     Heads heads;
     Rows rows;
     Cache cache;
 
     Layer(In<float, 2> qkv, int n_heads, In<int32_t, 1> positions, In<int32_t, 1> row_starts,
-          In<int32_t, 2> block_tables, Out<uint16_t, 4> keys, Out<uint16_t, 4> values) {
-        const int64_t n = size(qkv, 0), n_kv_heads = size(keys, 1), width = size(keys, 2);
-        require(n_heads > 0 && n_kv_heads > 0 && n_heads % n_kv_heads == 0,
-                "attention: n_kv_heads divides n_heads");
-        const int64_t head_dim = size(qkv, 1) / (n_heads + 2 * n_kv_heads);
-        heads = {n_heads, n_kv_heads, head_dim};
-        require(heads.row() == size(qkv, 1) && heads.width() == width,
-                "attention: qkv (n, (n_heads + 2 n_kv_heads) head_dim)");
-        require(size(keys, 3) == 16 && size(values, 2) == 16 && size(values, 3) == width &&
-                    size(values, 0) == size(keys, 0) && size(values, 1) == n_kv_heads,
+          In<int32_t, 2> block_tables, Out<uint16_t, 4> keys, Out<uint16_t, 4> values)
+        : heads(checked_heads(size(qkv, 1), n_heads, size(keys, 1))),
+          rows(checked_rows(size(qkv, 0), size(keys, 0), positions, row_starts, block_tables)),
+          cache{keys.data(), values.data()} {
+        const int64_t width = size(keys, 2);
+        require(heads.width() == width && size(keys, 3) == 16 && size(values, 2) == 16 &&
+                    size(values, 3) == width && size(values, 0) == size(keys, 0) &&
+                    size(values, 1) == heads.n_kv_heads,
                 "attention: keys (blocks, n_kv_heads, width, 16), values (..., 16, width)");
-        const int64_t sequences = size(block_tables, 0), table_len = size(block_tables, 1);
-        require(size(positions, 0) == n && size(row_starts, 0) == sequences + 1,
-                "attention: positions (n), row_starts (sequences + 1)");
-        require(row_starts.data()[0] == 0 && row_starts.data()[sequences] == n,
-                "attention: row_starts from 0 to n");
-        for (int64_t s = 0; s < sequences; ++s)
-            require(row_starts.data()[s] <= row_starts.data()[s + 1],
-                    "attention: row_starts must not fall");
-        for (int64_t i = 0; i < n; ++i)
-            require(positions.data()[i] >= 0 && positions.data()[i] < table_len * 16,
-                    "attention: positions inside the block table");
-        for (size_t i = 0; i < block_tables.size(); ++i)
-            require(block_tables.data()[i] >= 0 && block_tables.data()[i] < size(keys, 0),
-                    "attention: block tables of blocks in the cache");
-        rows = {positions.data(), row_starts.data(), block_tables.data(), sequences, table_len};
-        cache = {keys.data(), values.data()};
     }
 };
 
@@ -183,20 +206,120 @@ void py_store_kv(In<float, 2> qkv, int n_heads, In<int32_t, 1> positions, In<int
                  In<int32_t, 2> block_tables, Out<uint16_t, 4> keys, Out<uint16_t, 4> values) {
     const Layer layer(qkv, n_heads, positions, row_starts, block_tables, keys, values);
     nb::gil_scoped_release release;
-    store_kv(qkv.data(), size(qkv, 0), layer.heads, layer.rows, layer.cache);
+    together(n_threads(), [&](Team& team) {
+        store_kv(team, qkv.data(), size(qkv, 0), layer.heads, layer.rows, layer.cache);
+    });
 }
 
 void py_attention(In<float, 2> qkv, int n_heads, In<int32_t, 1> positions,
                   In<int32_t, 1> row_starts, In<int32_t, 2> block_tables, Out<uint16_t, 4> keys,
                   Out<uint16_t, 4> values, Out<float, 2> out) {
     const Layer layer(qkv, n_heads, positions, row_starts, block_tables, keys, values);
-    require(
-        size(out, 0) == size(qkv, 0) && size(out, 1) == layer.heads.n_heads * layer.heads.head_dim,
-        "attention: out (n, n_heads head_dim)");
-    if (size(qkv, 0) == 0) return;
+    const int64_t n = size(qkv, 0);
+    require(size(out, 0) == n && size(out, 1) == layer.heads.n_heads * layer.heads.head_dim,
+            "attention: out (n, n_heads head_dim)");
+    if (n == 0) return;
     nb::gil_scoped_release release;
-    attention(qkv.data(), size(qkv, 0), layer.heads, layer.rows, layer.cache, out.data());
+    const int threads = n_threads();
+    Buffer shared;
+    uint8_t* memory = shared.of(attention_scratch(n, layer.heads, layer.rows, threads));
+    together(threads, [&](Team& team) {
+        attention(team, qkv.data(), n, layer.heads, layer.rows, layer.cache, out.data(), memory);
+    });
 }
+
+// ---- a model as a graph ----
+
+// A graph, and what its runs are checked against.
+class CheckedGraph {
+  public:
+    int embed(const Matrix& w, In<float, 2> positions) {
+        require(size(positions, 1) == w.n_cols(), "embed: positions (n_positions, k)");
+        n_vocab_ = w.n_rows(), n_positions_ = size(positions, 0);
+        return graph_.embed(w, positions.data());
+    }
+    int layer_norm(int x, In<float, 1> weight, In<float, 1> bias, float eps) {
+        const int64_t k = graph_.width(checked(x));
+        require(size(weight, 0) == k && size(bias, 0) == k, "layer_norm: weight and bias (k)");
+        return graph_.layer_norm(x, copy(weight), copy(bias), eps);
+    }
+    int linear(const Matrix& w, int x, Maybe<In<float, 1>> bias, int activation,
+               Maybe<int> residual) {
+        const bool is_norm = x >= 0 && x < graph_.n_values() && graph_.is_norm(x);
+        require(graph_.width(is_norm ? x : checked(x)) == w.n_cols(), "linear: x (n, k)");
+        require(!bias || size(*bias, 0) == w.n_rows(), "linear: bias (m)");
+        require(!residual || graph_.width(checked(*residual)) == w.n_rows(),
+                "linear: residual (n, m)");
+        require(!residual || graph_.is_selected(*residual) == graph_.is_selected(x),
+                "linear: x and residual of the same rows");
+        require(activation >= 0 && activation <= 2, "linear: activation 0, 1 or 2");
+        return graph_.linear(w, x, bias ? copy(*bias) : std::vector<float>(),
+                             static_cast<Activation>(activation), residual.value_or(Graph::kNone));
+    }
+    int attention(int qkv, int n_heads, int n_kv_heads) {
+        const Heads heads = checked_heads(graph_.width(checked(qkv)), n_heads, n_kv_heads);
+        require(!graph_.is_selected(qkv), "attention: qkv of all rows");
+        require(n_layers_ == 0 ||
+                    (heads.width() == heads_.width() && heads.n_kv_heads == heads_.n_kv_heads),
+                "attention: the same keys and values in every layer");
+        heads_ = heads;
+        return graph_.attention(qkv, n_layers_++, heads);
+    }
+    int select(int x) {
+        require(!graph_.is_selected(checked(x)), "select: x of all rows");
+        return graph_.select(x);
+    }
+
+    void run(In<int32_t, 1> tokens, In<int32_t, 1> positions, In<int32_t, 1> row_starts,
+             In<int32_t, 2> block_tables, In<int32_t, 1> selected, Out<uint16_t, 5> keys,
+             Out<uint16_t, 5> values, Out<float, 2> out) {
+        const int64_t n = size(tokens, 0), r = size(selected, 0), blocks = size(keys, 1);
+        const int last = graph_.n_values() - 1;
+        require(last >= 0 && !graph_.is_norm(last), "graph: ends with a result");
+        require(n > 0, "graph: tokens (n), one or more");
+        for (int64_t i = 0; i < n; ++i)
+            require(tokens.data()[i] >= 0 && tokens.data()[i] < n_vocab_,
+                    "graph: tokens from 0 to n_vocab - 1");
+        for (int64_t i = 0; i < r; ++i)
+            require(selected.data()[i] >= 0 && selected.data()[i] < n, "graph: rows of the batch");
+        const Rows rows = checked_rows(n, blocks, positions, row_starts, block_tables);
+        for (int64_t i = 0; i < n; ++i)
+            require(positions.data()[i] < n_positions_, "graph: positions below n_positions");
+        const int64_t kv = heads_.n_kv_heads, width = heads_.width();
+        require(size(keys, 0) == n_layers_ && size(keys, 2) == kv && size(keys, 3) == width &&
+                    size(keys, 4) == 16 && size(values, 0) == n_layers_ &&
+                    size(values, 1) == blocks && size(values, 2) == kv && size(values, 3) == 16 &&
+                    size(values, 4) == width,
+                "graph: keys (layers, blocks, n_kv_heads, width, 16), values (..., 16, width)");
+        require(size(out, 0) == (graph_.is_selected(last) ? r : n) &&
+                    size(out, 1) == graph_.width(last),
+                "graph: out (rows, width of the last result)");
+        const Inputs inputs{n,
+                            tokens.data(),
+                            rows,
+                            r,
+                            selected.data(),
+                            keys.data(),
+                            values.data(),
+                            blocks * kv * width * 16};
+        nb::gil_scoped_release release;
+        graph_.run(inputs, out.data());
+    }
+
+  private:
+    int checked(int x) const {
+        require(x >= 0 && x < graph_.n_values() && !graph_.is_norm(x), "graph: an earlier result");
+        return x;
+    }
+    static std::vector<float> copy(const In<float, 1>& x) {
+        return {x.data(), x.data() + x.size()};
+    }
+
+    Graph graph_;
+    int64_t n_vocab_ = 0, n_positions_ = 0;
+    int n_layers_ = 0;
+    Heads heads_{};
+};
 
 std::vector<std::string> isa_names() {
     std::vector<std::string> names;
@@ -215,6 +338,17 @@ NB_MODULE(_core, m) {
         .def_prop_ro("n_cols", &Matrix::n_cols)
         .def_prop_ro("nbytes", &Matrix::nbytes)
         .def_prop_ro("type", [](const Matrix& w) { return static_cast<int>(w.type()); });
+
+    nb::class_<CheckedGraph>(m, "Graph")
+        .def(nb::init<>())
+        .def("embed", &CheckedGraph::embed, "w"_a, "positions"_a, nb::keep_alive<1, 3>())
+        .def("layer_norm", &CheckedGraph::layer_norm, "x"_a, "weight"_a, "bias"_a, "eps"_a)
+        .def("linear", &CheckedGraph::linear, "w"_a, "x"_a, "bias"_a.none(), "activation"_a,
+             "residual"_a.none())
+        .def("attention", &CheckedGraph::attention, "qkv"_a, "n_heads"_a, "n_kv_heads"_a)
+        .def("select", &CheckedGraph::select, "x"_a)
+        .def("run", &CheckedGraph::run, "tokens"_a, "positions"_a, "row_starts"_a, "block_tables"_a,
+             "selected"_a, "keys"_a, "values"_a, "out"_a);
 
     m.def("dequantize", &py_dequantize, "type"_a, "data"_a, "out"_a);
     m.def("requantize", &py_requantize, "source"_a, "data"_a, "n_rows"_a, "n_cols"_a, "type"_a,

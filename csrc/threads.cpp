@@ -2,8 +2,6 @@
 
 #include <pthread.h>
 
-#include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <memory>
 #include <mutex>
@@ -33,8 +31,11 @@ inline void pause() {
 // Spins, then sleeps, until `value` is no longer `old`.
 void wait_change(const std::atomic<uint32_t>& value, uint32_t old) {
     const auto deadline = Clock::now() + kSpin;
-    while (value.load(std::memory_order_acquire) == old) {
-        for (int i = 0; i < 64; ++i) pause();
+    for (;;) {
+        for (int i = 0; i < 64; ++i) {
+            if (value.load(std::memory_order_acquire) != old) return;
+            pause();
+        }
         if (Clock::now() > deadline) value.wait(old, std::memory_order_acquire);
     }
 }
@@ -97,16 +98,19 @@ void forget_pool() {
     new (&mutex) std::mutex();
 }
 
-void run(const std::function<void(int, int)>& task) {
+void run(int n, const std::function<void(Team&)>& f) {
     const std::lock_guard lock(mutex);
-    const int n = wanted;
     if (!pool || pool->size() != n) {
         static const int once = pthread_atfork(nullptr, nullptr, forget_pool);
         (void)once;
         pool.reset();
         pool = std::make_unique<Pool>(n);
     }
-    pool->run([&](int i) { task(i, n); });
+    Meeting meeting(n);
+    pool->run([&](int i) {
+        Team team(meeting, i);
+        f(team);
+    });
 }
 
 }  // namespace
@@ -115,27 +119,32 @@ void set_n_threads(int n) { wanted = std::max(1, n); }
 
 int n_threads() { return wanted; }
 
-void parallel_for(int64_t n, const std::function<void(int64_t, int64_t)>& f) {
-    if (n <= 1 || n_threads() == 1) {
-        if (n > 0) f(0, n);
-        return;
+void Team::barrier() {
+    if (meeting_.size == 1) return;
+    const uint32_t round = meeting_.round.load(std::memory_order_relaxed);
+    if (meeting_.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 < meeting_.size)
+        return wait_change(meeting_.round, round);
+    meeting_.arrived.store(0, std::memory_order_relaxed);
+    meeting_.round.store(round + 1, std::memory_order_release);
+    meeting_.round.notify_all();
+}
+
+void together(int n, const std::function<void(Team&)>& f) {
+    if (n == 1) {
+        Meeting alone(1);
+        Team team(alone, 0);
+        return f(team);
     }
-    run([&](int i, int n_running) {
-        const int64_t begin = n * i / n_running, end = n * (i + 1) / n_running;
-        if (begin < end) f(begin, end);
-    });
+    run(n, f);
 }
 
 void parallel_pieces(int64_t n, int64_t grain, const std::function<void(int64_t, int64_t)>& f) {
-    if (n <= grain || n_threads() == 1) {
+    const int threads = n_threads();
+    if (n <= grain || threads == 1) {
         if (n > 0) f(0, n);
         return;
     }
-    std::atomic<int64_t> next{0};
-    run([&](int, int) {
-        for (int64_t i; (i = next.fetch_add(grain, std::memory_order_relaxed)) < n;)
-            f(i, std::min(i + grain, n));
-    });
+    together(threads, [&](Team& team) { team.pieces(n, grain, f); });
 }
 
 }  // namespace starcoder

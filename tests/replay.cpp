@@ -12,6 +12,7 @@
 
 #include "isa.h"
 #include "kernels.h"
+#include "scratch.h"
 #include "threads.h"
 
 using namespace starcoder;
@@ -31,7 +32,12 @@ std::vector<float> run_linear(std::FILE* in, Type type, int64_t m, int64_t k, in
     const auto x = read<float>(in, static_cast<size_t>(n * k));
     std::vector<float> y(static_cast<size_t>(n * m));
     const Matrix w(type, blocks.data(), m, k);
-    linear(w, x.data(), n, nullptr, Activation::GeluTanh, nullptr, y.data());
+    Buffer shared;
+    uint8_t* memory = shared.of(linear_scratch(w, nullptr, n));
+    together(n_threads(), [&](Team& team) {
+        linear(team, w, x.data(), nullptr, n, nullptr, Activation::GeluTanh, nullptr, y.data(),
+               memory);
+    });
     return y;
 }
 
@@ -46,9 +52,14 @@ std::vector<float> run_attention(std::FILE* in, int64_t n_heads, int64_t head_di
     std::vector<half> keys(size), values(size);
     const Rows rows{positions.data(), starts.data(), table.data(), 1, blocks};
     const Cache cache{keys.data(), values.data()};
-    store_kv(qkv.data(), n, heads, rows, cache);
     std::vector<float> y(static_cast<size_t>(n * n_heads * head_dim));
-    attention(qkv.data(), n, heads, rows, cache, y.data());
+    Buffer shared;
+    uint8_t* memory = shared.of(attention_scratch(n, heads, rows, n_threads()));
+    together(n_threads(), [&](Team& team) {
+        store_kv(team, qkv.data(), n, heads, rows, cache);
+        team.barrier();
+        attention(team, qkv.data(), n, heads, rows, cache, y.data(), memory);
+    });
     return y;
 }
 

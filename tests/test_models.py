@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from conftest import make_tiny, write_gguf
-from starcoder import formats, models, ops, reference
+from starcoder import formats, models, ops, reference, reference_graph
 from starcoder.batch import BLOCK_LEN, Batch
 from starcoder.checkpoint import Checkpoint
 from starcoder.config import ModelConfig
@@ -134,14 +134,42 @@ def test_greedy_tokens_are_those_of_transformers(file: str, oracle: Path) -> Non
     assert found == about["greedy"]
 
 
-SLOW = SimpleNamespace(
-    pack=lambda tensor: SimpleNamespace(tensor=tensor, nbytes=tensor.nbytes),
+TWINS = SimpleNamespace(
     linear=lambda x, w, bias=None, **kw: reference.linear(x, w.tensor, bias, **kw),
     embed=lambda ids, w: reference.embed(ids, w.tensor),
     layer_norm=reference.layer_norm,
     store_kv=reference.store_kv,
     attention=reference.attention,
 )
+ACTIVATIONS = {number: name for name, number in ops.ACTIVATIONS.items()}
+SLOW = SimpleNamespace(
+    ACTIVATIONS=ops.ACTIVATIONS,
+    pack=lambda tensor: SimpleNamespace(tensor=tensor, nbytes=tensor.nbytes),
+    Graph=lambda: reference_graph.Graph(TWINS, ACTIVATIONS),
+)
+ONE_BY_ONE = SimpleNamespace(
+    ACTIVATIONS=ops.ACTIVATIONS,
+    pack=ops.pack,
+    Graph=lambda: reference_graph.Graph(ops, ACTIVATIONS),
+)
+
+
+@pytest.mark.parametrize("n_kv_heads", [1, 4])
+@pytest.mark.parametrize("n_threads", [1, 2, 3])
+@pytest.mark.parametrize("n", [1, 3, 4, 16])
+def test_a_graph_gives_the_bits_of_its_operations_one_by_one(
+    n_kv_heads: int, n_threads: int, n: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf", make_tiny(n_kv_heads=n_kv_heads))
+    ids = [(7 * i) % 60 for i in range(n)]
+    before = ops.n_threads()
+    ops.set_n_threads(n_threads)
+    try:
+        found = logits(models.build(formats.read(path)), ids)
+    finally:
+        ops.set_n_threads(before)
+    monkeypatch.setattr(layers, "ops", ONE_BY_ONE)
+    assert np.array_equal(found, logits(models.build(formats.read(path)), ids))
 
 
 def test_the_model_agrees_with_itself_on_the_slow_twins(

@@ -21,7 +21,17 @@ from starcoder.tensor import TensorType
 from weights import random_tensor
 
 CSRC = Path(__file__).parent.parent / "csrc"
-SOURCES = ["quantize", "encode", "pack", "threads", "ops", "isa", "isa_scalar", "isa_neon"]
+SOURCES = [
+    "quantize",
+    "encode",
+    "pack",
+    "threads",
+    "linear",
+    "attention",
+    "isa",
+    "isa_scalar",
+    "isa_neon",
+]
 COMPILER, EMULATOR = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64")
 
 pytestmark = [

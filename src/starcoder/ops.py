@@ -1,7 +1,9 @@
 """The kernels' Python face: one function per operation, arrays in, a fresh array out.
 
-Every function has a slow twin of the same name in `reference`. Shapes: n tokens, k inputs,
-m outputs. What is computed, and how it is rounded, is said in `csrc/kernels.h`.
+Every function has a slow twin of the same name in `reference`, and `Graph` in `reference_graph`. A
+model records its operations in a graph once, and every batch runs through it in a single call.
+Shapes: n tokens, k inputs, m outputs. What is computed, and how it is rounded, is said in
+`csrc/kernels.h`.
 """
 
 from __future__ import annotations
@@ -15,12 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starcoder import _core
-from starcoder._core import Matrix
+from starcoder._core import Graph, Matrix
 from starcoder.batch import Batch
 from starcoder.errors import InputError, MemoryLimitError
 from starcoder.tensor import Tensor, TensorType
 
 __all__ = [
+    "ACTIVATIONS",
+    "Graph",
     "Matrix",
     "attention",
     "available_isas",
@@ -43,7 +47,7 @@ __all__ = [
 Floats = NDArray[np.float32]
 Halves = NDArray[np.float16]
 
-_ACTIVATIONS = {None: 0, "gelu_tanh": 1, "gelu_erf": 2}
+ACTIVATIONS = {None: 0, "gelu_tanh": 1, "gelu_erf": 2}
 
 
 def pack(tensor: Tensor) -> Matrix:
@@ -129,7 +133,7 @@ def linear(
 ) -> Floats:
     """(n, m): activation(x @ w.T + bias) + residual, from x (n, k), bias (m), residual (n, m)."""
     out = np.empty((len(x), w.n_rows), np.float32)
-    _core.linear(w, x, bias, _ACTIVATIONS[activation], residual, out)
+    _core.linear(w, x, bias, ACTIVATIONS[activation], residual, out)
     return out
 
 

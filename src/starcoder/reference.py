@@ -312,8 +312,13 @@ def linear(
     activation: str | None = None,
     residual: Floats | None = None,
 ) -> Floats:
-    """(n, m): activation(x @ w.T + bias) + residual, x rounded to 8 bits if w is quantized."""
+    """(n, m): activation(x @ w.T + bias) + residual.
+
+    x is rounded to 8 bits if w is quantized, and to bf16 if w is.
+    """
     inputs: Array = x.astype(np.float64)
+    if w.type is TensorType.BF16:
+        inputs = dequantize(quantize(x, TensorType.BF16)).astype(np.float64)
     if w.type.block_len > 1:
         q, scales = quantize_activations(x)
         inputs = q * np.repeat(scales.astype(np.float64), GROUP, axis=1)[:, : x.shape[1]]

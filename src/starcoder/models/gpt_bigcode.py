@@ -17,36 +17,9 @@ from numpy.typing import NDArray
 from starcoder.batch import Batch
 from starcoder.checkpoint import Checkpoint
 from starcoder.kv_cache import KVCache
-from starcoder.models.layers import Attention, Embedding, LayerNorm, Linear
+from starcoder.models.layers import Recorder
 
 __all__ = ["GPTBigCode"]
-
-Floats = NDArray[np.float32]
-
-
-class Layer:
-    """One block of attention and feed-forward."""
-
-    def __init__(self, checkpoint: Checkpoint, index: int) -> None:
-        config, name = checkpoint.config, f"blk.{index}"
-        dim, hidden_dim = config.dim, config.hidden_dim
-        qkv_dim = (config.n_heads + 2 * config.n_kv_heads) * config.head_dim
-        self.attn_norm = LayerNorm(checkpoint, f"{name}.attn_norm")
-        self.attn_qkv = Linear(checkpoint, f"{name}.attn_qkv", dim, qkv_dim)
-        self.attention = Attention(checkpoint, index)
-        self.attn_output = Linear(checkpoint, f"{name}.attn_output", dim, dim)
-        self.ffn_norm = LayerNorm(checkpoint, f"{name}.ffn_norm")
-        self.ffn_up = Linear(
-            checkpoint, f"{name}.ffn_up", dim, hidden_dim, activation=config.activation
-        )
-        self.ffn_down = Linear(checkpoint, f"{name}.ffn_down", hidden_dim, dim)
-        linears = self.attn_qkv, self.attn_output, self.ffn_up, self.ffn_down
-        self.nbytes = sum(linear.nbytes for linear in linears)
-
-    def __call__(self, x: Floats, batch: Batch, cache: KVCache) -> Floats:
-        qkv = self.attn_qkv(self.attn_norm(x))
-        x = self.attn_output(self.attention(qkv, batch, cache), residual=x)
-        return self.ffn_down(self.ffn_up(self.ffn_norm(x)), residual=x)
 
 
 class GPTBigCode:
@@ -59,20 +32,43 @@ class GPTBigCode:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.config = config = checkpoint.config
-        self.token_embd = Embedding(checkpoint)
-        positions = checkpoint.take("position_embd.weight", config.n_ctx, config.dim)
-        self.position_embd = positions.array()  # stays in the file: a row is read now and then
-        self.layers = [Layer(checkpoint, index) for index in range(config.n_layers)]
-        self.output_norm = LayerNorm(checkpoint, "output_norm")
-        self.nbytes = self.token_embd.nbytes + sum(layer.nbytes for layer in self.layers)
+        record = Recorder(checkpoint)
+        x = record.embed()
+        for index in range(config.n_layers):
+            x = self._layer(record, index, x)
+        record.logits(record.norm("output_norm", x))
+        self.nbytes = record.nbytes
+        self._graph = record.graph
 
-    def forward(self, batch: Batch, cache: KVCache) -> Floats:
+    def _layer(self, record: Recorder, index: int, x: int) -> int:
+        """One block of attention and feed-forward."""
+        config, name = self.config, f"blk.{index}"
+        dim, hidden_dim = config.dim, config.hidden_dim
+        qkv_dim = (config.n_heads + 2 * config.n_kv_heads) * config.head_dim
+        qkv = record.linear(f"{name}.attn_qkv", record.norm(f"{name}.attn_norm", x), (qkv_dim, dim))
+        mixed = record.attention(qkv)
+        if index == config.n_layers - 1:  # what follows concerns the wanted rows alone
+            x, mixed = record.wanted(x), record.wanted(mixed)
+        x = record.linear(f"{name}.attn_output", mixed, (dim, dim), residual=x)
+        hidden = record.linear(
+            f"{name}.ffn_up",
+            record.norm(f"{name}.ffn_norm", x),
+            (hidden_dim, dim),
+            activation=config.activation,
+        )
+        return record.linear(f"{name}.ffn_down", hidden, (dim, hidden_dim), residual=x)
+
+    def forward(self, batch: Batch, cache: KVCache) -> NDArray[np.float32]:
         """Logits (r, n_vocab) of the batch's `logit_rows`; keys and values go into the cache."""
-        x = self.token_embd(batch.tokens)  # (n, dim)
-        with np.errstate(all="ignore"):  # of damaged weights; the sampler finds what they lead to
-            x += self.position_embd[batch.positions]
-        for layer in self.layers:
-            x = layer(x, batch, cache)
-        if not len(batch.logit_rows):
-            return np.empty((0, self.config.n_vocab), np.float32)
-        return self.token_embd.logits(self.output_norm(x[batch.logit_rows]))
+        logits = np.empty((len(batch.logit_rows), self.config.n_vocab), np.float32)
+        self._graph.run(
+            batch.tokens,
+            batch.positions,
+            batch.row_starts,
+            batch.block_tables,
+            batch.logit_rows,
+            cache.keys.view(np.uint16),
+            cache.values.view(np.uint16),
+            logits,
+        )
+        return logits

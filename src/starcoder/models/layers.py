@@ -1,91 +1,84 @@
-"""The parts every model is made of: weights taken from a Checkpoint, and one call each.
+"""The parts every model is made of, recorded once as a graph that every batch then runs through.
 
-A part takes its tensors by name and checks their shapes; how they are multiplied is `ops`'.
+`Recorder` takes tensors from a Checkpoint by name, checks their shapes, and records what is done
+with them. Nothing is computed here: how and by whom is `ops.Graph`'s affair.
 """
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
-
 from starcoder import ops
-from starcoder.batch import Batch
 from starcoder.checkpoint import Checkpoint
-from starcoder.kv_cache import KVCache
 
-__all__ = ["Attention", "Embedding", "LayerNorm", "Linear"]
-
-Floats = NDArray[np.float32]
+__all__ = ["Recorder"]
 
 
-class Linear:
-    """y (n, m) = activation(x (n, k) @ weight.T + bias) + residual."""
+class Recorder:
+    """Records the steps of a model, on weights of a checkpoint.
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        name: str,
-        n_inputs: int,
-        n_outputs: int,
-        *,
-        activation: str | None = None,
-    ) -> None:
-        self.weight = ops.pack(checkpoint.take(f"{name}.weight", n_outputs, n_inputs))
-        self.bias = checkpoint.take(f"{name}.bias", n_outputs).array()
-        self.activation = activation
-        self.nbytes = self.weight.nbytes
+    A value is an int: the result of a step, n rows of floats, which later steps take.
 
-    def __call__(self, x: Floats, residual: Floats | None = None) -> Floats:
-        """y (n, m) from x (n, k)."""
-        return ops.linear(x, self.weight, self.bias, activation=self.activation, residual=residual)
+    Attributes:
+        graph: what was recorded.
+        nbytes: bytes of the matrices, packed.
 
-
-class LayerNorm:
-    """y (n, dim) = x scaled to mean 0 and variance 1, times weight, plus bias."""
-
-    def __init__(self, checkpoint: Checkpoint, name: str) -> None:
-        config = checkpoint.config
-        self.weight = checkpoint.take(f"{name}.weight", config.dim).array()
-        self.bias = checkpoint.take(f"{name}.bias", config.dim).array()
-        self.eps = config.norm_eps
-
-    def __call__(self, x: Floats) -> Floats:
-        """y (n, dim) from x (n, dim)."""
-        return ops.layer_norm(x, self.weight, self.bias, self.eps)
-
-
-class Embedding:
-    """Token ids to rows (n, dim), and rows to logits (n, n_vocab).
-
-    Where the file has no `output.weight`, one matrix serves for both.
+    Raises:
+        FormatError: the checkpoint lacks a tensor or has one of another shape.
+        MemoryLimitError: no memory for the weights.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        shape = checkpoint.config.n_vocab, checkpoint.config.dim
-        self.weight = ops.pack(checkpoint.take("token_embd.weight", *shape))
-        self.output = self.weight
-        if "output.weight" in checkpoint.tensors:
-            self.output = ops.pack(checkpoint.take("output.weight", *shape))
-        matrices = {id(w): w for w in (self.weight, self.output)}
-        self.nbytes = sum(w.nbytes for w in matrices.values())
+        self.graph = ops.Graph()
+        self.nbytes = 0
+        self._checkpoint = checkpoint
+        self._matrices: dict[str, ops.Matrix] = {}
 
-    def __call__(self, tokens: NDArray[np.int32]) -> Floats:
-        """(n, dim) from token ids (n)."""
-        return ops.embed(tokens, self.weight)
+    def embed(self) -> int:
+        """(n, dim): the rows of the tokens, plus those of their positions."""
+        config = self._checkpoint.config
+        tokens = self._matrix("token_embd.weight", config.n_vocab, config.dim)
+        positions = self._checkpoint.take("position_embd.weight", config.n_ctx, config.dim)
+        return self.graph.embed(tokens, positions.array())  # stays in the file, if it is F32
 
-    def logits(self, x: Floats) -> Floats:
-        """(n, n_vocab) from x (n, dim)."""
-        return ops.linear(x, self.output)
+    def norm(self, name: str, x: int) -> int:
+        """(n, dim): x scaled to mean 0 and variance 1, times weight, plus bias."""
+        config = self._checkpoint.config
+        weight = self._checkpoint.take(f"{name}.weight", config.dim).array()
+        bias = self._checkpoint.take(f"{name}.bias", config.dim).array()
+        return self.graph.layer_norm(x, weight, bias, config.norm_eps)
 
+    def linear(
+        self,
+        name: str,
+        x: int,
+        shape: tuple[int, int],
+        *,
+        activation: str | None = None,
+        residual: int | None = None,
+    ) -> int:
+        """(n, m): activation(x (n, k) @ weight.T + bias) + residual; `shape` is (m, k)."""
+        weight = self._matrix(f"{name}.weight", *shape)
+        bias = self._checkpoint.take(f"{name}.bias", shape[0]).array()
+        return self.graph.linear(weight, x, bias, ops.ACTIVATIONS[activation], residual)
 
-class Attention:
-    """y (n, dim) from qkv (n, (n_heads + 2 n_kv_heads) head_dim), through layer `index`'s cache."""
+    def attention(self, qkv: int) -> int:
+        """(n, dim): stores the keys and values of qkv in the next layer's cache, attends to all."""
+        config = self._checkpoint.config
+        return self.graph.attention(qkv, config.n_heads, config.n_kv_heads)
 
-    def __init__(self, checkpoint: Checkpoint, index: int) -> None:
-        self.n_heads, self.index = checkpoint.config.n_heads, index
+    def wanted(self, x: int) -> int:
+        """(r, dim): the rows whose logits are asked for; nothing else is computed from here on."""
+        return self.graph.select(x)
 
-    def __call__(self, qkv: Floats, batch: Batch, cache: KVCache) -> Floats:
-        """Stores the new keys and values, then attends to all of them."""
-        keys, values = cache.keys[self.index], cache.values[self.index]
-        ops.store_kv(qkv, self.n_heads, batch, keys, values)
-        return ops.attention(qkv, self.n_heads, batch, keys, values)
+    def logits(self, x: int) -> int:
+        """(r, n_vocab): by `output.weight`, or the embedding where the file has none."""
+        config = self._checkpoint.config
+        own = "output.weight" in self._checkpoint.tensors
+        name = "output.weight" if own else "token_embd.weight"
+        weight = self._matrix(name, config.n_vocab, config.dim)
+        return self.graph.linear(weight, x, None, ops.ACTIVATIONS[None], None)
+
+    def _matrix(self, name: str, n_rows: int, n_cols: int) -> ops.Matrix:
+        if name not in self._matrices:
+            self._matrices[name] = ops.pack(self._checkpoint.take(name, n_rows, n_cols))
+            self.nbytes += self._matrices[name].nbytes
+        return self._matrices[name]

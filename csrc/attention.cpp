@@ -1,0 +1,297 @@
+// Attention over the blocks of the key/value cache, as loops around the inner ones of isa.h.
+//
+// The queries of a tile, a few rows of one sequence with all heads that share a key/value head,
+// meet each block of 16 keys together, so that it is read and widened once for all of them.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "isa.h"
+#include "kernels.h"
+#include "scratch.h"
+#include "threads.h"
+
+namespace starcoder {
+
+namespace {
+
+constexpr int64_t kBlock = 16;  // positions in a block of the cache
+
+// Keys that one softmax spans. Longer contexts are merged from parts of this length, always
+// counted from position 0, so that a row's result does not depend on who computes it.
+constexpr int64_t kPart = 256;
+
+// Queries of a tile, if a row has not more: with keys, sums and weights of a part they stay in the
+// second-level cache.
+constexpr int64_t kTileQueries = 64;
+
+// With few rows the heads of a row are shared out too, so many at a time.
+constexpr int64_t kHeads = 8;
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+const int32_t* block_table(const Rows& rows, int64_t i) {
+    const int32_t* after = std::upper_bound(rows.row_starts, rows.row_starts + rows.n_sequences, i);
+    return rows.block_tables + (after - rows.row_starts - 1) * rows.table_len;
+}
+
+int64_t n_parts(int64_t position) { return position / kPart + 1; }
+
+// What parts of the keys add up to: acc (queries, width), and the softmax's maximum and sum of
+// each.
+struct Sums {
+    float *acc, *max, *sum;
+    static Sums cut(Cutter& cutter, int64_t n_queries, int64_t width) {
+        Sums sums{};
+        sums.acc = cutter.take<float>(n_queries * width);
+        sums.max = cutter.take<float>(n_queries);
+        sums.sum = cutter.take<float>(n_queries);
+        return sums;
+    }
+    static size_t nbytes(int64_t n_queries, int64_t width) {
+        Cutter measure(nullptr);
+        cut(measure, n_queries, width);
+        return measure.used();
+    }
+    Sums from(int64_t query, int64_t width) const {
+        return {acc + query * width, max + query, sum + query};
+    }
+};
+
+// What one thread needs for one tile.
+struct Workspace {
+    float *queries, *weights, *block;
+    Sums total, next;
+    Workspace(Cutter& cutter, int64_t n_queries, int64_t width)
+        : queries(cutter.take<float>(n_queries * width)),
+          weights(cutter.take<float>(n_queries * kPart)),
+          block(cutter.take<float>(width * kBlock)),
+          total(Sums::cut(cutter, n_queries, width)),
+          next(Sums::cut(cutter, n_queries, width)) {}
+};
+
+struct alignas(64) Line {
+    uint8_t bytes[64];
+};
+
+Workspace private_workspace(int64_t n_queries, int64_t width) {
+    Cutter measure(nullptr);
+    Workspace(measure, n_queries, width);
+    Cutter cutter(scratch<Line>(measure.used() / sizeof(Line), 1)->bytes);
+    return Workspace(cutter, n_queries, width);
+}
+
+// Query heads first .. first + size of rows row .. row + n, which share a key/value head.
+struct Queries {
+    int64_t row, n, kv_head, first, size;
+    int64_t count() const { return n * size; }
+};
+
+class Attention {
+  public:
+    Attention(const float* qkv, const Heads& heads, const Rows& rows, const Cache& cache, float* y)
+        : qkv_(qkv),
+          heads_(heads),
+          rows_(rows),
+          cache_(cache),
+          y_(y),
+          group_(heads.n_heads / heads.n_kv_heads),
+          width_(heads.width()) {}
+
+    // All parts of the keys, one after the other.
+    void whole(const Queries& q, const Workspace& space) const {
+        load(q, space.queries);
+        attend(q, 0, space, space.total);
+        for (int64_t part = 1; part < n_parts(rows_.positions[q.row + q.n - 1]); ++part) {
+            attend(q, part, space, space.next);
+            for (int64_t r = 0; r < q.n; ++r)
+                if (part < n_parts(rows_.positions[q.row + r]))
+                    merge(space.total.from(r * q.size, width_), space.next.from(r * q.size, width_),
+                          q.size);
+        }
+        write(q, space.total);
+    }
+
+    // One part of the keys, its sums left at `out`; and later the merging of all of them, in order.
+    void one_part(const Queries& q, int64_t part, const Workspace& space, const Sums& out) const {
+        load(q, space.queries);
+        attend(q, part, space, out);
+    }
+    template <class SumsOf>
+    void merge_parts(const Queries& q, SumsOf&& sums_of) const {
+        const Sums total = sums_of(0);
+        for (int64_t part = 1; part < n_parts(rows_.positions[q.row]); ++part)
+            merge(total, sums_of(part), q.size);
+        write(q, total);
+    }
+
+  private:
+    // Queries (count, width), scaled by 1 / sqrt(head_dim).
+    void load(const Queries& q, float* queries) const {
+        const int64_t d = heads_.head_dim;
+        const float scale = 1.0f / std::sqrt(static_cast<float>(d));
+        for (int64_t r = 0; r < q.n; ++r) {
+            const float* from =
+                qkv_ + (q.row + r) * heads_.row() + (q.kv_head * group_ + q.first) * d;
+            for (int64_t h = 0; h < q.size; ++h, queries += width_, from += d)
+                for (int64_t i = 0; i < width_; ++i) queries[i] = i < d ? from[i] * scale : 0.0f;
+        }
+    }
+
+    // Keys of a part that row `r` of the batch may see: none, some or all of them.
+    int64_t visible(int64_t r, int64_t part) const {
+        return std::clamp<int64_t>(rows_.positions[r] + 1 - part * kPart, 0, kPart);
+    }
+
+    void attend(const Queries& q, int64_t part, const Workspace& space, const Sums& out) const {
+        const int64_t keys = visible(q.row + q.n - 1, part), count = q.count();
+        const int32_t* blocks = block_table(rows_, q.row) + part * kPart / kBlock;
+        const auto at = [&](int64_t key) {  // of a block's keys and values in the cache
+            return (blocks[key / kBlock] * heads_.n_kv_heads + q.kv_head) * width_ * kBlock;
+        };
+        for (int64_t key = 0; key < keys; key += kBlock) {
+            isa().widen_half(cache_.keys + at(key), width_ * kBlock, space.block);
+            isa().scores(space.queries, count, width_, space.block, space.weights + key, kPart);
+        }
+        for (int64_t r = 0; r < q.n; ++r)
+            if (const int64_t seen = visible(q.row + r, part))
+                for (int64_t i = r * q.size; i < (r + 1) * q.size; ++i)
+                    isa().softmax(space.weights + i * kPart, divide_up(seen, kBlock) * kBlock, seen,
+                                  out.max + i, out.sum + i);
+        std::memset(out.acc, 0, static_cast<size_t>(count * width_) * sizeof(float));
+        for (int64_t key = 0; key < keys; key += kBlock) {
+            isa().widen_half(cache_.values + at(key), width_ * kBlock, space.block);
+            for (int64_t r = 0; r < q.n; ++r) {
+                const int64_t seen = std::min(kBlock, visible(q.row + r, part) - key);
+                if (seen > 0)
+                    isa().mix(space.weights + r * q.size * kPart + key, kPart, seen, q.size, width_,
+                              space.block, out.acc + r * q.size * width_);
+            }
+        }
+    }
+
+    void merge(const Sums& into, const Sums& part, int64_t n_queries) const {
+        for (int64_t i = 0; i < n_queries; ++i)
+            isa().merge(into.acc + i * width_, into.max + i, into.sum + i, part.acc + i * width_,
+                        part.max[i], part.sum[i], width_);
+    }
+
+    void write(const Queries& q, const Sums& sums) const {
+        const int64_t d = heads_.head_dim;
+        for (int64_t r = 0; r < q.n; ++r)
+            for (int64_t h = 0; h < q.size; ++h) {
+                const int64_t head = q.kv_head * group_ + q.first + h, i = r * q.size + h;
+                float* to = y_ + ((q.row + r) * heads_.n_heads + head) * d;
+                const float scale = 1.0f / sums.sum[i];
+                for (int64_t j = 0; j < d; ++j) to[j] = sums.acc[i * width_ + j] * scale;
+            }
+    }
+
+    const float* qkv_;
+    const Heads& heads_;
+    const Rows& rows_;
+    const Cache& cache_;
+    float* y_;
+    int64_t group_, width_;
+};
+
+// How the work of one call is cut. Prompts: tiles of a few rows. Few rows over many keys, as in
+// decoding: every row by itself, in heads and parts.
+struct Plan {
+    int64_t group, longest;         // query heads that share a key/value head; most parts of a row
+    int64_t heads_at_once, chunks;  // of a row, where rows are few
+    bool few;
+
+    Plan(int64_t n, const Heads& heads, const Rows& rows, int n_threads)
+        : group(heads.n_heads / heads.n_kv_heads) {
+        longest = n_parts(*std::max_element(rows.positions, rows.positions + n));
+        const int64_t pieces = n * heads.n_kv_heads, enough = 4 * n_threads;
+        few = n_threads > 1 && pieces < enough;
+        heads_at_once = few && pieces * longest < enough ? std::min(kHeads, group) : group;
+        chunks = divide_up(group, heads_at_once);
+    }
+};
+
+int64_t n_tiles(const Rows& rows, int64_t rows_at_once) {
+    int64_t n = 0;
+    for (int64_t s = 0; s < rows.n_sequences; ++s)
+        n += divide_up(rows.row_starts[s + 1] - rows.row_starts[s], rows_at_once);
+    return n;
+}
+
+// Tile `i` of consecutive rows of one sequence: its first row, and the row after its last.
+Team::Range tile_at(const Rows& rows, int64_t rows_at_once, int64_t i) {
+    for (int64_t s = 0;; ++s) {
+        const int64_t begin = rows.row_starts[s], end = rows.row_starts[s + 1];
+        const int64_t here = divide_up(end - begin, rows_at_once);
+        if (i < here)
+            return {begin + i * rows_at_once, std::min(begin + (i + 1) * rows_at_once, end)};
+        i -= here;
+    }
+}
+
+}  // namespace
+
+size_t attention_scratch(int64_t n, const Heads& heads, const Rows& rows, int n_threads) {
+    const Plan plan(n, heads, rows, n_threads);
+    if (!plan.few) return 0;
+    return static_cast<size_t>(n * heads.n_kv_heads * plan.chunks * plan.longest) *
+           Sums::nbytes(plan.heads_at_once, heads.width());
+}
+
+void attention(Team& team, const float* qkv, int64_t n, const Heads& heads, const Rows& rows,
+               const Cache& cache, float* y, uint8_t* shared) {
+    const Attention task(qkv, heads, rows, cache, y);
+    const Plan plan(n, heads, rows, team.size());
+    const int64_t kv_heads = heads.n_kv_heads, width = heads.width();
+    if (!plan.few) {
+        const int64_t tile_rows = std::max<int64_t>(1, kTileQueries / plan.group);
+        const Workspace space = private_workspace(tile_rows * plan.group, width);
+        team.pieces(n_tiles(rows, tile_rows) * kv_heads, 1, [&](int64_t i, int64_t) {
+            const auto [begin, end] = tile_at(rows, tile_rows, i / kv_heads);
+            task.whole({begin, end - begin, i % kv_heads, 0, plan.group}, space);
+        });
+        return;
+    }
+    const int64_t pieces = n * kv_heads * plan.chunks;
+    const auto queries_of = [&](int64_t piece) {
+        const int64_t first = piece % plan.chunks * plan.heads_at_once;
+        return Queries{piece / plan.chunks / kv_heads, 1, piece / plan.chunks % kv_heads, first,
+                       std::min(plan.heads_at_once, plan.group - first)};
+    };
+    const auto sums_of = [&](int64_t piece, int64_t part) {
+        const size_t i = static_cast<size_t>(piece * plan.longest + part);
+        Cutter cutter(shared + i * Sums::nbytes(plan.heads_at_once, width));
+        return Sums::cut(cutter, plan.heads_at_once, width);
+    };
+    const Workspace space = private_workspace(plan.heads_at_once, width);
+    team.pieces(pieces * plan.longest, 1, [&](int64_t i, int64_t) {
+        const int64_t piece = i / plan.longest, part = i % plan.longest;
+        const Queries q = queries_of(piece);
+        if (part < n_parts(rows.positions[q.row]))
+            task.one_part(q, part, space, sums_of(piece, part));
+    });
+    team.barrier();
+    const auto [begin, end] = team.share(pieces);
+    for (int64_t piece = begin; piece < end; ++piece)
+        task.merge_parts(queries_of(piece), [&](int64_t part) { return sums_of(piece, part); });
+}
+
+void store_kv(Team& team, const float* qkv, int64_t n, const Heads& heads, const Rows& rows,
+              const Cache& cache) {
+    const int64_t d = heads.width(), hd = heads.head_dim;
+    half* narrow = scratch<half>(static_cast<size_t>(hd), 0);
+    const auto [begin, end] = team.share(n);
+    for (int64_t i = begin; i < end; ++i)
+        for (int64_t head = 0; head < heads.n_kv_heads; ++head) {
+            const float* key = qkv + i * heads.row() + (heads.n_heads + head) * hd;
+            const int64_t slot = rows.positions[i] % kBlock;
+            const int64_t block = block_table(rows, i)[rows.positions[i] / kBlock];
+            const int64_t at = (block * heads.n_kv_heads + head) * d * kBlock;
+            isa().narrow(key, hd, narrow);
+            for (int64_t j = 0; j < hd; ++j) cache.keys[at + j * kBlock + slot] = narrow[j];
+            isa().narrow(key + heads.n_kv_heads * hd, hd, cache.values + at + slot * d);
+        }
+}
+
+}  // namespace starcoder

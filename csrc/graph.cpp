@@ -1,0 +1,184 @@
+#include "graph.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "threads.h"
+
+namespace starcoder {
+
+namespace {
+
+// What a run of few tokens needs is kept for the next; what a prompt needs is given back.
+constexpr size_t kKept = 4 << 20;
+
+const float* data_or_null(const std::vector<float>& v) { return v.empty() ? nullptr : v.data(); }
+
+}  // namespace
+
+Graph::Value Graph::record(Step step, int64_t width, bool selected) {
+    step.writes = n_values();
+    values_.push_back({width, selected, -1, kNone});
+    steps_.push_back(std::move(step));
+    return n_values() - 1;
+}
+
+Graph::Value Graph::embed(const Matrix& w, const float* positions) {
+    const Matrix& matrix = *matrices_.emplace_back(std::make_unique<Matrix>(w));
+    const Value y = n_values();
+    Step step;
+    step.run = [&matrix, positions, y](Team& team, const Frame& frame) {
+        const int64_t k = matrix.n_cols();
+        const auto [begin, end] = team.share(frame.inputs.n);
+        float* to = frame.at[static_cast<size_t>(y)];
+        starcoder::embed(team, matrix, frame.inputs.tokens, frame.inputs.n, to);
+        for (int64_t i = begin; i < end; ++i) {
+            const float* row = positions + frame.inputs.rows.positions[i] * k;
+            for (int64_t j = 0; j < k; ++j) to[i * k + j] += row[j];
+        }
+    };
+    return record(std::move(step), w.n_cols(), false);
+}
+
+Graph::Value Graph::layer_norm(Value x, std::vector<float> weight, std::vector<float> bias,
+                               float eps) {
+    norms_.push_back({std::move(weight), std::move(bias), eps});
+    values_.push_back({width(x), is_selected(x), static_cast<int>(norms_.size()) - 1, x});
+    return n_values() - 1;
+}
+
+Graph::Value Graph::linear(const Matrix& w, Value x, std::vector<float> bias, Activation activation,
+                           Value residual) {
+    const Matrix& matrix = *matrices_.emplace_back(std::make_unique<Matrix>(w));
+    const int norm_at = values_[static_cast<size_t>(x)].norm;
+    if (norm_at >= 0) x = values_[static_cast<size_t>(x)].x;
+    const Value y = n_values();
+    const auto norm_of = [this, norm_at](Norm& norm) -> const Norm* {
+        if (norm_at < 0) return nullptr;
+        const StoredNorm& stored = norms_[static_cast<size_t>(norm_at)];
+        norm = {stored.weight.data(), stored.bias.data(), stored.eps};
+        return &norm;
+    };
+    Step step;
+    step.run = [=, this, &matrix, bias = std::move(bias)](Team& team, const Frame& frame) {
+        Norm norm;
+        const auto at = [&](Value v) { return v < 0 ? nullptr : frame.at[static_cast<size_t>(v)]; };
+        starcoder::linear(team, matrix, at(x), norm_of(norm), n_rows(y, frame.inputs),
+                          data_or_null(bias), activation, at(residual), at(y), frame.shared);
+    };
+    step.scratch = [=, this, &matrix](const Inputs& inputs, int) {
+        Norm norm;
+        return linear_scratch(matrix, norm_of(norm), n_rows(y, inputs));
+    };
+    step.reads = {x};
+    if (residual != kNone) step.reads.push_back(residual);
+    step.in_place = residual != kNone;
+    step.w = &matrix;
+    return record(std::move(step), w.n_rows(), is_selected(x));
+}
+
+Graph::Value Graph::attention(Value qkv, int layer, const Heads& heads) {
+    const Value y = n_values();
+    Step step;
+    step.run = [=](Team& team, const Frame& frame) {
+        const Inputs& in = frame.inputs;
+        const Cache cache{in.keys + layer * in.layer_len, in.values + layer * in.layer_len};
+        const float* from = frame.at[static_cast<size_t>(qkv)];
+        store_kv(team, from, in.n, heads, in.rows, cache);
+        team.barrier();
+        starcoder::attention(team, from, in.n, heads, in.rows, cache,
+                             frame.at[static_cast<size_t>(y)], frame.shared);
+    };
+    step.scratch = [=](const Inputs& in, int n_threads) {
+        return attention_scratch(in.n, heads, in.rows, n_threads);
+    };
+    step.reads = {qkv};
+    return record(std::move(step), heads.n_heads * heads.head_dim, false);
+}
+
+Graph::Value Graph::select(Value x) {
+    const Value y = n_values();
+    const auto k = static_cast<size_t>(width(x));
+    Step step;
+    step.run = [=](Team& team, const Frame& frame) {
+        const float* from = frame.at[static_cast<size_t>(x)];
+        float* to = frame.at[static_cast<size_t>(y)];
+        const auto [begin, end] = team.share(frame.inputs.n_selected);
+        for (int64_t i = begin; i < end; ++i)
+            std::memcpy(to + static_cast<size_t>(i) * k,
+                        from + static_cast<size_t>(frame.inputs.selected[i]) * k,
+                        k * sizeof(float));
+    };
+    step.reads = {x};
+    return record(std::move(step), width(x), true);
+}
+
+// Where each value lies. Memory of values that nobody reads any more is used again.
+std::vector<float*> Graph::place(const Inputs& inputs, float* out, Cutter& cutter) const {
+    std::vector<size_t> last(values_.size(), 0);
+    for (size_t i = 0; i < steps_.size(); ++i)
+        for (const Value v : steps_[i].reads) last[static_cast<size_t>(v)] = i;
+    struct Free {
+        int64_t len;
+        float* at;
+    };
+    std::vector<Free> free;
+    std::vector<float*> at(values_.size(), nullptr);
+    const auto len = [&](Value v) { return n_rows(v, inputs) * width(v); };
+    for (size_t i = 0; i < steps_.size(); ++i) {
+        const Step& step = steps_[i];
+        const auto y = static_cast<size_t>(step.writes);
+        const Value in_place = step.in_place ? step.reads.back() : kNone;
+        const bool reuses = in_place != kNone && in_place != step.reads[0] &&
+                            last[static_cast<size_t>(in_place)] == i;
+        if (i + 1 == steps_.size()) {
+            at[y] = out;
+        } else if (reuses) {
+            at[y] = at[static_cast<size_t>(in_place)];
+        } else {
+            const auto fits = std::find_if(
+                free.begin(), free.end(), [&](const Free& f) { return f.len == len(step.writes); });
+            if (fits != free.end()) {
+                at[y] = fits->at;
+                free.erase(fits);
+            } else {
+                at[y] = cutter.take<float>(len(step.writes));
+            }
+        }
+        for (const Value v : step.reads)
+            if (last[static_cast<size_t>(v)] == i && !(reuses && v == in_place))
+                free.push_back({len(v), at[static_cast<size_t>(v)]});
+    }
+    return at;
+}
+
+void Graph::run(const Inputs& inputs, float* out) {
+    const std::lock_guard lock(mutex_);
+    const int threads = n_threads();
+    size_t shared_bytes = 0;
+    for (const Step& step : steps_)
+        if (step.scratch) shared_bytes = std::max(shared_bytes, step.scratch(inputs, threads));
+    Cutter measure(nullptr);
+    place(inputs, nullptr, measure);
+    measure.take<uint8_t>(static_cast<int64_t>(shared_bytes));
+    Cutter cutter(memory_.of(measure.used()));
+    Frame frame{inputs, place(inputs, out, cutter), nullptr};
+    frame.shared = cutter.take<uint8_t>(static_cast<int64_t>(shared_bytes));
+
+    together(threads, [&](Team& team) {
+        for (size_t i = 0; i < steps_.size(); ++i) {
+            steps_[i].run(team, frame);
+            // While the others finish: the next weights are on their way.
+            for (size_t next = i + 1; next < steps_.size() && inputs.n <= 4; ++next)
+                if (steps_[next].w) {
+                    prefetch_share(team, *steps_[next].w);
+                    break;
+                }
+            team.barrier();
+        }
+    });
+    if (memory_.size() > kKept) memory_.release();
+}
+
+}  // namespace starcoder

@@ -1,0 +1,95 @@
+// A model as a list of steps, recorded once and run for every batch.
+//
+// Calling one operation after the other from Python costs more than it computes when a single token
+// is decoded. Here all threads walk down the list together and meet at a barrier after each step.
+// What a step computes is kernels.h's affair.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "kernels.h"
+#include "scratch.h"
+
+namespace starcoder {
+
+// What changes from run to run: the batch, and the cache that it reads and extends.
+struct Inputs {
+    int64_t n;              // tokens
+    const int32_t* tokens;  // (n)
+    Rows rows;
+    int64_t n_selected;
+    const int32_t* selected;  // (n_selected) rows
+    half *keys, *values;      // of layer 0
+    int64_t layer_len;        // halves from one layer to the next, in keys as in values
+};
+
+class Graph {
+  public:
+    using Value = int;  // a result that later steps take: rows of floats
+    static constexpr Value kNone = -1;
+
+    // (n, k) = rows of w for the tokens, plus rows of `positions` (n_positions, k) for where they
+    // stand. `positions` is not copied.
+    Value embed(const Matrix& w, const float* positions);
+    // Norms are folded into the products that take them: only `linear` may.
+    Value layer_norm(Value x, std::vector<float> weight, std::vector<float> bias, float eps);
+    Value linear(const Matrix& w, Value x, std::vector<float> bias, Activation activation,
+                 Value residual);
+    // Stores the keys and values of qkv in layer `layer` of the cache, then attends to all of them.
+    Value attention(Value qkv, int layer, const Heads& heads);
+    // The selected rows alone.
+    Value select(Value x);
+
+    int64_t width(Value x) const { return values_[static_cast<size_t>(x)].width; }
+    bool is_norm(Value x) const { return values_[static_cast<size_t>(x)].norm >= 0; }
+    bool is_selected(Value x) const { return values_[static_cast<size_t>(x)].selected; }
+    int n_values() const { return static_cast<int>(values_.size()); }
+
+    // Runs all steps; `out` gets the last step's result. Calls from several threads take turns.
+    void run(const Inputs& inputs, float* out);
+
+  private:
+    struct Info {
+        int64_t width;
+        bool selected;  // has a row for every selected row, otherwise for every token
+        int norm;       // >= 0: not a result of its own, but x normalized
+        Value x;
+    };
+    struct StoredNorm {
+        std::vector<float> weight, bias;
+        float eps;
+    };
+    // One run: where values lie, and memory that the threads of a step share.
+    struct Frame {
+        const Inputs& inputs;
+        std::vector<float*> at;
+        uint8_t* shared;
+    };
+    struct Step {
+        std::function<void(Team&, const Frame&)> run;
+        std::function<size_t(const Inputs&, int n_threads)> scratch;
+        std::vector<Value> reads;
+        Value writes = kNone;
+        bool in_place = false;      // may write where its last input lies
+        const Matrix* w = nullptr;  // what it multiplies with
+    };
+
+    Value record(Step step, int64_t width, bool selected);
+    int64_t n_rows(Value x, const Inputs& inputs) const {
+        return is_selected(x) ? inputs.n_selected : inputs.n;
+    }
+    std::vector<float*> place(const Inputs& inputs, float* out, Cutter& cutter) const;
+
+    std::vector<Info> values_;
+    std::vector<StoredNorm> norms_;
+    std::vector<Step> steps_;
+    std::vector<std::unique_ptr<Matrix>> matrices_;
+    std::mutex mutex_;
+    Buffer memory_;
+};
+
+}  // namespace starcoder

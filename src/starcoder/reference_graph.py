@@ -1,0 +1,109 @@
+"""The slow twin of `ops.Graph`: the same steps, one call of an operation after the other.
+
+Which operations is the caller's choice: those of `reference` give what numpy makes of a model,
+those of `ops` the very bits that the graph must give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from starcoder.batch import Batch
+
+__all__ = ["Graph"]
+
+Floats = NDArray[np.float32]
+Step = Callable[["_Run"], Floats]
+
+
+class _Run:
+    """The batch, the cache of every layer, and the values so far."""
+
+    def __init__(self, batch: Batch, keys: NDArray[np.uint16], values: NDArray[np.uint16]) -> None:
+        self.batch = batch
+        self.keys, self.values = keys.view(np.float16), values.view(np.float16)
+        self.results: list[Floats] = []
+
+
+class Graph:
+    """Records steps as `ops.Graph` does.
+
+    Args:
+        operations: a module with `linear`, `embed`, `layer_norm`, `store_kv` and `attention`.
+        activations: the names of the activations, by their numbers.
+    """
+
+    def __init__(self, operations: Any, activations: dict[int, str | None]) -> None:
+        self._operations, self._activations = operations, activations
+        self._steps: list[Step] = []
+        self._n_layers = 0
+
+    def embed(self, w: Any, positions: Floats) -> int:
+        """(n, dim): rows of w for the tokens, plus rows of positions."""
+
+        def step(run: _Run) -> Floats:
+            x: Floats = self._operations.embed(run.batch.tokens, w)
+            return x + positions[run.batch.positions]
+
+        return self._record(step)
+
+    def layer_norm(self, x: int, weight: Floats, bias: Floats, eps: float) -> int:
+        """(n, dim): see `reference.layer_norm`."""
+        return self._record(
+            lambda run: self._operations.layer_norm(run.results[x], weight, bias, eps)
+        )
+
+    def linear(
+        self, w: Any, x: int, bias: Floats | None, activation: int, residual: int | None
+    ) -> int:
+        """(n, m): see `reference.linear`."""
+
+        def step(run: _Run) -> Floats:
+            added = None if residual is None else run.results[residual]
+            options = {"activation": self._activations[activation], "residual": added}
+            y: Floats = self._operations.linear(run.results[x], w, bias, **options)
+            return y
+
+        return self._record(step)
+
+    def attention(self, qkv: int, n_heads: int, n_kv_heads: int) -> int:
+        """(n, dim): stores keys and values in the next layer's cache, attends to all of them."""
+        layer = self._n_layers
+        self._n_layers += 1
+
+        def step(run: _Run) -> Floats:
+            cache = run.keys[layer], run.values[layer]
+            self._operations.store_kv(run.results[qkv], n_heads, run.batch, *cache)
+            y: Floats = self._operations.attention(run.results[qkv], n_heads, run.batch, *cache)
+            return y
+
+        return self._record(step)
+
+    def select(self, x: int) -> int:
+        """(r, dim): the rows whose logits are wanted."""
+        return self._record(lambda run: run.results[x][run.batch.logit_rows])
+
+    def run(
+        self,
+        tokens: NDArray[np.int32],
+        positions: NDArray[np.int32],
+        row_starts: NDArray[np.int32],
+        block_tables: NDArray[np.int32],
+        selected: NDArray[np.int32],
+        keys: NDArray[np.uint16],
+        values: NDArray[np.uint16],
+        out: Floats,
+    ) -> None:
+        """Runs all steps; `out` gets the last one's result."""
+        run = _Run(Batch(tokens, positions, row_starts, block_tables, selected), keys, values)
+        for step in self._steps:
+            run.results.append(step(run))
+        out[:] = run.results[-1]
+
+    def _record(self, step: Step) -> int:
+        self._steps.append(step)
+        return len(self._steps) - 1
