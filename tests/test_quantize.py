@@ -148,6 +148,20 @@ def test_options_change_single_tensors(tmp_path: Path) -> None:
     assert kinds(model, Choice(mix=find_mix("q4_0")), names[:2]) == ["Q8_0", "Q4_0"]
 
 
+def test_a_pattern_gives_position_embeddings_float_types_alone(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    for kind, expected in ((TensorType.F16, "F16"), (TensorType.Q8_0, "F32")):
+        choice = Choice(mix=find_mix("q8_0"), patterns=[("position_embd", kind)])
+        assert kinds(checkpoint, choice, ["position_embd"]) == [expected]
+    half = requantized(
+        tmp_path / "half.gguf", checkpoint, "q8_0", patterns=[("position_embd", TensorType.F16)]
+    )
+    positions = checkpoint.tensors["position_embd.weight"].array()
+    read = half.tensors["position_embd.weight"].array()
+    assert np.array_equal(read, positions.astype(np.float16).astype(np.float32))
+
+
 def test_the_output_type_holds_for_a_tied_embedding(checkpoint: Checkpoint) -> None:
     for option in ("output_type", "embedding_type"):
         choice = Choice(mix=find_mix("q4_0"), **{option: TensorType.F32})

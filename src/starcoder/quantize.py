@@ -25,6 +25,7 @@ __all__ = ["Choice", "Quantized", "check_finite", "plan", "quantize", "use_threa
 
 _PIECE_WEIGHTS = 1 << 20  # encoded at once
 _F16_MAX = 65504.0
+_POSITIONS = "position_embd.weight"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,13 +165,21 @@ def plan(checkpoint: Checkpoint, choice: Choice) -> tuple[dict[str, TensorType],
         types[name] = mixes.fit(kind, tensor.shape[1])
         if types[name] is not kind and not choice.legacy:
             notes.append(_note_fallback(name, tensor, kind, types[name]))
+    if (kind := _wanted_for_positions(choice)) is not None:
+        types[_POSITIONS] = kind
     if choice.legacy and wanted is not None:
         types |= dict.fromkeys(matrices, _one_type(wanted, matrices, notes))
     return types, notes + _note_loss(checkpoint, types)
 
 
 def _is_matrix(name: str) -> bool:
-    return name.endswith(".weight") and "norm" not in name and name != "position_embd.weight"
+    return name.endswith(".weight") and "norm" not in name and name != _POSITIONS
+
+
+def _wanted_for_positions(choice: Choice) -> TensorType | None:
+    """The float type that a pattern gives the position embeddings; readers know no other there."""
+    kind = mixes.match(choice.patterns, _POSITIONS)
+    return kind if kind is not None and kind.block_len == 1 else None
 
 
 def _wanted(choice: Choice, checkpoint: Checkpoint, name: str) -> TensorType | None:
@@ -243,7 +252,7 @@ def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     dim, hidden = config.dim, config.hidden_dim
     n_qkv = (config.n_heads + 2 * config.n_kv_heads) * config.head_dim
     shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (config.n_vocab, dim)}
-    shapes["position_embd.weight"] = (config.n_ctx, dim)
+    shapes[_POSITIONS] = (config.n_ctx, dim)
     linears = {"attn_qkv": (n_qkv, dim), "attn_output": (dim, dim)}
     linears |= {"ffn_up": (hidden, dim), "ffn_down": (dim, hidden)}
     norms = ["output_norm"]
