@@ -1,0 +1,234 @@
+"""What the model is worth, on packages that it never saw, measured through starcoder's own LLM.
+
+Three measurements, each a plain function of a model and the held-out files: bits per byte,
+functions that are completed to something that parses, lines that are filled in.
+"""
+
+from __future__ import annotations
+
+import ast
+import lzma
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from starcoder import LLM
+from training.corpus import File
+
+SEED = 2026
+STRIDE = 512  # tokens of context that every token has before it, but for the first of a file
+FUNCTION_TOKENS = 384
+LINE_TOKENS = 64
+Order = Callable[[list[int], list[int]], list[int]]  # prefix and suffix -> prompt
+PREFIX_TOKENS, SUFFIX_TOKENS = 600, 300
+
+
+def xz_bits_per_byte(files: Sequence[File]) -> dict[str, float]:
+    """Bits per byte of `xz -9e`: of each file by itself, as the model has them, and of one stream.
+
+    One stream is its best case: what a file repeats of any other costs it next to nothing.
+    """
+    data = [file.text.encode() for file in files]
+    size = sum(map(len, data))
+    return {
+        "xz -9e, every file by itself": 8 * sum(map(_xz_size, data)) / size,
+        "xz -9e, all files as one stream": 8 * _xz_size(b"".join(data)) / size,
+    }
+
+
+def _xz_size(data: bytes) -> int:
+    return len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME))
+
+
+def bits_per_byte(llm: LLM, files: Sequence[File]) -> float:
+    """Bits that the model needs for a byte of source; the end of each file is paid for too."""
+    bits, n_bytes = 0.0, 0
+    [end] = llm.tokenize("<|endoftext|>")
+    for file in files:
+        bits += _bits(llm, [end, *llm.tokenize(file.text), end])
+        n_bytes += len(file.text.encode())
+    return bits / n_bytes
+
+
+def _bits(llm: LLM, ids: list[int]) -> float:
+    """Bits of ids[1:], each given what lies before it in a window of the model's context."""
+    context, bits, scored = llm.facts.max_ctx, 0.0, 0  # `scored`: ids[1 : scored + 1] are done
+    while scored < len(ids) - 1:
+        start = max(0, scored - STRIDE) if scored else 0
+        window = ids[start : start + context]
+        targets = ids[start + 1 : start + 1 + len(window)]
+        logits = llm.logits(window)[: len(targets)].astype(np.float64)
+        logits = logits[scored - start :]
+        chosen = targets[scored - start :]
+        top = logits.max(axis=1)
+        total = top + np.log(np.exp(logits - top[:, None]).sum(axis=1))
+        bits += float((total - logits[np.arange(len(chosen)), chosen]).sum()) / math.log(2)
+        scored += len(chosen)
+    return bits
+
+
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A function whose body is to be written: the file up to its body, and its header alone."""
+
+    prompt: str
+    header: str
+    indent: int
+
+
+def functions(files: Sequence[File], n: int) -> list[Function]:
+    """`n` functions of two statements or more; a docstring belongs to what is given."""
+    found = [function for file in files for function in _functions_of(file.text)]
+    return random.Random(SEED).sample(found, n)
+
+
+def _functions_of(text: str) -> Iterator[Function]:
+    lines = text.splitlines(keepends=True)
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        body = node.body
+        has_docstring = ast.get_docstring(node) is not None
+        if len(body) < 2 + has_docstring or body[0].lineno == node.lineno:
+            continue
+        last = body[0].end_lineno if has_docstring else body[0].lineno - 1
+        assert last is not None
+        yield Function(
+            "".join(lines[:last]), "".join(lines[node.lineno - 1 : last]), node.col_offset
+        )
+
+
+def block(text: str, indent: int) -> tuple[str, bool]:
+    """The lines of `text` that belong to a function so indented, and whether it ended."""
+    kept: list[str] = []
+    lines = text.splitlines(keepends=True)
+    depth = 0  # open brackets: what they hold may stand anywhere
+    for line in lines:
+        is_code = bool(line.strip()) and not line.lstrip().startswith("#")
+        ends = len(line) - len(line.lstrip()) <= indent and line.endswith("\n")
+        if depth <= 0 and is_code and ends:
+            return "".join(kept), True
+        kept.append(line)
+        depth += sum(map(line.count, "([{")) - sum(map(line.count, ")]}"))
+    return "".join(kept), False
+
+
+def parses(function: Function, body: str) -> bool:
+    """Whether header and body are Python."""
+    source = function.header + body
+    if function.indent:
+        source = "if True:\n" + source
+    try:
+        ast.parse(source)
+    except (SyntaxError, ValueError):
+        return False
+    return True
+
+
+def complete_functions(llm: LLM, chosen: Sequence[Function]) -> dict[str, float]:
+    """Write the bodies, greedily; the shares that end, and that parse.
+
+    A body that is not at its end after `FUNCTION_TOKENS` tokens counts as one that does not parse;
+    `parse_whole_lines` counts it by its whole lines.
+    """
+    room = llm.facts.max_ctx - FUNCTION_TOKENS
+    prompts = [llm.tokenize(function.prompt)[-room:] for function in chosen]
+    completions = llm.generate(prompts, max_tokens=FUNCTION_TOKENS)
+    ended = parsed = whole_lines = 0
+    for function, completion in zip(chosen, completions, strict=True):
+        body, at_end = block(completion.text, function.indent)
+        at_end = at_end or completion.finish_reason == "stop"
+        ended += at_end
+        parsed += at_end and parses(function, body)
+        whole_lines += parses(function, body if at_end else body[: body.rfind("\n") + 1])
+    n = len(chosen)
+    return {"n": n, "end": ended / n, "parse": parsed / n, "parse_whole_lines": whole_lines / n}
+
+
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line to be filled in: the cursor stands after its indentation."""
+
+    prefix: str
+    middle: str
+    suffix: str
+
+
+def lines(files: Sequence[File], n: int) -> list[Line]:
+    """`n` lines of code of ten characters or more from the middle of files."""
+    found = []
+    for file in files:
+        rows = file.text.splitlines(keepends=True)
+        for i in range(len(rows) // 10 + 3, len(rows) * 9 // 10):
+            middle = rows[i].strip()
+            if len(middle) >= 10 and not middle.startswith("#") and rows[i].endswith("\n"):
+                indent = rows[i][: len(rows[i]) - len(rows[i].lstrip())]
+                found.append(
+                    Line("".join(rows[:i]) + indent, middle, "\n" + "".join(rows[i + 1 :]))
+                )
+    return random.Random(SEED).sample(found, n)
+
+
+def fill_lines(llm: LLM, chosen: Sequence[Line]) -> dict[str, dict[str, float]]:
+    """Fill the lines in, greedily: exact matches and edit similarity, by the prompt's order."""
+    return {
+        "prefix only": _fill(llm, chosen, lambda prefix, suffix: prefix),
+        "prefix, suffix": _fill(
+            llm,
+            chosen,
+            lambda prefix, suffix: [
+                *llm.tokenize("<fim_prefix>"),
+                *prefix,
+                *llm.tokenize("<fim_suffix>"),
+                *suffix,
+                *llm.tokenize("<fim_middle>"),
+            ],
+        ),
+        "suffix, prefix": _fill(
+            llm,
+            chosen,
+            lambda prefix, suffix: [
+                *llm.tokenize("<fim_prefix><fim_suffix>"),
+                *suffix,
+                *llm.tokenize("<fim_middle>"),
+                *prefix,
+            ],
+        ),
+    }
+
+
+def _fill(llm: LLM, chosen: Sequence[Line], order: Order) -> dict[str, float]:
+    prompts = [
+        order(llm.tokenize(line.prefix)[-PREFIX_TOKENS:], llm.tokenize(line.suffix)[:SUFFIX_TOKENS])
+        for line in chosen
+    ]
+    exact, similar = 0, 0.0
+    for line, completion in zip(chosen, llm.generate(prompts, max_tokens=LINE_TOKENS), strict=True):
+        got = completion.text.split("\n")[0].rstrip()
+        exact += got == line.middle
+        similar += 1 - edit_distance(got, line.middle) / max(len(got), len(line.middle))
+    return {
+        "n": len(chosen),
+        "exact_match": exact / len(chosen),
+        "edit_similarity": similar / len(chosen),
+    }
+
+
+def edit_distance(a: str, b: str) -> int:
+    """Levenshtein's: the fewest characters to insert, delete or replace."""
+    previous = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        current = [i]
+        for j, y in enumerate(b, 1):
+            current.append(min(previous[j] + 1, current[-1] + 1, previous[j - 1] + (x != y)))
+        previous = current
+    return previous[-1]
