@@ -20,8 +20,23 @@ const float* data_or_null(const std::vector<float>& v) { return v.empty() ? null
 Graph::Value Graph::record(Step step, int64_t width, bool selected) {
     step.writes = n_values();
     values_.push_back({width, selected, -1, kNone});
+    values_.back().product = step.w != nullptr && !step.in_place;
     steps_.push_back(std::move(step));
     return n_values() - 1;
+}
+
+// `product`: the matrix by which x itself is multiplied; null for every other use of x.
+void Graph::note_reader(Value x, const Matrix* product) {
+    Info& info = values_[static_cast<size_t>(x)];
+    const bool alone = ++info.n_readers == 1 && info.product && product;
+    info.reader = alone && rounded_bytes(*product, 1) > 0 ? product : nullptr;
+}
+
+int64_t Graph::nbytes(Value x, const Inputs& inputs) const {
+    const int64_t n = n_rows(x, inputs);
+    if (const Matrix* reader = info(x).reader)
+        return static_cast<int64_t>(rounded_bytes(*reader, n));
+    return n * width(x) * int64_t{sizeof(float)};
 }
 
 Graph::Value Graph::embed(const Matrix& w, const float* positions) {
@@ -31,7 +46,7 @@ Graph::Value Graph::embed(const Matrix& w, const float* positions) {
     step.run = [&matrix, positions, y](Team& team, const Frame& frame) {
         const int64_t k = matrix.n_cols();
         const auto [begin, end] = team.share(frame.inputs.n);
-        float* to = frame.at[static_cast<size_t>(y)];
+        float* to = frame.floats(y);
         starcoder::embed(team, matrix, frame.inputs.tokens, frame.inputs.n, to);
         for (int64_t i = begin; i < end; ++i) {
             const float* row = positions + frame.inputs.rows.positions[i] * k;
@@ -43,6 +58,7 @@ Graph::Value Graph::embed(const Matrix& w, const float* positions) {
 
 Graph::Value Graph::layer_norm(Value x, std::vector<float> weight, std::vector<float> bias,
                                float eps) {
+    note_reader(x, nullptr);
     norms_.push_back({std::move(weight), std::move(bias), eps});
     values_.push_back({width(x), is_selected(x), static_cast<int>(norms_.size()) - 1, x});
     return n_values() - 1;
@@ -51,25 +67,34 @@ Graph::Value Graph::layer_norm(Value x, std::vector<float> weight, std::vector<f
 Graph::Value Graph::linear(const Matrix& w, Value x, std::vector<float> bias, Activation activation,
                            Value residual) {
     const Matrix& matrix = *matrices_.emplace_back(std::make_unique<Matrix>(w));
-    const int norm_at = values_[static_cast<size_t>(x)].norm;
-    if (norm_at >= 0) x = values_[static_cast<size_t>(x)].x;
+    const int norm_at = info(x).norm;
+    if (norm_at >= 0)
+        x = info(x).x;
+    else
+        note_reader(x, &matrix);
+    if (residual != kNone) note_reader(residual, nullptr);
     const Value y = n_values();
-    const auto norm_of = [this, norm_at](Norm& norm) -> const Norm* {
-        if (norm_at < 0) return nullptr;
+    const auto input = [this, norm_at, x](float* floats, Rounded* rounded, Norm& norm) -> Input {
+        if (info(x).reader) return {nullptr, nullptr, rounded};
+        if (norm_at < 0) return {floats, nullptr, nullptr};
         const StoredNorm& stored = norms_[static_cast<size_t>(norm_at)];
         norm = {stored.weight.data(), stored.bias.data(), stored.eps};
-        return &norm;
+        return {floats, &norm, nullptr};
     };
     Step step;
     step.run = [=, this, &matrix, bias = std::move(bias)](Team& team, const Frame& frame) {
         Norm norm;
-        const auto at = [&](Value v) { return v < 0 ? nullptr : frame.at[static_cast<size_t>(v)]; };
-        starcoder::linear(team, matrix, at(x), norm_of(norm), n_rows(y, frame.inputs),
-                          data_or_null(bias), activation, at(residual), at(y), frame.shared);
+        const Matrix* reader = info(y).reader;
+        const Output output{reader ? nullptr : frame.floats(y), reader ? frame.rounded(y) : nullptr,
+                            reader};
+        starcoder::linear(team, matrix, input(frame.floats(x), frame.rounded(x), norm),
+                          n_rows(y, frame.inputs), data_or_null(bias), activation,
+                          frame.floats(residual), output, frame.shared);
     };
     step.scratch = [=, this, &matrix](const Inputs& inputs, int) {
         Norm norm;
-        return linear_scratch(matrix, norm_of(norm), n_rows(y, inputs));
+        if (info(x).reader) return size_t{0};
+        return linear_scratch(matrix, input(nullptr, nullptr, norm), n_rows(y, inputs));
     };
     step.reads = {x};
     if (residual != kNone) step.reads.push_back(residual);
@@ -79,16 +104,17 @@ Graph::Value Graph::linear(const Matrix& w, Value x, std::vector<float> bias, Ac
 }
 
 Graph::Value Graph::attention(Value qkv, int layer, const Heads& heads) {
+    note_reader(qkv, nullptr);
     const Value y = n_values();
     Step step;
     step.run = [=](Team& team, const Frame& frame) {
         const Inputs& in = frame.inputs;
         const Cache cache{in.keys + layer * in.layer_len, in.values + layer * in.layer_len};
-        const float* from = frame.at[static_cast<size_t>(qkv)];
+        const float* from = frame.floats(qkv);
         store_kv(team, from, in.n, heads, in.rows, cache);
         team.barrier();
-        starcoder::attention(team, from, in.n, heads, in.rows, cache,
-                             frame.at[static_cast<size_t>(y)], frame.shared);
+        starcoder::attention(team, from, in.n, heads, in.rows, cache, frame.floats(y),
+                             frame.shared);
     };
     step.scratch = [=](const Inputs& in, int n_threads) {
         return attention_scratch(in.n, heads, in.rows, n_threads);
@@ -98,12 +124,13 @@ Graph::Value Graph::attention(Value qkv, int layer, const Heads& heads) {
 }
 
 Graph::Value Graph::select(Value x) {
+    note_reader(x, nullptr);
     const Value y = n_values();
     const auto k = static_cast<size_t>(width(x));
     Step step;
     step.run = [=](Team& team, const Frame& frame) {
-        const float* from = frame.at[static_cast<size_t>(x)];
-        float* to = frame.at[static_cast<size_t>(y)];
+        const float* from = frame.floats(x);
+        float* to = frame.floats(y);
         const auto [begin, end] = team.share(frame.inputs.n_selected);
         for (int64_t i = begin; i < end; ++i)
             std::memcpy(to + static_cast<size_t>(i) * k,
@@ -115,17 +142,16 @@ Graph::Value Graph::select(Value x) {
 }
 
 // Where each value lies. Memory of values that nobody reads any more is used again.
-std::vector<float*> Graph::place(const Inputs& inputs, float* out, Cutter& cutter) const {
+std::vector<uint8_t*> Graph::place(const Inputs& inputs, float* out, Cutter& cutter) const {
     std::vector<size_t> last(values_.size(), 0);
     for (size_t i = 0; i < steps_.size(); ++i)
         for (const Value v : steps_[i].reads) last[static_cast<size_t>(v)] = i;
     struct Free {
-        int64_t len;
-        float* at;
+        int64_t nbytes;
+        uint8_t* at;
     };
     std::vector<Free> free;
-    std::vector<float*> at(values_.size(), nullptr);
-    const auto len = [&](Value v) { return n_rows(v, inputs) * width(v); };
+    std::vector<uint8_t*> at(values_.size(), nullptr);
     for (size_t i = 0; i < steps_.size(); ++i) {
         const Step& step = steps_[i];
         const auto y = static_cast<size_t>(step.writes);
@@ -133,22 +159,23 @@ std::vector<float*> Graph::place(const Inputs& inputs, float* out, Cutter& cutte
         const bool reuses = in_place != kNone && in_place != step.reads[0] &&
                             last[static_cast<size_t>(in_place)] == i;
         if (i + 1 == steps_.size()) {
-            at[y] = out;
+            at[y] = reinterpret_cast<uint8_t*>(out);
         } else if (reuses) {
             at[y] = at[static_cast<size_t>(in_place)];
         } else {
-            const auto fits = std::find_if(
-                free.begin(), free.end(), [&](const Free& f) { return f.len == len(step.writes); });
+            const int64_t wanted = nbytes(step.writes, inputs);
+            const auto fits = std::find_if(free.begin(), free.end(),
+                                           [&](const Free& f) { return f.nbytes == wanted; });
             if (fits != free.end()) {
                 at[y] = fits->at;
                 free.erase(fits);
             } else {
-                at[y] = cutter.take<float>(len(step.writes));
+                at[y] = cutter.take<uint8_t>(wanted);
             }
         }
         for (const Value v : step.reads)
             if (last[static_cast<size_t>(v)] == i && !(reuses && v == in_place))
-                free.push_back({len(v), at[static_cast<size_t>(v)]});
+                free.push_back({nbytes(v, inputs), at[static_cast<size_t>(v)]});
     }
     return at;
 }

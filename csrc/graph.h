@@ -44,9 +44,9 @@ class Graph {
     // The selected rows alone.
     Value select(Value x);
 
-    int64_t width(Value x) const { return values_[static_cast<size_t>(x)].width; }
-    bool is_norm(Value x) const { return values_[static_cast<size_t>(x)].norm >= 0; }
-    bool is_selected(Value x) const { return values_[static_cast<size_t>(x)].selected; }
+    int64_t width(Value x) const { return info(x).width; }
+    bool is_norm(Value x) const { return info(x).norm >= 0; }
+    bool is_selected(Value x) const { return info(x).selected; }
     int n_values() const { return static_cast<int>(values_.size()); }
 
     // Runs all steps; `out` gets the last step's result. Calls from several threads take turns.
@@ -58,6 +58,10 @@ class Graph {
         bool selected;  // has a row for every selected row, otherwise for every token
         int norm;       // >= 0: not a result of its own, but x normalized
         Value x;
+        // A product that only another product takes is rounded for that one as soon as it is made.
+        bool product = false;
+        int n_readers = 0;
+        const Matrix* reader = nullptr;
     };
     struct StoredNorm {
         std::vector<float> weight, bias;
@@ -66,8 +70,14 @@ class Graph {
     // One run: where values lie, and memory that the threads of a step share.
     struct Frame {
         const Inputs& inputs;
-        std::vector<float*> at;
+        std::vector<uint8_t*> at;
         uint8_t* shared;
+        float* floats(Value v) const {
+            return v < 0 ? nullptr : reinterpret_cast<float*>(at[static_cast<size_t>(v)]);
+        }
+        Rounded* rounded(Value v) const {
+            return reinterpret_cast<Rounded*>(at[static_cast<size_t>(v)]);
+        }
     };
     struct Step {
         std::function<void(Team&, const Frame&)> run;
@@ -79,10 +89,13 @@ class Graph {
     };
 
     Value record(Step step, int64_t width, bool selected);
+    void note_reader(Value x, const Matrix* product);
+    const Info& info(Value x) const { return values_[static_cast<size_t>(x)]; }
+    int64_t nbytes(Value x, const Inputs& inputs) const;
     int64_t n_rows(Value x, const Inputs& inputs) const {
         return is_selected(x) ? inputs.n_selected : inputs.n;
     }
-    std::vector<float*> place(const Inputs& inputs, float* out, Cutter& cutter) const;
+    std::vector<uint8_t*> place(const Inputs& inputs, float* out, Cutter& cutter) const;
 
     std::vector<Info> values_;
     std::vector<StoredNorm> norms_;

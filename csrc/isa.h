@@ -13,13 +13,28 @@
 
 namespace starcoder {
 
-// Rows of activations, rounded to 8 bits by `quantize_row`. Strides: k_pad, groups, 8 * groups.
+// A group of activations, rounded to 8 bits by `quantize_row`, with what its products need: one
+// stretch of memory, so that a tile of tokens is addressed by one distance.
+struct alignas(64) Rounded {
+    int8_t q[kGroup];      // zeros after the last input
+    union {                // of each sub,
+        int32_t start[8];  // what its dot product starts from: -zero * sum(q);
+        float sum[8];      // for weights with minima: sum(q)
+    };
+    float scale;
+};
+
+// What the rounding of activations needs to know of a quantized type of weights.
+struct Coding {
+    int zero, subs;  // the code that stands for 0; scales in a group
+    bool min;        // with minima
+};
+
+// Rows of them: row r has groups r * n_groups .. (r + 1) * n_groups.
 struct Quantized {
-    int8_t* q;       // (n, k_pad) k rounded up to whole groups, with zeros
-    float* scale;    // (n, groups)
-    int32_t* start;  // (n, groups, 8) what a sub's dot product starts from: -zero * sum(q)
-    float* sum;      // (n, groups, 8) sum(q) of each sub, for weights with minima
-    int64_t groups;
+    Rounded* groups;
+    int64_t n_groups;
+    Rounded* at(int64_t row, int64_t g) const { return groups + row * n_groups + g; }
 };
 
 inline constexpr int kFewTokens = 4;
@@ -35,9 +50,8 @@ struct Isa {
     // Codes of 8 bits are multiplied as signed numbers: they need no zero point.
     bool signed_bytes;
 
-    // x (k) -> row `r` of out, for weights with this zero point and this many subs a group.
-    void (*quantize_row)(const float* x, int64_t k, int zero, int subs, const Quantized& out,
-                         int64_t r);
+    // x (k) -> groups of out, for weights coded like this.
+    void (*quantize_row)(const float* x, int64_t k, Coding coding, Rounded* out);
 
     // Half (0 or 1) of a strip = one group of a panel of this type.
     void (*unpack)(Type type, const uint8_t* group, int half, Strip& strip);
@@ -45,12 +59,13 @@ struct Isa {
     // each pair the second input stands first: see `dot_pairs`.
     void (*unpack_floats)(Type type, const uint8_t* panel, int64_t k, int half, float* strip);
 
-    // acc (n, 32) += the strips' rows times rows of x, from group g.
-    void (*dot)(Type type, const Strip* strips, int64_t n_strips, const Quantized& x, int64_t row,
-                int64_t n, int64_t g, float* acc);
-    // acc (n, 32) += the pair of panels at `groups` times rows of x, for n <= kFewTokens: no strip
-    // in between, which pays as long as memory is slower than unpacking.
-    void (*dot_few)(Type type, const uint8_t* groups, const Quantized& x, int64_t row, int64_t n,
+    // acc (n, 32) += the strips' rows times n rows of x, `stride` groups from one to the next.
+    void (*dot)(Type type, const Strip* strips, int64_t n_strips, const Rounded* x, int64_t stride,
+                int64_t n, float* acc);
+    // acc (n, 32) += the pair of panels at `groups`, `stride` groups of 128 inputs, times n rows of
+    // x, for n <= kFewTokens: no strip in between, which pays as long as memory is slower than
+    // unpacking.
+    void (*dot_few)(Type type, const uint8_t* groups, const Rounded* x, int64_t stride, int64_t n,
                     float* acc);
     // acc (n, 32) += strip (k, 32) times x (n, k) at a distance of `stride` floats; k <= 128.
     void (*dot_floats)(const float* strip, int64_t k, const float* x, int64_t stride, int64_t n,

@@ -40,6 +40,11 @@ inline I set_int(int32_t x) { return _mm256_set1_epi32(x); }
 inline void store_int(int32_t* p, I x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }
 inline I add_int(I a, I b) { return _mm256_add_epi32(a, b); }
 inline I max_int(I a, I b) { return _mm256_max_epi32(a, b); }
+inline int32_t max_lane(I x) {
+    __m128i top = _mm_max_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    top = _mm_max_epi32(top, _mm_shuffle_epi32(top, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(top, _mm_shuffle_epi32(top, 0xb1)));
+}
 inline F to_float(I x) { return _mm256_cvtepi32_ps(x); }
 inline I round(F x) { return _mm256_cvtps_epi32(x); }
 inline I magnitude_bits(F x) {
@@ -101,6 +106,11 @@ inline I dot4(I acc, B codes, B a) {
     const B pairs = Bytes ? _mm256_maddubs_epi16(_mm256_abs_epi8(codes), _mm256_sign_epi8(a, codes))
                           : _mm256_maddubs_epi16(codes, a);
     return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
+template <bool Bytes>
+inline I dot4_at(I acc, B codes, const int8_t* p) {
+    return dot4<Bytes>(acc, codes, set_four(p));
 }
 
 }  // namespace

@@ -40,6 +40,7 @@ inline I set_int(int32_t x) { return _mm512_set1_epi32(x); }
 inline void store_int(int32_t* p, I x) { _mm512_storeu_si512(p, x); }
 inline I add_int(I a, I b) { return _mm512_add_epi32(a, b); }
 inline I max_int(I a, I b) { return _mm512_max_epi32(a, b); }
+inline int32_t max_lane(I x) { return _mm512_reduce_max_epi32(x); }
 inline F to_float(I x) { return _mm512_cvtepi32_ps(x); }
 inline I round(F x) { return _mm512_cvtps_epi32(x); }
 inline I magnitude_bits(F x) {
@@ -94,6 +95,19 @@ inline B lookup(B b) {
 template <bool Bytes>
 inline I dot4(I acc, B codes, B a) {
     return _mm512_dpbusd_epi32(acc, codes, a);
+}
+
+// Written out, since compilers load what two products share once, as an instruction of its own;
+// folded into each product it costs none: 0.79 of the peak rate in this loop, not 0.77.
+template <bool Bytes>
+inline I dot4_at(I acc, B codes, const int8_t* p) {
+    struct Four {
+        int8_t q[4];
+    };
+    asm("vpdpbusd %2%{1to16%}, %1, %0"
+        : "+v"(acc)
+        : "v"(codes), "m"(*reinterpret_cast<const Four*>(p)));
+    return acc;
 }
 
 }  // namespace

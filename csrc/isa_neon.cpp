@@ -41,6 +41,7 @@ inline I set_int(int32_t x) { return vdupq_n_s32(x); }
 inline void store_int(int32_t* p, I x) { vst1q_s32(p, x); }
 inline I add_int(I a, I b) { return vaddq_s32(a, b); }
 inline I max_int(I a, I b) { return vmaxq_s32(a, b); }
+inline int32_t max_lane(I x) { return vmaxvq_s32(x); }
 inline F to_float(I x) { return vcvtq_f32_s32(x); }
 inline I round(F x) { return vcvtnq_s32_f32(x); }
 inline I magnitude_bits(F x) {
@@ -88,6 +89,11 @@ inline B lookup(B b) { return vreinterpretq_u8_s8(vqtbl1q_s8(vld1q_s8(kCodebookI
 template <bool Bytes>
 inline I dot4(I acc, B codes, B a) {
     return vdotq_s32(acc, vreinterpretq_s8_u8(codes), vreinterpretq_s8_u8(a));
+}
+
+template <bool Bytes>
+inline I dot4_at(I acc, B codes, const int8_t* p) {
+    return dot4<Bytes>(acc, codes, set_four(p));
 }
 
 }  // namespace

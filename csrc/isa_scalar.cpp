@@ -40,6 +40,7 @@ I set_int(int32_t x) { return x; }
 void store_int(int32_t* p, I x) { *p = x; }
 I add_int(I a, I b) { return a + b; }
 I max_int(I a, I b) { return a > b ? a : b; }
+int32_t max_lane(I x) { return x; }
 F to_float(I x) { return static_cast<float>(x); }
 I round(F x) { return static_cast<I>(std::nearbyint(x)); }  // ties to even
 I magnitude_bits(F x) { return __builtin_bit_cast(I, x) & 0x7fffffff; }
@@ -92,6 +93,12 @@ template <bool Bytes>
 I dot4(I acc, B codes, B a) {
     for (int i = 0; i < 4; ++i) acc += codes.lane[i] * static_cast<int8_t>(a.lane[i]);
     return acc;
+}
+
+// The same with the four activations at `p`, which all lanes share.
+template <bool Bytes>
+I dot4_at(I acc, B codes, const int8_t* p) {
+    return dot4<Bytes>(acc, codes, set_four(p));
 }
 
 }  // namespace

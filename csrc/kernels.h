@@ -94,14 +94,33 @@ struct Norm {
     float eps;
 };
 
+// Rows of inputs, rounded to 8 bits as quantized weights take them: isa.h has the layout.
+struct Rounded;
+
+// Bytes of n rows of inputs, rounded for w; 0 if w takes floats.
+size_t rounded_bytes(const Matrix& w, int64_t n);
+
+// x (n, k): floats, with or without a norm; or what a product before left, rounded for `w`.
+struct Input {
+    const float* floats;
+    const Norm* norm;
+    const Rounded* rounded;
+};
+
+// y (n, m): floats; or rounded for `reader`, the product that takes them next.
+struct Output {
+    float* floats;
+    Rounded* rounded;
+    const Matrix* reader;
+};
+
 // y (n, m) = activation(norm(x (n, k)) . w (m, k)^T + bias (m)) + residual (n, m)
-// `norm`, `bias` and `residual` may be null; `residual` may be y itself. With quantized weights,
-// the inputs are rounded to 8 bits, one scale for every 128; products and sums in between are
-// exact.
-size_t linear_scratch(const Matrix& w, const Norm* norm, int64_t n);
-void linear(Team& team, const Matrix& w, const float* x, const Norm* norm, int64_t n,
-            const float* bias, Activation activation, const float* residual, float* y,
-            uint8_t* shared);
+// `bias` and `residual` may be null; `residual` may be y itself, and is null if y is rounded. With
+// quantized weights, the inputs are rounded to 8 bits, one scale for every 128; products and sums
+// in between are exact.
+size_t linear_scratch(const Matrix& w, const Input& x, int64_t n);
+void linear(Team& team, const Matrix& w, const Input& x, int64_t n, const float* bias,
+            Activation activation, const float* residual, const Output& y, uint8_t* shared);
 
 // Asks memory for the first of the weights that this thread will multiply in `linear`.
 void prefetch_share(const Team& team, const Matrix& w);

@@ -14,15 +14,26 @@ namespace {
 
 constexpr int kStripRows = 2 * kRows;  // two panels are multiplied together
 
-// Inputs unpacked at a time: 8 strips are 48 KB at most, mostly 36, and stay near the multipliers
+// Groups unpacked at a time: 8 strips are 48 KB at most, mostly 36, and stay near the multipliers
 // while all tokens of a block pass by.
 constexpr int64_t kStrips = 8;
 
-// Tokens that share one unpacking. Their activations should stay in the second-level cache: 512 KB.
-int64_t token_block(int64_t bytes_a_token) {
-    return std::clamp<int64_t>((512 << 10) / bytes_a_token, 32, 256);
-}
-constexpr int64_t kMaxTokenBlock = 256;
+// Up to this many tokens one group at a time is unpacked: memory sets the pace then, and its
+// answers are waited for less if the questions are spread out.
+constexpr int64_t kOneStrip = 24;
+
+// Tokens multiplied between one request for weights and the next; a multiple of every tile.
+constexpr int64_t kSlice = 24;
+
+// Tokens that share one unpacking, and the groups of their activations that stay in the
+// second-level cache (800 KB) while several pairs of panels pass by.
+constexpr int64_t kTokenBlock = 264;
+constexpr int64_t kNearGroups = 16;
+
+// Pairs of panels whose results are written together, a few tokens at a time: rows of results lie
+// pages apart, and with one pair after the other a seventh of the time went into finding them.
+constexpr int64_t kPairs = kGroup / kStripRows;
+constexpr int64_t kFinished = 8;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -30,16 +41,11 @@ struct alignas(64) Line {
     uint8_t bytes[64];
 };
 
-// The zero point and the number of scales a group of a quantized type.
-struct Coding {
-    int zero, subs;
-};
-
 Coding coding(Type type, bool signed_bytes) {
     return dispatch(type, [&](auto, auto panel) {
         using P = typename decltype(panel)::type;
         const bool is_signed = signed_bytes && (P::Bits == 8 || P::Codebook);
-        return Coding{P::Min || is_signed ? 0 : P::Zero, P::Subs};
+        return Coding{P::Min || is_signed ? 0 : P::Zero, P::Subs, P::Min};
     });
 }
 
@@ -56,25 +62,15 @@ struct Prepared {
 
 int64_t even(int64_t k) { return (k + 1) / 2 * 2; }
 
-Quantized cut_quantized(Cutter& cutter, int64_t n, int64_t groups) {
-    Quantized out{};
-    out.q = cutter.take<int8_t>(n * groups * kGroup);
-    out.scale = cutter.take<float>(n * groups);
-    out.start = cutter.take<int32_t>(n * groups * 8);
-    out.sum = cutter.take<float>(n * groups * 8);
-    out.groups = groups;
-    return out;
-}
-
-Prepared cut_prepared(Cutter& cutter, const Matrix& w, const float* x, const Norm* norm,
-                      int64_t n) {
+Prepared cut_prepared(Cutter& cutter, const Matrix& w, const Input& x, int64_t n) {
     if (w.type() == Type::BF16) {
         const int64_t len = n * even(w.n_cols());
         if (isa().dot_pairs) return {nullptr, cutter.take<uint16_t>(len), {}};
         return {cutter.take<float>(len), nullptr, {}};
     }
-    if (is_float(w.type())) return {norm ? cutter.take<float>(n * w.n_cols()) : x, nullptr, {}};
-    return {nullptr, nullptr, cut_quantized(cutter, n, divide_up(w.n_cols(), kGroup))};
+    if (is_float(w.type()))
+        return {x.norm ? cutter.take<float>(n * w.n_cols()) : x.floats, nullptr, {}};
+    return {nullptr, nullptr, {cutter.take<Rounded>(n * w.n_groups()), w.n_groups()}};
 }
 
 // To bf16; without an instruction for pairs as floats, of each pair the second first.
@@ -92,40 +88,40 @@ void round_row(const float* x, int64_t k, const Prepared& out, int64_t i) {
     for (int64_t j = 0; j < even(k); ++j) to[j] = bf16_to_float(rounded[j ^ 1]);
 }
 
-void prepare_rows(const Matrix& w, const float* x, const Norm* norm, Team::Range rows,
-                  const Prepared& out) {
+void prepare_rows(const Matrix& w, const Input& x, Team::Range rows, const Prepared& out) {
     const int64_t k = w.n_cols();
+    const Norm* norm = x.norm;
     const bool quantizes = !is_float(w.type()), rounds = quantizes || w.type() == Type::BF16;
     if (!rounds && !norm) return;
     const Coding c = quantizes ? coding(w.type(), isa().signed_bytes) : Coding{};
     float* normalized = rounds && norm ? scratch<float>(static_cast<size_t>(k), 0) : nullptr;
     for (int64_t i = rows.begin; i < rows.end; ++i) {
-        const float* row = x + i * k;
+        const float* row = x.floats + i * k;
         if (norm) {
             float* to = rounds ? normalized : const_cast<float*>(out.floats) + i * k;
             isa().layer_norm(row, norm->weight, norm->bias, norm->eps, k, to);
             row = to;
         }
         if (quantizes)
-            isa().quantize_row(row, k, c.zero, c.subs, out.rounded, i);
+            isa().quantize_row(row, k, c, out.rounded.at(i, 0));
         else if (rounds)
             round_row(row, k, out, i);
     }
 }
 
-Prepared prepare(Team& team, const Matrix& w, const float* x, const Norm* norm, int64_t n,
-                 uint8_t* shared) {
+Prepared prepare(Team& team, const Matrix& w, const Input& x, int64_t n, uint8_t* shared) {
+    if (x.rounded) return {nullptr, nullptr, {const_cast<Rounded*>(x.rounded), w.n_groups()}};
     if (n < kAlone) {
         Cutter measure(nullptr);
-        cut_prepared(measure, w, x, norm, n);
+        cut_prepared(measure, w, x, n);
         Cutter cutter(scratch<Line>(measure.used() / sizeof(Line), 0)->bytes);
-        const Prepared out = cut_prepared(cutter, w, x, norm, n);
-        prepare_rows(w, x, norm, {0, n}, out);
+        const Prepared out = cut_prepared(cutter, w, x, n);
+        prepare_rows(w, x, {0, n}, out);
         return out;
     }
     Cutter cutter(shared);
-    const Prepared out = cut_prepared(cutter, w, x, norm, n);
-    prepare_rows(w, x, norm, team.share(n), out);
+    const Prepared out = cut_prepared(cutter, w, x, n);
+    prepare_rows(w, x, team.share(n), out);
     team.barrier();
     return out;
 }
@@ -136,24 +132,51 @@ void prefetch(const uint8_t* data, int64_t nbytes) {
     for (int64_t i = 0; i < nbytes; i += 64) __builtin_prefetch(data + i);
 }
 
-// Rows 32 * pair .. 32 * pair + 32 times tokens t .. t + n: acc (n, 32).
-void multiply(const Matrix& w, int64_t pair, const Quantized& x, int64_t t, int64_t n, float* acc) {
-    if (n <= kFewTokens) return isa().dot_few(w.type(), w.group(pair, 0, 0), x, t, n, acc);
+using Sums = float[kPairs][kTokenBlock * kStripRows];
+
+// Groups g .. end of rows 32 * pair .. 32 * pair + 32 times tokens t .. t + n: acc (n, 32). `next`
+// is what will be unpacked after them.
+void multiply_groups(const Matrix& w, int64_t pair, int64_t g, int64_t end, const uint8_t* next,
+                     const Quantized& x, int64_t t, int64_t n, float* acc) {
     Strip strips[kStrips];
-    const int64_t step = n <= 8 ? 1 : kStrips;
-    for (int64_t g = 0; g < x.groups; g += step) {
-        const int64_t count = std::min(step, x.groups - g);
+    const int64_t step = n <= kOneStrip ? 1 : kStrips, bytes_a_group = 2 * w.group_bytes();
+    for (; g < end; g += step) {
+        const int64_t count = std::min(step, end - g);
+        if (step == 1) prefetch(w.group(pair, g, 0) + kAhead, bytes_a_group);
         for (int64_t s = 0; s < count; ++s)
-            for (int half = 0; half < 2; ++half) {
-                const uint8_t* group = w.group(pair, g + s, half);
-                prefetch(group + kAhead, w.group_bytes());
-                isa().unpack(w.type(), group, half, strips[s]);
-            }
-        isa().dot(w.type(), strips, count, x, t, n, g, acc);
+            for (int half = 0; half < 2; ++half)
+                isa().unpack(w.type(), w.group(pair, g + s, half), half, strips[s]);
+        // What is unpacked next is asked for in slices, and is there in time.
+        const uint8_t* ahead = g + step < end ? w.group(pair, g + step, 0) : next;
+        const int64_t slice_bytes = divide_up(count * bytes_a_group, divide_up(n, kSlice));
+        for (int64_t i = 0; i < n; i += kSlice, ahead += slice_bytes) {
+            if (step > 1) prefetch(ahead, slice_bytes);
+            isa().dot(w.type(), strips, count, x.at(t + i, g), x.n_groups, std::min(kSlice, n - i),
+                      acc + i * kStripRows);
+        }
     }
 }
 
-void multiply(const Matrix& w, int64_t pair, const float* x, int64_t t, int64_t n, float* acc) {
+// Pairs first .. first + pairs times tokens t .. t + n.
+void multiply(const Matrix& w, int64_t first, int64_t pairs, const Quantized& x, int64_t t,
+              int64_t n, Sums& acc) {
+    const int64_t groups = x.n_groups, near = n <= kOneStrip ? groups : kNearGroups;
+    if (n <= kFewTokens) {
+        for (int64_t p = 0; p < pairs; ++p)
+            isa().dot_few(w.type(), w.group(first + p, 0, 0), x.at(t, 0), groups, n, acc[p]);
+        return;
+    }
+    for (int64_t g = 0; g < groups; g += near)
+        for (int64_t p = 0; p < pairs; ++p) {
+            const uint8_t* next = p + 1 < pairs       ? w.group(first + p + 1, g, 0)
+                                  : g + near < groups ? w.group(first, g + near, 0)
+                                                      : w.group(first + pairs, 0, 0);
+            multiply_groups(w, first + p, g, std::min(g + near, groups), next, x, t, n, acc[p]);
+        }
+}
+
+void multiply_pair(const Matrix& w, int64_t pair, const float* x, int64_t t, int64_t n,
+                   float* acc) {
     const int64_t k = w.type() == Type::BF16 ? even(w.n_cols()) : w.n_cols();
     alignas(64) float strip[kGroup * kStripRows];
     for (int64_t i = 0; i < k; i += kGroup) {
@@ -167,7 +190,8 @@ void multiply(const Matrix& w, int64_t pair, const float* x, int64_t t, int64_t 
     }
 }
 
-void multiply(const Matrix& w, int64_t pair, const uint16_t* x, int64_t t, int64_t n, float* acc) {
+void multiply_pair(const Matrix& w, int64_t pair, const uint16_t* x, int64_t t, int64_t n,
+                   float* acc) {
     const int64_t k = even(w.n_cols());
     for (int64_t i = 0; i < k; i += kGroup) {
         const uint8_t* panels[2] = {w.group(pair, i / kGroup, 0), w.group(pair, i / kGroup, 1)};
@@ -176,52 +200,101 @@ void multiply(const Matrix& w, int64_t pair, const uint16_t* x, int64_t t, int64
     }
 }
 
-// Bytes of a token's inputs.
-int64_t bytes_a_token(const Matrix& w) {
-    if (!is_float(w.type())) return w.n_cols();
-    return w.n_cols() * (w.type() == Type::BF16 && isa().dot_pairs ? 2 : 4);
+template <class X>
+void multiply(const Matrix& w, int64_t first, int64_t pairs, const X* x, int64_t t, int64_t n,
+              Sums& acc) {
+    for (int64_t p = 0; p < pairs; ++p) multiply_pair(w, first + p, x, t, n, acc[p]);
+}
+
+// What is done with the sums of a product.
+struct Finish {
+    const float* bias;
+    Activation activation;
+    const float* residual;
+    Output y;
+};
+
+// Tokens t .. t + n of outputs 32 * first .. 32 * (first + pairs), to floats.
+void write(const Matrix& w, int64_t first, int64_t pairs, int64_t t, int64_t n, const Sums& acc,
+           const Finish& to) {
+    const int64_t m = w.n_rows();
+    for (int64_t i = 0; i < n; i += kFinished)
+        for (int64_t p = 0; p < pairs; ++p) {
+            const int64_t row = (first + p) * kStripRows, at = (t + i) * m + row;
+            isa().finish(acc[p] + i * kStripRows, std::min(kFinished, n - i),
+                         static_cast<int>(std::min<int64_t>(kStripRows, m - row)),
+                         to.bias ? to.bias + row : nullptr, to.activation,
+                         to.residual ? to.residual + at : nullptr, to.y.floats + at, m);
+        }
+}
+
+// The same, rounded for the next product: its inputs are one group of these outputs.
+void write_rounded(const Matrix& w, int64_t first, int64_t pairs, int64_t t, int64_t n,
+                   const Sums& acc, const Finish& to) {
+    const Matrix& reader = *to.y.reader;
+    const Coding code = coding(reader.type(), isa().signed_bytes);
+    const int64_t row = first * kStripRows, valid = std::min<int64_t>(kGroup, w.n_rows() - row);
+    alignas(64) float rows[kFinished][kGroup];
+    for (int64_t i = 0; i < n; i += kFinished) {
+        const int64_t count = std::min(kFinished, n - i);
+        for (int64_t p = 0; p < pairs; ++p) {
+            const int64_t at = p * kStripRows;
+            isa().finish(acc[p] + i * kStripRows, count,
+                         static_cast<int>(std::min<int64_t>(kStripRows, valid - at)),
+                         to.bias ? to.bias + row + at : nullptr, to.activation, nullptr,
+                         rows[0] + at, kGroup);
+        }
+        for (int64_t j = 0; j < count; ++j)
+            isa().quantize_row(rows[j], valid, code,
+                               to.y.rounded + (t + i + j) * reader.n_groups() + first / kPairs);
+    }
 }
 
 template <class X>
-void multiply_share(Team& team, const Matrix& w, const X& x, int64_t n, const float* bias,
-                    Activation activation, const float* residual, float* y) {
-    const int64_t m = w.n_rows();
-    const int64_t block = token_block(bytes_a_token(w));
-    // Threads split the rows, so each weight is read and unpacked by one of them only.
-    const auto [begin, end] = team.share(divide_up(m, kStripRows));
-    alignas(64) float acc[kMaxTokenBlock * kStripRows];
-    for (int64_t t = 0; t < n; t += block) {
-        const int64_t count = std::min(block, n - t);
-        for (int64_t pair = begin; pair < end; ++pair) {
-            const int64_t row = pair * kStripRows, valid = std::min<int64_t>(kStripRows, m - row);
-            std::memset(acc, 0, static_cast<size_t>(count * kStripRows) * sizeof(float));
-            multiply(w, pair, x, t, count, acc);
-            isa().finish(acc, count, static_cast<int>(valid), bias ? bias + row : nullptr,
-                         activation, residual ? residual + t * m + row : nullptr, y + t * m + row,
-                         m);
+void multiply_share(Team& team, const Matrix& w, const X& x, int64_t n, const Finish& to) {
+    const int64_t all = divide_up(w.n_rows(), kStripRows);
+    // Threads split the rows, so each weight is read and unpacked by one of them only; and whole
+    // groups of them where groups are rounded.
+    const int64_t unit = to.y.rounded ? kPairs : 1;
+    const Team::Range share = team.share(divide_up(all, unit));
+    const int64_t begin = share.begin * unit, end = std::min(share.end * unit, all);
+    alignas(64) Sums acc;
+    for (int64_t t = 0; t < n; t += kTokenBlock) {
+        const int64_t count = std::min(kTokenBlock, n - t);
+        for (int64_t first = begin; first < end; first += kPairs) {
+            const int64_t pairs = std::min(kPairs, end - first);
+            for (int64_t p = 0; p < pairs; ++p)
+                std::memset(acc[p], 0, static_cast<size_t>(count * kStripRows) * sizeof(float));
+            multiply(w, first, pairs, x, t, count, acc);
+            (to.y.rounded ? write_rounded : write)(w, first, pairs, t, count, acc, to);
         }
     }
 }
 
 }  // namespace
 
-size_t linear_scratch(const Matrix& w, const Norm* norm, int64_t n) {
+size_t rounded_bytes(const Matrix& w, int64_t n) {
+    return is_float(w.type()) ? 0 : static_cast<size_t>(n * w.n_groups()) * sizeof(Rounded);
+}
+
+size_t linear_scratch(const Matrix& w, const Input& x, int64_t n) {
+    if (x.rounded) return 0;
     Cutter cutter(nullptr);
-    cut_prepared(cutter, w, nullptr, norm, n);
+    cut_prepared(cutter, w, x, n);
     return cutter.used();
 }
 
-void linear(Team& team, const Matrix& w, const float* x, const Norm* norm, int64_t n,
-            const float* bias, Activation activation, const float* residual, float* y,
-            uint8_t* shared) {
+void linear(Team& team, const Matrix& w, const Input& x, int64_t n, const float* bias,
+            Activation activation, const float* residual, const Output& y, uint8_t* shared) {
     if (n == 0) return;
-    const Prepared inputs = prepare(team, w, x, norm, n, shared);
+    const Prepared inputs = prepare(team, w, x, n, shared);
+    const Finish to{bias, activation, residual, y};
     if (inputs.pairs)
-        multiply_share(team, w, inputs.pairs, n, bias, activation, residual, y);
+        multiply_share(team, w, inputs.pairs, n, to);
     else if (inputs.floats)
-        multiply_share(team, w, inputs.floats, n, bias, activation, residual, y);
+        multiply_share(team, w, inputs.floats, n, to);
     else
-        multiply_share(team, w, inputs.rounded, n, bias, activation, residual, y);
+        multiply_share(team, w, inputs.rounded, n, to);
 }
 
 void prefetch_share(const Team& team, const Matrix& w) {

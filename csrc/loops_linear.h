@@ -12,10 +12,7 @@ namespace {
 float quantize_group(const float* x, int8_t* q) {
     I largest = set_int(0);  // of the magnitudes' bits, which order like the magnitudes
     for (int i = 0; i < kGroup; i += W) largest = max_int(largest, magnitude_bits(load(x + i)));
-    alignas(64) int32_t lanes[W];
-    store_int(lanes, largest);
-    int32_t bits = 0;
-    for (int i = 0; i < W; ++i) bits = lanes[i] > bits ? lanes[i] : bits;
+    const int32_t bits = max_lane(largest);
     const float top = __builtin_bit_cast(float, bits);
     if (bits >= 0x7f800000 || top < 1e-30f) {  // not finite, or nothing
         for (int i = 0; i < kGroup; ++i) q[i] = 0;
@@ -26,23 +23,43 @@ float quantize_group(const float* x, int8_t* q) {
     return top / 127.0f;
 }
 
-void quantize_row(const float* x, int64_t k, int zero, int subs, const Quantized& out, int64_t r) {
-    const int sub_len = kGroup / subs;
-    for (int64_t g = 0; g < out.groups; ++g) {
-        const int64_t first = g * kGroup, n = k - first < kGroup ? k - first : kGroup;
-        int8_t* q = out.q + (r * out.groups + g) * kGroup;
+// The sums of each `SubLen` of 128 numbers.
+template <int SubLen>
+void sum_subs(const int8_t* q, int32_t* sums) {
+    alignas(64) uint8_t ones[4 * W];
+    for (uint8_t& one : ones) one = 1;
+    alignas(64) int32_t fours[kGroup / 4];
+    for (int i = 0; i < kGroup / 4; i += W) {
+        const B four = load_bytes(reinterpret_cast<const uint8_t*>(q) + 4 * i);
+        store_int(fours + i, dot4<false>(set_int(0), load_bytes(ones), four));
+    }
+    for (int s = 0; s < kGroup / SubLen; ++s) {
+        int32_t sum = 0;
+        EACH (i, SubLen / 4) sum += fours[s * SubLen / 4 + i];
+        sums[s] = sum;
+    }
+}
+
+void quantize_row(const float* x, int64_t k, Coding coding, Rounded* out) {
+    for (int64_t first = 0; first < k; first += kGroup, ++out) {
+        const int64_t n = k - first < kGroup ? k - first : kGroup;
         alignas(64) float padded[kGroup];
         const float* group = x + first;
         if (n < kGroup) {
             for (int i = 0; i < kGroup; ++i) padded[i] = i < n ? group[i] : 0.0f;
             group = padded;
         }
-        out.scale[r * out.groups + g] = quantize_group(group, q);
-        for (int s = 0; s < subs; ++s) {
-            int32_t sum = 0;
-            for (int i = 0; i < sub_len; ++i) sum += q[s * sub_len + i];
-            out.start[(r * out.groups + g) * 8 + s] = -zero * sum;
-            out.sum[(r * out.groups + g) * 8 + s] = static_cast<float>(sum);
+        out->scale = quantize_group(group, out->q);
+        int32_t sums[8] = {};
+        if (coding.subs == 4)
+            sum_subs<32>(out->q, sums);
+        else
+            sum_subs<16>(out->q, sums);
+        for (int s = 0; s < coding.subs; ++s) {
+            if (coding.min)
+                out->sum[s] = static_cast<float>(sums[s]);
+            else
+                out->start[s] = -coding.zero * sums[s];
         }
     }
 }
@@ -153,29 +170,24 @@ void unpack_floats(Type type, const uint8_t* panel, int64_t k, int half, float* 
 // P vectors of rows times T tokens. For each sub: an exact integer dot product, then one fused
 // multiply-add by the weights' scale; for each group one by the activations' scale.
 template <int P, int T, int Subs, bool Min, bool Bytes>
-void dot_tile(const Strip* strips, int64_t n_strips, int v, const Quantized& x, int64_t row,
-              int64_t g, float* acc) {
+void dot_tile(const Strip* strips, int64_t n_strips, int v, const Rounded* x, int64_t stride,
+              float* acc) {
     constexpr int kSteps = kBlocks * 8 / Subs;  // vectors of 4 inputs in a sub
-    for (int64_t s = 0; s < n_strips; ++s, ++g) {
+    for (int64_t s = 0; s < n_strips; ++s, ++x) {
         const Strip& strip = strips[s];
-        const int8_t* q[T];
         F inner[P][T];
-        EACH (t, T) {
-            q[t] = x.q + ((row + t) * x.groups + g) * kGroup;
+        EACH (t, T)
             EACH (p, P) inner[p][t] = set(0.0f);
-        }
         for (int sub = 0; sub < Subs; ++sub) {
             I dot[P][T];
-            EACH (t, T) {
-                const int64_t at = ((row + t) * x.groups + g) * 8 + sub;
-                EACH (p, P) dot[p][t] = set_int(Min ? 0 : x.start[at]);
-            }
+            EACH (t, T)
+                EACH (p, P) dot[p][t] = set_int(Min ? 0 : x[t * stride].start[sub]);
             EACH (j, kSteps) {
                 B w[P];
                 EACH (p, P) w[p] = load_bytes(strip.code[kSteps * sub + j] + 4 * W * (v + p));
                 EACH (t, T) {
-                    const B a = set_four(q[t] + 4 * (kSteps * sub + j));
-                    EACH (p, P) dot[p][t] = dot4<Bytes>(dot[p][t], w[p], a);
+                    const int8_t* q = x[t * stride].q + 4 * (kSteps * sub + j);
+                    EACH (p, P) dot[p][t] = dot4_at<Bytes>(dot[p][t], w[p], q);
                 }
             }
             EACH (p, P) {
@@ -183,15 +195,12 @@ void dot_tile(const Strip* strips, int64_t n_strips, int v, const Quantized& x, 
                 EACH (t, T) inner[p][t] = fma(to_float(dot[p][t]), scale, inner[p][t]);
                 if constexpr (Min) {
                     const F least = load(strip.min[sub] + W * (v + p));
-                    EACH (t, T) {
-                        const int64_t at = ((row + t) * x.groups + g) * 8 + sub;
-                        inner[p][t] = fma(least, set(x.sum[at]), inner[p][t]);
-                    }
+                    EACH (t, T) inner[p][t] = fma(least, set(x[t * stride].sum[sub]), inner[p][t]);
                 }
             }
         }
         EACH (t, T) {
-            const F scale = set(x.scale[(row + t) * x.groups + g]);
+            const F scale = set(x[t * stride].scale);
             EACH (p, P) {
                 float* to = acc + t * kStripRow + W * (v + p);
                 store(to, fma(inner[p][t], scale, load(to)));
@@ -202,31 +211,32 @@ void dot_tile(const Strip* strips, int64_t n_strips, int v, const Quantized& x, 
 
 // Tiles of kTileTokens tokens, then one of what is left.
 template <int P, int T, int Subs, bool Min, bool Bytes>
-void dot_tiles(const Strip* strips, int64_t n_strips, int v, const Quantized& x, int64_t row,
-               int64_t n, int64_t g, float* acc) {
+void dot_tiles(const Strip* strips, int64_t n_strips, int v, const Rounded* x, int64_t stride,
+               int64_t n, float* acc) {
     int64_t t = 0;
     for (; t + T <= n; t += T)
-        dot_tile<P, T, Subs, Min, Bytes>(strips, n_strips, v, x, row + t, g, acc + t * kStripRow);
+        dot_tile<P, T, Subs, Min, Bytes>(strips, n_strips, v, x + t * stride, stride,
+                                         acc + t * kStripRow);
     if constexpr (T > 1)
         if (t < n)
-            dot_tiles<P, T - 1, Subs, Min, Bytes>(strips, n_strips, v, x, row + t, n - t, g,
-                                                  acc + t * kStripRow);
+            dot_tiles<P, T - 1, Subs, Min, Bytes>(strips, n_strips, v, x + t * stride, stride,
+                                                  n - t, acc + t * kStripRow);
 }
 
 template <class Panel>
-void dot_panels(const Strip* strips, int64_t n_strips, const Quantized& x, int64_t row, int64_t n,
-                int64_t g, float* acc) {
+void dot_panels(const Strip* strips, int64_t n_strips, const Rounded* x, int64_t stride, int64_t n,
+                float* acc) {
     constexpr bool Bytes = Panel::Bits == 8 || Panel::Codebook;
     constexpr int P = kTileVectors, T = kTileTokens;
     for (int v = 0; v < kStripRow / W; v += P)
-        dot_tiles<P, T, Panel::Subs, Panel::Min, Bytes>(strips, n_strips, v, x, row, n, g, acc);
+        dot_tiles<P, T, Panel::Subs, Panel::Min, Bytes>(strips, n_strips, v, x, stride, n, acc);
 }
 
 // What a dot product needs to know of a type are its subs, minima and bytes: five kinds.
-void dot(Type type, const Strip* strips, int64_t n_strips, const Quantized& x, int64_t row,
-         int64_t n, int64_t g, float* acc) {
+void dot(Type type, const Strip* strips, int64_t n_strips, const Rounded* x, int64_t stride,
+         int64_t n, float* acc) {
     const auto run = [&](auto panel) {
-        dot_panels<decltype(panel)>(strips, n_strips, x, row, n, g, acc);
+        dot_panels<decltype(panel)>(strips, n_strips, x, stride, n, acc);
     };
     switch (type) {
         case Type::Q4_0:
@@ -244,15 +254,16 @@ void dot(Type type, const Strip* strips, int64_t n_strips, const Quantized& x, i
 
 // ---- dot products straight from a panel, for few tokens ----
 
-// Vectors J and J + 4 of block b times the activations `q` of T tokens.
+// Vectors J and J + 4 of block b times the activations of T tokens.
 template <class P, int T, int J>
-void dot_vectors(const P& panel, int b, int i, const int8_t* const* q, I* low, I* high) {
+void dot_vectors(const P& panel, int b, int i, const Rounded* x, int64_t stride, I* low, I* high) {
     B low_codes, high_codes;
     read_codes<P, J>(panel, b, i, low_codes, high_codes);
     constexpr bool Bytes = P::Bits == 8 || P::Codebook;
     EACH (t, T) {
-        low[t] = dot4<Bytes>(low[t], low_codes, set_four(q[t] + 32 * b + 4 * J));
-        high[t] = dot4<Bytes>(high[t], high_codes, set_four(q[t] + 32 * b + 4 * J + 16));
+        const int8_t* q = x[t * stride].q + 32 * b + 4 * J;
+        low[t] = dot4<Bytes>(low[t], low_codes, set_four(q));
+        high[t] = dot4<Bytes>(high[t], high_codes, set_four(q + 16));
     }
 }
 
@@ -268,20 +279,14 @@ void prefetch_quarter(const P& panel, int b) {
 
 // Rows r .. r + W of one group: the same operations as in dot_tile, without a strip in between.
 template <class P, int T>
-void dot_rows(const P& panel, int r, const Quantized& x, int64_t row, int64_t g, float* acc) {
-    const int8_t* q[T];
-    int64_t subs[T];  // where a token's starts and sums stand
+void dot_rows(const P& panel, int r, const Rounded* x, int64_t stride, float* acc) {
     F inner[T];
-    EACH (t, T) {
-        q[t] = x.q + ((row + t) * x.groups + g) * kGroup;
-        subs[t] = ((row + t) * x.groups + g) * 8;
-        inner[t] = set(0.0f);
-    }
+    EACH (t, T) inner[t] = set(0.0f);
     const auto add_sub = [&](int s, const I* dot) {
         const F scale = read_scale(panel, s, r), least = read_min(panel, s, r);
         EACH (t, T) {
             inner[t] = fma(to_float(dot[t]), scale, inner[t]);
-            if (P::Min) inner[t] = fma(least, set(x.sum[subs[t] + s]), inner[t]);
+            if (P::Min) inner[t] = fma(least, set(x[t * stride].sum[s]), inner[t]);
         }
     };
     for (int b = 0; b < kBlocks; ++b) {
@@ -290,13 +295,13 @@ void dot_rows(const P& panel, int r, const Quantized& x, int64_t row, int64_t g,
         if (r == 0) prefetch_quarter(panel, b);
         I low[T], high[T];
         EACH (t, T) {
-            low[t] = set_int(P::Min ? 0 : x.start[subs[t] + s]);
-            high[t] = set_int(P::Min || !Halves ? 0 : x.start[subs[t] + s + 1]);
+            low[t] = set_int(P::Min ? 0 : x[t * stride].start[s]);
+            high[t] = set_int(P::Min || !Halves ? 0 : x[t * stride].start[s + 1]);
         }
-        dot_vectors<P, T, 0>(panel, b, 4 * r, q, low, high);
-        dot_vectors<P, T, 1>(panel, b, 4 * r, q, low, high);
-        dot_vectors<P, T, 2>(panel, b, 4 * r, q, low, high);
-        dot_vectors<P, T, 3>(panel, b, 4 * r, q, low, high);
+        dot_vectors<P, T, 0>(panel, b, 4 * r, x, stride, low, high);
+        dot_vectors<P, T, 1>(panel, b, 4 * r, x, stride, low, high);
+        dot_vectors<P, T, 2>(panel, b, 4 * r, x, stride, low, high);
+        dot_vectors<P, T, 3>(panel, b, 4 * r, x, stride, low, high);
         if constexpr (!Halves)
             EACH (t, T) low[t] = add_int(low[t], high[t]);
         add_sub(s, low);
@@ -304,37 +309,37 @@ void dot_rows(const P& panel, int r, const Quantized& x, int64_t row, int64_t g,
     }
     EACH (t, T) {
         float* to = acc + t * kStripRow + r;
-        store(to, fma(inner[t], set(x.scale[subs[t] / 8]), load(to)));
+        store(to, fma(inner[t], set(x[t * stride].scale), load(to)));
     }
 }
 
 template <class P, int T>
-void dot_pair(const uint8_t* groups, const Quantized& x, int64_t row, int64_t n, float* acc) {
+void dot_pair(const uint8_t* groups, const Rounded* x, int64_t stride, int64_t n, float* acc) {
     if constexpr (T > 1)
-        if (n < T) return dot_pair<P, T - 1>(groups, x, row, n, acc);
-    for (int64_t g = 0; g < x.groups; ++g)
+        if (n < T) return dot_pair<P, T - 1>(groups, x, stride, n, acc);
+    for (const Rounded* end = x + stride; x < end; ++x)
         for (int half = 0; half < 2; ++half, groups += sizeof(P)) {
             for (int r = 0; r < kRows; r += W)
-                dot_rows<P, T>(*reinterpret_cast<const P*>(groups), r, x, row, g,
+                dot_rows<P, T>(*reinterpret_cast<const P*>(groups), r, x, stride,
                                acc + kRows * half);
         }
 }
 
-void dot_few(Type type, const uint8_t* groups, const Quantized& x, int64_t row, int64_t n,
+void dot_few(Type type, const uint8_t* groups, const Rounded* x, int64_t stride, int64_t n,
              float* acc) {
     constexpr int T = kFewTokens;
     switch (type) {
-        case Type::Q4_0: return dot_pair<PanelQ4_0, T>(groups, x, row, n, acc);
-        case Type::Q4_1: return dot_pair<PanelQ4_1, T>(groups, x, row, n, acc);
-        case Type::Q5_0: return dot_pair<PanelQ5_0, T>(groups, x, row, n, acc);
-        case Type::Q5_1: return dot_pair<PanelQ5_1, T>(groups, x, row, n, acc);
-        case Type::Q2_K: return dot_pair<PanelQ2_K, T>(groups, x, row, n, acc);
-        case Type::Q3_K: return dot_pair<PanelQ3_K, T>(groups, x, row, n, acc);
-        case Type::Q4_K: return dot_pair<PanelQ4_K, T>(groups, x, row, n, acc);
-        case Type::Q5_K: return dot_pair<PanelQ5_K, T>(groups, x, row, n, acc);
-        case Type::Q6_K: return dot_pair<PanelQ6_K, T>(groups, x, row, n, acc);
-        case Type::IQ4_NL: return dot_pair<PanelIQ4_NL, T>(groups, x, row, n, acc);
-        default: return dot_pair<PanelQ8_0, T>(groups, x, row, n, acc);
+        case Type::Q4_0: return dot_pair<PanelQ4_0, T>(groups, x, stride, n, acc);
+        case Type::Q4_1: return dot_pair<PanelQ4_1, T>(groups, x, stride, n, acc);
+        case Type::Q5_0: return dot_pair<PanelQ5_0, T>(groups, x, stride, n, acc);
+        case Type::Q5_1: return dot_pair<PanelQ5_1, T>(groups, x, stride, n, acc);
+        case Type::Q2_K: return dot_pair<PanelQ2_K, T>(groups, x, stride, n, acc);
+        case Type::Q3_K: return dot_pair<PanelQ3_K, T>(groups, x, stride, n, acc);
+        case Type::Q4_K: return dot_pair<PanelQ4_K, T>(groups, x, stride, n, acc);
+        case Type::Q5_K: return dot_pair<PanelQ5_K, T>(groups, x, stride, n, acc);
+        case Type::Q6_K: return dot_pair<PanelQ6_K, T>(groups, x, stride, n, acc);
+        case Type::IQ4_NL: return dot_pair<PanelIQ4_NL, T>(groups, x, stride, n, acc);
+        default: return dot_pair<PanelQ8_0, T>(groups, x, stride, n, acc);
     }
 }
 

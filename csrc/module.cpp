@@ -124,11 +124,13 @@ void py_linear(const Matrix& w, In<float, 2> x, Maybe<In<float, 1>> bias, int ac
     require(activation >= 0 && activation <= 2, "linear: activation 0, 1 or 2");
     nb::gil_scoped_release release;
     Buffer shared;
-    uint8_t* memory = shared.of(linear_scratch(w, nullptr, n));
+    const Input input{x.data(), nullptr, nullptr};
+    const Output output{out.data(), nullptr, nullptr};
+    uint8_t* memory = shared.of(linear_scratch(w, input, n));
     together(n_threads(), [&](Team& team) {
-        linear(team, w, x.data(), nullptr, n, bias ? bias->data() : nullptr,
-               static_cast<Activation>(activation), residual ? residual->data() : nullptr,
-               out.data(), memory);
+        linear(team, w, input, n, bias ? bias->data() : nullptr,
+               static_cast<Activation>(activation), residual ? residual->data() : nullptr, output,
+               memory);
     });
 }
 

@@ -33,10 +33,11 @@ std::vector<float> run_linear(std::FILE* in, Type type, int64_t m, int64_t k, in
     std::vector<float> y(static_cast<size_t>(n * m));
     const Matrix w(type, blocks.data(), m, k);
     Buffer shared;
-    uint8_t* memory = shared.of(linear_scratch(w, nullptr, n));
+    const Input input{x.data(), nullptr, nullptr};
+    const Output output{y.data(), nullptr, nullptr};
+    uint8_t* memory = shared.of(linear_scratch(w, input, n));
     together(n_threads(), [&](Team& team) {
-        linear(team, w, x.data(), nullptr, n, nullptr, Activation::GeluTanh, nullptr, y.data(),
-               memory);
+        linear(team, w, input, n, nullptr, Activation::GeluTanh, nullptr, output, memory);
     });
     return y;
 }
