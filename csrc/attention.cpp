@@ -25,6 +25,9 @@ constexpr int64_t kPart = 256;
 // second-level cache.
 constexpr int64_t kTileQueries = 64;
 
+// Blocks of keys that queries meet at once: two of them share each load of a query.
+constexpr int64_t kAtOnce = 2;
+
 // With few rows the heads of a row are shared out too, so many at a time.
 constexpr int64_t kHeads = 8;
 
@@ -65,7 +68,7 @@ struct Workspace {
     Workspace(Cutter& cutter, int64_t n_queries, int64_t width)
         : queries(cutter.take<float>(n_queries * width)),
           weights(cutter.take<float>(n_queries * kPart)),
-          block(cutter.take<float>(width * kBlock)),
+          block(cutter.take<float>(kAtOnce * width * kBlock)),
           total(Sums::cut(cutter, n_queries, width)),
           next(Sums::cut(cutter, n_queries, width)) {}
 };
@@ -149,9 +152,13 @@ class Attention {
         const auto at = [&](int64_t key) {  // of a block's keys and values in the cache
             return (blocks[key / kBlock] * heads_.n_kv_heads + q.kv_head) * width_ * kBlock;
         };
-        for (int64_t key = 0; key < keys; key += kBlock) {
-            isa().widen_half(cache_.keys + at(key), width_ * kBlock, space.block);
-            isa().scores(space.queries, count, width_, space.block, space.weights + key, kPart);
+        for (int64_t key = 0; key < keys; key += kAtOnce * kBlock) {
+            const int64_t n_blocks = std::min(kAtOnce, divide_up(keys - key, kBlock));
+            for (int64_t b = 0; b < n_blocks; ++b)
+                isa().widen_half(cache_.keys + at(key + b * kBlock), width_ * kBlock,
+                                 space.block + b * width_ * kBlock);
+            isa().scores(space.queries, count, width_, space.block, n_blocks, space.weights + key,
+                         kPart);
         }
         for (int64_t r = 0; r < q.n; ++r)
             if (const int64_t seen = visible(q.row + r, part))
@@ -161,11 +168,13 @@ class Attention {
         std::memset(out.acc, 0, static_cast<size_t>(count * width_) * sizeof(float));
         for (int64_t key = 0; key < keys; key += kBlock) {
             isa().widen_half(cache_.values + at(key), width_ * kBlock, space.block);
-            for (int64_t r = 0; r < q.n; ++r) {
-                const int64_t seen = std::min(kBlock, visible(q.row + r, part) - key);
-                if (seen > 0)
-                    isa().mix(space.weights + r * q.size * kPart + key, kPart, seen, q.size, width_,
-                              space.block, out.acc + r * q.size * width_);
+            const auto seen = [&](int64_t r) {
+                return std::clamp<int64_t>(visible(q.row + r, part) - key, 0, kBlock);
+            };
+            for (int64_t r = 0, n; r < q.n; r += n) {  // rows that see the same keys go together
+                for (n = 1; r + n < q.n && seen(r + n) == seen(r);) ++n;
+                isa().mix(space.weights + r * q.size * kPart + key, kPart, seen(r), n * q.size,
+                          width_, space.block, out.acc + r * q.size * width_);
             }
         }
     }

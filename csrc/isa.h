@@ -87,9 +87,9 @@ struct Isa {
 
     // to (k) = from (k), rounded to nearest even.
     void (*narrow)(const float* from, int64_t k, half* to);
-    // scores (h, stride), 16 columns = queries (h, d) times one block of keys (d, 16).
-    void (*scores)(const float* queries, int64_t h, int64_t d, const float* keys, float* scores,
-                   int64_t stride);
+    // scores (h, stride), 16 columns a block = queries (h, d) times blocks of keys (d, 16).
+    void (*scores)(const float* queries, int64_t h, int64_t d, const float* keys, int64_t n_blocks,
+                   float* scores, int64_t stride);
     // x (n) = exp(x - max(x)) in place; n a multiple of 16, only the first `valid` count, the rest
     // become 0. Returns the maximum and the sum.
     void (*softmax)(float* x, int64_t n, int64_t valid, float* max, float* sum);

@@ -14,6 +14,7 @@ constexpr int kTileVectors = 2;
 constexpr int kTileTokens = 6;
 constexpr int kFloatTileTokens = 8;
 constexpr int kTileHeads = 8;
+constexpr int kTileKeys = 2;
 
 using F = float32x4_t;
 using I = int32x4_t;

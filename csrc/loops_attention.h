@@ -24,23 +24,42 @@ void in_tiles(int64_t n, Tile&& tile) {
         if (i < n) in_tiles<T / 2>(n - i, [&](auto width, int64_t j) { tile(width, i + j); });
 }
 
-template <int H>
-void score_tile(const float* queries, int64_t d, const float* keys, float* scores, int64_t stride) {
-    for (int v = 0; v < kVectors; ++v) {
-        F acc[H];
-        EACH (h, H) acc[h] = set(0.0f);
-        for (int64_t i = 0; i < d; ++i) {
-            const F key = load(keys + i * 16 + v * W);
-            EACH (h, H) acc[h] = fma(key, set(queries[h * d + i]), acc[h]);
-        }
-        EACH (h, H) store(scores + h * stride + v * W, acc[h]);
-    }
+// Calls tile(P, i) for i in steps of P vectors, then one by one for what is left.
+template <int P, class Tile>
+void in_vectors(int64_t n, Tile&& tile) {
+    int64_t i = 0;
+    for (; i + P <= n; i += P) tile(std::integral_constant<int, P>(), i);
+    for (; i < n; ++i) tile(std::integral_constant<int, 1>(), i);
 }
 
-void scores(const float* queries, int64_t h, int64_t d, const float* keys, float* out,
-            int64_t stride) {
-    in_tiles<kTileHeads>(h, [&](auto width, int64_t i) {
-        score_tile<width>(queries + i * d, d, keys, out + i * stride, stride);
+// P vectors of keys, `next` floats from one to the next, times H queries.
+template <int P, int H>
+void score_tile(const float* queries, int64_t d, const float* keys, int64_t next, float* scores,
+                int64_t stride) {
+    F acc[P][H];
+    EACH (p, P)
+        EACH (h, H) acc[p][h] = set(0.0f);
+    for (int64_t i = 0; i < d; ++i) {
+        F key[P];
+        EACH (p, P) key[p] = load(keys + i * 16 + p * next);
+        EACH (h, H) {
+            const F query = set(queries[h * d + i]);
+            EACH (p, P) acc[p][h] = fma(key[p], query, acc[p][h]);
+        }
+    }
+    EACH (p, P)
+        EACH (h, H) store(scores + h * stride + p * W, acc[p][h]);
+}
+
+void scores(const float* queries, int64_t h, int64_t d, const float* keys, int64_t n_blocks,
+            float* out, int64_t stride) {
+    const int64_t next = kVectors == 1 ? 16 * d : W;  // P divides the vectors of a block, or is 1
+    in_vectors<kTileKeys>(n_blocks * kVectors, [&](auto vectors, int64_t v) {
+        const float* from = keys + v / kVectors * 16 * d + v % kVectors * W;
+        in_tiles<kTileHeads>(h, [&](auto heads, int64_t i) {
+            score_tile<vectors, heads>(queries + i * d, d, from, next, out + i * stride + v * W,
+                                       stride);
+        });
     });
 }
 
@@ -53,24 +72,32 @@ void softmax(float* x, int64_t n, int64_t valid, float* max_out, float* sum_out)
     *sum_out = sum_of(n, [&](int64_t i) { return load(x + i); }, [&](int64_t i) { return x[i]; });
 }
 
-template <int H>
+// P vectors of dimensions, for H heads.
+template <int P, int H>
 void mix_tile(const float* weights, int64_t stride, int64_t valid, int64_t d, const float* values,
               float* acc) {
-    for (int64_t i = 0; i < d; i += W) {
-        F sum[H];
-        EACH (h, H) sum[h] = load(acc + h * d + i);
-        for (int64_t key = 0; key < valid; ++key) {
-            const F value = load(values + key * d + i);
-            EACH (h, H) sum[h] = fma(value, set(weights[h * stride + key]), sum[h]);
+    F sum[P][H];
+    EACH (h, H)
+        EACH (p, P) sum[p][h] = load(acc + h * d + p * W);
+    for (int64_t key = 0; key < valid; ++key) {
+        F value[P];
+        EACH (p, P) value[p] = load(values + key * d + p * W);
+        EACH (h, H) {
+            const F weight = set(weights[h * stride + key]);
+            EACH (p, P) sum[p][h] = fma(value[p], weight, sum[p][h]);
         }
-        EACH (h, H) store(acc + h * d + i, sum[h]);
     }
+    EACH (h, H)
+        EACH (p, P) store(acc + h * d + p * W, sum[p][h]);
 }
 
 void mix(const float* weights, int64_t stride, int64_t valid, int64_t h, int64_t d,
          const float* values, float* acc) {
-    in_tiles<kTileHeads>(h, [&](auto width, int64_t i) {
-        mix_tile<width>(weights + i * stride, stride, valid, d, values, acc + i * d);
+    in_tiles<kTileHeads>(h, [&](auto heads, int64_t i) {
+        in_vectors<kTileKeys>(d / W, [&](auto vectors, int64_t v) {
+            mix_tile<vectors, heads>(weights + i * stride, stride, valid, d, values + v * W,
+                                     acc + i * d + v * W);
+        });
     });
 }
 

@@ -2,11 +2,11 @@
 
 A run is a function of its `Plan`: the seed gives the first weights and the order of the rows, and a
 checkpoint has all that the next step depends on. Killed at any moment, it goes on from its last
-checkpoint; asked to end (SIGTERM, Ctrl-C) it writes one first. Arithmetic is bf16 where PyTorch's
-autocast says so, weights and residual stream are f32.
+checkpoint; asked to end (SIGTERM, Ctrl-C) it writes one first. Arithmetic is f32, or bf16 where
+PyTorch's autocast says so: which is faster is a question to the machine (docs/log.md).
 
-Most of the run sees short rows, which cost a quarter less: attention is 4 tenths of a step at 1,024
-tokens and 2 tenths at 256. The last quarter, where the learning rate falls, has the whole context.
+Most of the run sees short rows, which cost a sixth less, for what attention costs. The last quarter,
+where the learning rate falls, has the whole context.
 """
 
 from __future__ import annotations
@@ -57,14 +57,16 @@ class Plan:
         matrix_lr: Highest learning rate of the matrices (Muon).
         other_lr: Highest learning rate of everything else (AdamW).
         seed: Of the first weights.
+        bf16: Whether products are bf16; weights and residual stream are f32 in any case.
     """
 
     shape: Shape = field(default_factory=Shape)
-    phases: tuple[Phase, ...] = (Phase(256, 1250, 64, 16), Phase(1024, 430, 16, 4))
+    phases: tuple[Phase, ...] = (Phase(256, 1000, 64, 16), Phase(1024, 330, 16, 4))
     warmup: int = 100
     matrix_lr: float = 6e-3
     other_lr: float = 3e-3
     seed: int = 1
+    bf16: bool = False
 
     @property
     def steps(self) -> int:
@@ -112,6 +114,7 @@ class Trainer:
         self.plan, self.folder = plan, folder
         self.train_rows, self.dev_rows, self.bytes_per_token = train_rows, dev_rows, bytes_per_token
         torch.manual_seed(plan.seed)
+        torch.set_flush_denormal(True)  # arithmetic on numbers near 0 is slow, and teaches nothing
         self.model = GPTBigCode(plan.shape)
         self.optimizers = make_optimizers(self.model, plan.matrix_lr, plan.other_lr)
         self.peaks = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
@@ -147,7 +150,7 @@ class Trainer:
     def evaluate(self, loss_of: Loss) -> float:
         """Mean loss over the dev rows, in nats a token."""
         losses = []
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad(), self._precision():
             size = self.plan.phases[-1].micro_rows
             for at in range(0, len(self.dev_rows) - size + 1, size):
                 losses.append(loss_of(*self._tensors(self.dev_rows[at : at + size])).item())
@@ -164,7 +167,7 @@ class Trainer:
         rows = self.train_rows[which][before * phase.rows : (before + 1) * phase.rows]
         total = 0.0
         for at in range(0, phase.rows, phase.micro_rows):
-            with torch.autocast("cpu", torch.bfloat16):
+            with self._precision():
                 loss = loss_of(*self._tensors(rows[at : at + phase.micro_rows]))
             (loss * (phase.micro_rows / phase.rows)).backward()
             total += loss.item() * phase.micro_rows / phase.rows
@@ -173,6 +176,9 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         return total
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.plan.bf16)
 
     def _log(self, **figures: float) -> None:
         line = json.dumps({"step": self.step, **figures})
