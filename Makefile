@@ -1,6 +1,6 @@
 # Everything is built and installed into .venv by the first target that needs it.
 #
-#   make run                     generate text with the small model of the tests
+#   make run                     write some Python with the model in the package
 #   make run MODEL=m.gguf PROMPT="def f("   ... or with yours
 #   make test                    all tests, offline, in about two minutes
 #   make campaign-crash          a hundred kills and a disk that fills: no file is ever lost
@@ -11,7 +11,7 @@
 
 VENV   := .venv
 BIN    := $(VENV)/bin
-MODEL  ?= tests/data/gpt_bigcode-q4_0.gguf
+MODEL  ?=
 PROMPT ?= def fibonacci(
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*.h tests/*.cpp)
@@ -19,7 +19,7 @@ CXX_FILES := $(wildcard csrc/*.cpp csrc/*.h tests/*.cpp)
 .PHONY: run test campaign-crash fuzz lint format bench clean
 
 run: $(VENV)/installed
-	$(BIN)/starcoder -m "$(MODEL)" -p "$(PROMPT)" -n 64
+	$(BIN)/starcoder $(if $(MODEL),-m "$(MODEL)") -p "$(PROMPT)" -n 64 --temp 0
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest

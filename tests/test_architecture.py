@@ -15,10 +15,10 @@ ROOT = Path(starcoder.__file__).parent
 
 # From the bottom up. A module may import from lower levels, and within its own package.
 LEVELS = [
-    ["errors"],
+    ["errors", "pocket"],
     ["_core", "__init__"],
     ["config", "tensor", "batch", "vocab"],
-    ["checkpoint", "ops", "reference", "tokenizer"],
+    ["checkpoint", "ops", "reference", "reference_graph", "tokenizer"],
     ["formats", "hub", "mix", "quantize", "models.layers", "kv_cache", "sampler"],
     ["models"],
     ["engine"],
@@ -33,7 +33,7 @@ ONLY = {
     "models": {"batch", "checkpoint", "config", "errors", "kv_cache", "models", "ops", "tensor"},
     "engine": {"batch", "engine", "errors", "kv_cache", "models", "sampler"},
     "cli": {"__init__", "cli", "completion", "errors", "formats", "hub", "llm", "quantize"}
-    | {"checkpoint", "mix", "stream"},
+    | {"checkpoint", "mix", "pocket", "stream"},
     "server": {"completion", "errors", "llm", "server", "stream"},
 }
 NEVER_TORCH = {"torch", "transformers", "tensorflow", "jax"}

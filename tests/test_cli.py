@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
-from starcoder import LLM, __version__
+from starcoder import LLM, __version__, pocket
 from starcoder.cli import main
 
 
@@ -211,10 +211,13 @@ def test_bad_options_are_one_line_and_exit_code_2(run: Run, args: list[str], mes
     assert "Traceback" not in result.err
 
 
-def test_no_model_is_an_error_that_says_how_to_give_one(run: Run):
-    result = run("-p", "x", defaults=False)
-    assert (result.code, result.err.count("\n")) == (2, 1)
-    assert "give one with -m" in result.err
+def test_without_a_model_the_one_in_the_package_runs(run: Run):
+    result = run("-p", "import ", "-n", "4", "--temp", "0", defaults=False)
+    assert (result.code, result.out) == (
+        0,
+        "import " + greedy(str(pocket.PATH), "import ", 4) + "\n",
+    )
+    assert f"model      = {pocket.PATH}" in result.err
 
 
 def test_prompts_that_are_no_text_are_refused(run: Run, tmp_path: Path):

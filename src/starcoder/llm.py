@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypedDict, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from starcoder import formats, hub, models, ops
+from starcoder import formats, hub, models, ops, pocket
 from starcoder.completion import Completion
 from starcoder.engine import Engine
 from starcoder.errors import InputError, MemoryLimitError
@@ -67,6 +67,7 @@ class LLM:
 
     Args:
         model: a GGUF file, a legacy ggml file, a Hugging Face directory or a Hub id, "owner/name".
+            By default the small Python model that comes with the package.
         n_threads: threads that share the arithmetic; by default the CPUs this process may use.
         n_ctx: most tokens of prompt and output together; by default what the model was made for.
         n_batch: most tokens in one step. The text never depends on it.
@@ -84,7 +85,7 @@ class LLM:
 
     def __init__(
         self,
-        model: str | os.PathLike[str],
+        model: str | os.PathLike[str] = pocket.PATH,
         *,
         n_threads: int | None = None,
         n_ctx: int | None = None,

@@ -35,11 +35,14 @@ app = typer.Typer(
 )
 
 _MAX_PROMPT_BYTES = 16 << 20  # far beyond any context; /dev/zero must end somewhere
-_PROMPTS = (
+_PYTHON_PROMPTS = (
     "def fibonacci(n):\n",
     "def is_prime(n: int) -> bool:\n",
     "class LinkedList:\n",
     "# Read a CSV file and print the sum of each column\nimport csv\n",
+)
+_PROMPTS = (
+    *_PYTHON_PROMPTS,
     "fn main() {\n",
     "#include <stdio.h>\n\nint main(",
     "function debounce(callback, delay) {\n",
@@ -84,7 +87,12 @@ def _show_version(wanted: bool) -> None:
 def generate(
     context: typer.Context,
     model: Annotated[
-        str | None, typer.Option("-m", "--model", help="Model file, directory or Hub id.")
+        str | None,
+        typer.Option(
+            "-m",
+            "--model",
+            help="Model file, directory or Hub id. Default: the small one in the package.",
+        ),
     ] = None,
     prompt: Annotated[
         str | None,
@@ -139,9 +147,7 @@ def generate(
     if context.invoked_subcommand is not None:
         return 0
     seed = seed if seed >= 0 else random.SystemRandom().randrange(1 << 31)
-    text = _read_prompt(prompt, file, seed)
-    if model is None:
-        raise InputError("-m", "no model", "a model file or directory", "give one with -m PATH")
+    text = _read_prompt(prompt, file, seed, _PYTHON_PROMPTS if model is None else _PROMPTS)
     options: Options = {
         "max_tokens": n_predict,
         "ignore_eos": ignore_eos,
@@ -166,10 +172,17 @@ def generate(
     return 0 if finished else INTERRUPTED
 
 
-def _load(model: str, threads: int | None, n_ctx: int | None, n_batch: int) -> LLM:
+def _load(model: str | None, threads: int | None, n_ctx: int | None, n_batch: int) -> LLM:
+    from starcoder import pocket
     from starcoder.llm import LLM
 
-    return LLM(model, n_threads=threads, n_ctx=n_ctx, n_batch=n_batch, n_parallel=1)
+    return LLM(
+        pocket.PATH if model is None else model,
+        n_threads=threads,
+        n_ctx=n_ctx,
+        n_batch=n_batch,
+        n_parallel=1,
+    )
 
 
 def _write(stream: Stream, prompt: str | None) -> bool:
@@ -192,7 +205,9 @@ def _write(stream: Stream, prompt: str | None) -> bool:
 # ---------------------------------------------------------------------------------------------
 
 
-def _read_prompt(prompt: str | None, file: Path | None, seed: int) -> str:
+def _read_prompt(
+    prompt: str | None, file: Path | None, seed: int, examples: tuple[str, ...]
+) -> str:
     if prompt is not None and file is not None:
         raise InputError("-p and -f", "both", "one prompt", "leave one of them out")
     if file is not None:
@@ -200,7 +215,7 @@ def _read_prompt(prompt: str | None, file: Path | None, seed: int) -> str:
     if prompt == "-":
         return _decode(sys.stdin.buffer.read(_MAX_PROMPT_BYTES + 1), "stdin").removesuffix("\n")
     if prompt is None:
-        return random.Random(seed).choice(_PROMPTS)
+        return random.Random(seed).choice(examples)
     # What is not UTF-8 in an argument comes as lone surrogates; make it bytes again.
     return _decode(prompt.encode("utf-8", "surrogateescape"), "-p")
 

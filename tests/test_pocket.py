@@ -1,0 +1,71 @@
+"""The model in the package: it is there, it is small, and it writes the same Python everywhere."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Iterator
+
+import pytest
+
+from starcoder import LLM, ops, pocket
+
+GREEDY = {
+    "def fibonacci(": "",
+    "import ": "",
+}
+PREFIX, SUFFIX = "def area(width, height):\n    return width", "\n\n\ndef volume("
+
+
+@pytest.fixture(scope="module")
+def llm() -> LLM:
+    return LLM()
+
+
+@pytest.fixture(params=ops.available_isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = ops.isa()
+    ops.use_isa(request.param)
+    yield request.param
+    ops.use_isa(before)
+
+
+def test_it_is_the_default_and_fits_into_a_wheel() -> None:
+    assert inspect.signature(LLM).parameters["model"].default == pocket.PATH
+    assert pocket.PATH.stat().st_size <= 8_000_000
+
+
+def test_it_is_a_starcoder_with_all_of_its_special_tokens(llm: LLM) -> None:
+    assert (llm.facts.architecture, llm.facts.n_kv_heads) == ("gpt_bigcode", 1)
+    assert llm.facts.max_ctx >= 1024
+    names = ["<|endoftext|>", "<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<fim_pad>"]
+    assert llm.tokenize("".join(names)) == [0, 1, 2, 3, 4]
+    assert len(llm.tokenize("<filename><gh_stars><reponame>")) == 3
+    assert len(llm.tokenize("2026")) == 4, "digits are single"
+
+
+@pytest.mark.parametrize("prompt", GREEDY)
+def test_it_writes_the_same_on_every_instruction_set(isa: str, prompt: str) -> None:
+    text = LLM().generate(prompt, max_tokens=24).text
+    assert text == GREEDY[prompt], isa
+
+
+def test_what_it_writes_is_python(llm: LLM) -> None:
+    text = "def fibonacci(" + llm.generate("def fibonacci(", max_tokens=96).text
+    lines = text.splitlines(keepends=True)[:-1]
+    body = [line for line in lines[1:] if line.startswith((" ", "\n"))]
+    ast.parse(lines[0] + "".join(body))
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        f"<fim_prefix>{PREFIX}<fim_suffix>{SUFFIX}<fim_middle>",
+        f"<fim_prefix><fim_suffix>{SUFFIX}<fim_middle>{PREFIX}",
+    ],
+    ids=["prefix-suffix", "suffix-prefix"],
+)
+def test_it_fills_in_the_middle_in_both_orders(llm: LLM, prompt: str) -> None:
+    completion = llm.generate(prompt, max_tokens=24)
+    assert completion.finish_reason == "stop", "a filled middle ends by itself"
+    ast.parse(PREFIX + completion.text + "\n")
