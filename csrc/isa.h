@@ -37,6 +37,14 @@ struct Quantized {
     Rounded* at(int64_t row, int64_t g) const { return groups + row * n_groups + g; }
 };
 
+// Multiply-adds that were done, and the sum of their products.
+struct Products {
+    int64_t count;
+    double sum;
+};
+
+inline constexpr int kPeakBytes = 1024;  // of operands: four rounds' of the widest tile
+
 inline constexpr int kFewTokens = 4;
 
 // How far ahead weights are asked for, in bytes. Q4_0, one thread, beside 12 GB/s of plain reading:
@@ -104,6 +112,14 @@ struct Isa {
     void (*encode)(Type type, const float* x, int64_t n, bool fused, void* out);
     // out (n) = x (n)
     void (*widen_half)(const half* x, int64_t n, float* out);
+
+    // What the machine can do at best: as many independent sums as hide the latency of products, of
+    // `rounds` products each. Operands are kPeakBytes long. Codes are below 128. See limits.cpp.
+    Products (*int8_peak)(const uint8_t* codes, const int8_t* x, int64_t rounds);
+    Products (*bf16_peak)(const uint16_t* w, const uint16_t* x, int64_t rounds);  // or null
+    Products (*f32_peak)(const float* w, const float* x, int64_t rounds);
+    // line (64 bytes) |= each line at `data`.
+    void (*read_lines)(const uint8_t* data, int64_t n_lines, uint8_t* line);
 };
 
 const Isa& isa();                              // the one in use

@@ -164,13 +164,25 @@ WITH_PAIRS void dot_pairs(const uint8_t* const panels[2], int64_t n_pairs, const
     pair_tiles<kFloatTileTokens>(panels, n_pairs, x, stride, n, acc);
 }
 
+WITH_PAIRS Products bf16_peak(const uint16_t* w, const uint16_t* x, int64_t rounds) {
+    const B a = load_bytes(reinterpret_cast<const uint8_t*>(w));
+    const B b = load_bytes(reinterpret_cast<const uint8_t*>(x));
+    FloatSums sums;
+    for (int64_t i = 0; i < rounds; ++i)
+        EACH (v, kTileVectors)
+            EACH (t, kFloatTileTokens) sums.sum[v][t] = dot2(sums.sum[v][t], a, b);
+    return {rounds * FloatSums::kChains * W * 2, sums.total()};
+}
+
 Isa table() {
     Isa isa = kTable;
     __builtin_cpu_init();
-    // Intel's take four times as long as the two f32 instructions that give the same bits: half of
-    // a product a cycle on Sapphire Rapids, beside two f32 ones. On Zen 4 it is one.
-    if (__builtin_cpu_supports("avx512bf16") && !__builtin_cpu_is("intel"))
-        isa.dot_pairs = dot_pairs;
+    if (__builtin_cpu_supports("avx512bf16")) {
+        isa.bf16_peak = bf16_peak;
+        // Intel's take twice as long as the two f32 instructions that give the same bits: one in
+        // two cycles on Sapphire Rapids, and four of the others. On Zen 4 it is the other way round.
+        if (!__builtin_cpu_is("intel")) isa.dot_pairs = dot_pairs;
+    }
     return isa;
 }
 

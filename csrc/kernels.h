@@ -52,6 +52,24 @@ inline void quantize(Type type, const float* x, int64_t n_rows, int64_t n_cols, 
 // The place of the first weight that is NaN or infinite, of n in whole blocks; -1 if none is.
 int64_t first_non_finite(Type type, const void* data, int64_t n);
 
+// ---- the machine's limits (limits.cpp) ----
+
+enum class Arithmetic : int { Int8 = 0, BF16 = 1, F32 = 2 };
+
+struct Peak {
+    double per_second;  // multiply-adds of all threads together; 0: no instruction for it
+    double product;     // the mean of the products, which is 15
+};
+Peak peak(Arithmetic kind, double seconds);
+
+struct Reading {
+    double per_second;  // bytes, by all threads together, in the best of the passes
+    uint64_t bits;      // all words or-ed together: what memory was filled with
+};
+// Fills `nbytes` of fresh memory with words `bits`, reads it `passes` times, and frees it. Throws
+// std::bad_alloc.
+Reading read_memory(int64_t nbytes, int passes, uint64_t bits);
+
 // ---- weights (pack.cpp) ----
 
 // A matrix (m, k), repacked for multiplying: see panels.h. Made from rows as a file holds them;

@@ -27,15 +27,18 @@ constexpr int kStripRow = 2 * kRows;  // rows of a strip
 //
 #include "loops_encode.h"
 //
+#include "loops_limits.h"
+//
 #include "loops_linear.h"
 
 namespace starcoder {
 namespace {
 
 constexpr Isa kTable = {
-    kName,      kSignedBytes, quantize_row, unpack, unpack_floats, dot,    dot_few,
-    dot_floats, round_bf16,   nullptr,      finish, layer_norm,    narrow, scores,
-    softmax,    mix,          merge,        encode, widen_half,
+    kName,      kSignedBytes, quantize_row, unpack,   unpack_floats, dot,
+    dot_few,    dot_floats,   round_bf16,   nullptr,  finish,        layer_norm,
+    narrow,     scores,       softmax,      mix,      merge,         encode,
+    widen_half, int8_peak,    nullptr,      f32_peak, read_lines,
 };
 
 }  // namespace

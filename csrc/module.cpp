@@ -2,12 +2,14 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "graph.h"
@@ -323,6 +325,22 @@ class CheckedGraph {
     Heads heads_{};
 };
 
+// ---- the machine ----
+
+std::pair<double, double> py_peak(int kind, double seconds) {
+    require(kind >= 0 && kind <= 2, "peak: kind 0, 1 or 2");
+    nb::gil_scoped_release release;
+    const Peak found = peak(static_cast<Arithmetic>(kind), seconds);
+    return {found.per_second, found.product};
+}
+
+std::pair<double, uint64_t> py_read_memory(int64_t nbytes, int passes, uint64_t bits) {
+    require(nbytes >= 64 && passes >= 1, "read_memory: a line or more, once or more");
+    nb::gil_scoped_release release;
+    const Reading found = read_memory(nbytes, passes, bits);
+    return {found.per_second, found.bits};
+}
+
 std::vector<std::string> isa_names() {
     std::vector<std::string> names;
     for (const Isa* isa : available_isas()) names.emplace_back(isa->name);
@@ -365,6 +383,9 @@ NB_MODULE(_core, m) {
           "block_tables"_a, "keys"_a, "values"_a);
     m.def("attention", &py_attention, "qkv"_a, "n_heads"_a, "positions"_a, "row_starts"_a,
           "block_tables"_a, "keys"_a, "values"_a, "out"_a);
+
+    m.def("peak", &py_peak, "kind"_a, "seconds"_a);
+    m.def("read_memory", &py_read_memory, "nbytes"_a, "passes"_a, "bits"_a);
 
     m.def("isa", [] { return std::string(isa().name); });
     m.def("available_isas", &isa_names);

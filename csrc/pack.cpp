@@ -1,14 +1,11 @@
 // Rows of blocks, as files hold them -> panels, as kernels read them. Exact: every code and scale
 // of the file is kept.
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cstring>
 #include <memory>
 #include <mutex>
-#include <new>
-#include <utility>
 
+#include "chunk.h"
 #include "kernels.h"
 #include "quantize.h"
 #include "threads.h"
@@ -17,42 +14,12 @@ namespace starcoder {
 
 namespace {
 
-constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kChunk = size_t{64} << 20;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Fresh zeroed memory in huge pages, where the system has them: fewer faults while packing, fewer
-// misses of the address cache while decoding. Several matrices share a chunk, since what is left
-// at the end of a mapping would come in small pages, if each had its own: 60,000 faults for a 1B
-// model, now 32,000.
-class Chunk {
-  public:
-    explicit Chunk(size_t nbytes) : nbytes_(nbytes + kHugePage) {
-        void* map =
-            mmap(nullptr, nbytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (map == MAP_FAILED) throw std::bad_alloc();
-        map_ = static_cast<uint8_t*>(map);
-        next_ = map_ + (kHugePage - reinterpret_cast<uintptr_t>(map_) % kHugePage);
-#if defined(MADV_HUGEPAGE)
-        madvise(next_, nbytes, MADV_HUGEPAGE);
-#endif
-    }
-    ~Chunk() { munmap(map_, nbytes_); }
-    Chunk(const Chunk&) = delete;
-    Chunk& operator=(const Chunk&) = delete;
-
-    uint8_t* take(size_t nbytes) {  // null: no room
-        const size_t left = static_cast<size_t>(map_ + nbytes_ - next_);
-        if (nbytes > left) return nullptr;
-        return std::exchange(next_, next_ + nbytes);
-    }
-
-  private:
-    size_t nbytes_;
-    uint8_t *map_, *next_;
-};
-
+// Several matrices share a chunk, since what is left at the end of a mapping would come in small
+// pages, if each had its own: 60,000 faults for a 1B model, now 32,000.
 std::shared_ptr<uint8_t> allocate(size_t nbytes) {  // a multiple of 64
     static std::mutex mutex;
     static std::weak_ptr<Chunk> latest;  // matrices keep it alive, not we

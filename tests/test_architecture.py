@@ -18,7 +18,7 @@ LEVELS = [
     ["errors", "pocket"],
     ["_core", "__init__"],
     ["config", "tensor", "batch", "vocab"],
-    ["checkpoint", "ops", "reference", "reference_graph", "tokenizer"],
+    ["checkpoint", "limits", "ops", "reference", "reference_graph", "tokenizer"],
     ["formats", "hub", "mix", "quantize", "models.layers", "kv_cache", "sampler"],
     ["models"],
     ["engine"],

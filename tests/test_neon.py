@@ -28,6 +28,7 @@ SOURCES = [
     "threads",
     "linear",
     "attention",
+    "limits",
     "isa",
     "isa_scalar",
     "isa_neon",
@@ -86,6 +87,9 @@ def test_neon_gives_the_same_bits_as_this_machine(program: Path, tmp_path: Path)
         ops.store_kv(qkv, n_heads, batch, keys, values)
         script += record(-1, n_heads, head_dim, n) + qkv.tobytes()
         expected.append(ops.attention(qkv, n_heads, batch, keys, values))
+    for kind in (0, 1, 2):
+        script += record(-3, kind, 0, 0)
+        expected.append(np.array([15, 1], np.float32))
     (tmp_path / "input").write_bytes(script)
     for isa in ("neon", "scalar"):
         out = tmp_path / isa

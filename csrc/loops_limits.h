@@ -1,0 +1,81 @@
+// What a machine does at best, with nothing around it: products, and reading. Part of loops.h.
+//
+// No compiler may take the work out of a loop. Codes and memory change from round to round; sums of
+// floats are in rounded order, and start from different numbers, so that none is another's.
+#pragma once
+
+namespace starcoder {
+namespace {
+
+// As many sums at once as the kernels have, codes from the first cache, activations in registers.
+Products int8_peak(const uint8_t* codes, const int8_t* x, int64_t rounds) {
+    I sum[kTileVectors][kTileTokens];
+    B a[kTileTokens];
+    EACH (t, kTileTokens) {
+        a[t] = set_four(x + 4 * t);
+        EACH (v, kTileVectors) sum[v][t] = set_int(0);
+    }
+    for (int64_t i = 0; i < rounds; ++i) {
+        const uint8_t* at = codes + i % 4 * (kPeakBytes / 4);
+        EACH (v, kTileVectors) {
+            const B w = load_bytes(at + 4 * W * v);
+            EACH (t, kTileTokens) sum[v][t] = dot4<false>(sum[v][t], w, a[t]);
+        }
+    }
+    double total = 0;
+    for (auto& tokens : sum)
+        for (I one : tokens) {
+            alignas(64) int32_t lanes[W];
+            store_int(lanes, one);
+            for (int32_t lane : lanes) total += lane;
+        }
+    return {rounds * kTileVectors * kTileTokens * W * 4, total};
+}
+
+// The sums that hide the latency of `fma`: they start above and below 0, and together from 0.
+struct FloatSums {
+    static constexpr int kChains = kTileVectors * kFloatTileTokens;
+    F sum[kTileVectors][kFloatTileTokens];
+
+    FloatSums() {
+        EACH (v, kTileVectors)
+            EACH (t, kFloatTileTokens)
+                sum[v][t] =
+                    set(static_cast<float>(v * kFloatTileTokens + t) - (kChains - 1) / 2.0f);
+    }
+    double total() const {
+        double total = 0;
+        for (auto& tokens : sum)
+            for (F one : tokens) {
+                alignas(64) float lanes[W];
+                store(lanes, one);
+                for (float lane : lanes) total += lane;
+            }
+        return total;
+    }
+};
+
+Products f32_peak(const float* w, const float* x, int64_t rounds) {
+    const F a = load(w), b = load(x);
+    FloatSums sums;
+    for (int64_t i = 0; i < rounds; ++i)
+        EACH (v, kTileVectors)
+            EACH (t, kFloatTileTokens) sums.sum[v][t] = fma(a, b, sums.sum[v][t]);
+    return {rounds * FloatSums::kChains * W, sums.total()};
+}
+
+// All 64-byte lines at `data`, or-ed together into `line` (64 bytes).
+void read_lines(const uint8_t* data, int64_t n_lines, uint8_t* line) {
+    constexpr int kPieces = 16 / W;
+    B all[kPieces];
+    EACH (j, kPieces) all[j] = load_bytes(line + 4 * W * j);
+    for (int64_t i = 0; i < n_lines; ++i) {
+        const uint8_t* at = data + 64 * i;
+        __builtin_prefetch(at + kAhead);
+        EACH (j, kPieces) all[j] = either(all[j], load_bytes(at + 4 * W * j));
+    }
+    EACH (j, kPieces) store_codes(line + 4 * W * j, all[j]);
+}
+
+}  // namespace
+}  // namespace starcoder

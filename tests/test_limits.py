@@ -1,0 +1,57 @@
+"""The loops that measure the machine do the work they claim, on every instruction set."""
+
+from __future__ import annotations
+
+from dataclasses import astuple
+
+import pytest
+
+from starcoder import _core, limits, ops
+from starcoder.limits import Limits
+from starcoder.tensor import TensorType
+
+
+@pytest.fixture(params=ops.available_isas())
+def isa(request: pytest.FixtureRequest):
+    before = ops.isa()
+    ops.use_isa(request.param)
+    yield request.param
+    ops.use_isa(before)
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+@pytest.mark.parametrize("kind", [0, 1, 2])
+def test_every_product_is_computed(isa: str, kind: int, n_threads: int):
+    before = ops.n_threads()
+    ops.set_n_threads(n_threads)
+    per_second, product = _core.peak(kind, 0.001)
+    ops.set_n_threads(before)
+    assert product == 15  # the mean of 3 * 5
+    assert per_second > 0 or kind == 1  # of bf16 not every machine has one
+
+
+@pytest.mark.parametrize("bits", [0, 1, 1 << 63, 0xDEADBEEF12345678])
+def test_all_memory_is_read(isa: str, bits: int):
+    per_second, found = _core.read_memory(1 << 20, 2, bits)
+    assert found == bits
+    assert per_second > 0
+
+
+def test_limits_are_measured_together(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(limits, "_READ_BYTES", 1 << 20)
+    monkeypatch.setattr(limits, "_SECONDS", 0.001)
+    found = limits.measure()
+    assert min(astuple(found)) > 0
+
+
+def test_of_two_measurements_the_larger_numbers_count():
+    assert Limits(1, 20, 3, 4).larger(Limits(2, 10, 4, 3)) == Limits(2, 20, 4, 4)
+
+
+def test_a_prompt_is_limited_by_the_arithmetic_of_its_type():
+    found = Limits(read_gbps=1, int8_gmacs=4, bf16_gmacs=2, f32_gmacs=1)
+    expected = {TensorType.F32: 1, TensorType.F16: 1, TensorType.BF16: 2}
+    assert {kind: found.gmacs(kind) for kind in expected} == expected
+    assert found.gmacs(TensorType.Q4_0) == found.gmacs(TensorType.Q6_K) == 4
+    slow_pairs = Limits(read_gbps=1, int8_gmacs=4, bf16_gmacs=1, f32_gmacs=2)
+    assert slow_pairs.gmacs(TensorType.BF16) == 2
