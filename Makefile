@@ -6,7 +6,7 @@
 #   make campaign-crash          a hundred kills and a disk that fills: no file is ever lost
 #   make fuzz                    2,000 damaged models per format through everything that reads them
 #   make lint                    ruff, mypy and clang-format; `make format` mends what it can
-#   make bench MODEL=m.gguf      speed of a model, as a share of what memory allows
+#   make bench MODEL=m.gguf      speed of a model, as a share of what this machine can do
 #   make clean                   remove what was built
 
 VENV   := .venv
@@ -42,7 +42,7 @@ format: $(VENV)/installed
 	$(BIN)/clang-format -i $(CXX_FILES)
 
 bench: $(VENV)/installed
-	$(BIN)/python bench/bench.py "$(MODEL)"
+	$(BIN)/starcoder bench $(if $(MODEL),-m "$(MODEL)")
 
 $(VENV)/installed: $(SOURCES) scripts/setup
 	scripts/setup $(VENV)

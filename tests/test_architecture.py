@@ -22,7 +22,7 @@ LEVELS = [
     ["formats", "hub", "mix", "quantize", "models.layers", "kv_cache", "sampler"],
     ["models"],
     ["engine"],
-    ["completion", "facts", "stream", "llm"],
+    ["completion", "facts", "stream", "llm", "bench"],
     ["cli", "server"],
     ["__main__"],
 ]
@@ -33,7 +33,7 @@ ONLY = {
     "models": {"batch", "checkpoint", "config", "errors", "kv_cache", "models", "ops", "tensor"},
     "engine": {"batch", "engine", "errors", "kv_cache", "models", "sampler"},
     "cli": {"__init__", "cli", "completion", "errors", "formats", "hub", "llm", "quantize"}
-    | {"checkpoint", "mix", "pocket", "stream"},
+    | {"bench", "checkpoint", "config", "limits", "mix", "ops", "pocket", "stream"},
     "server": {"completion", "errors", "llm", "server", "stream"},
 }
 NEVER_TORCH = {"torch", "transformers", "tensorflow", "jax"}

@@ -21,7 +21,15 @@ from starcoder.errors import FormatError, InputError
 from starcoder.mix import Mix
 from starcoder.tensor import Tensor, TensorType, Weights
 
-__all__ = ["Choice", "Quantized", "check_finite", "plan", "quantize", "use_threads"]
+__all__ = [
+    "Choice",
+    "Quantized",
+    "check_finite",
+    "plan",
+    "quantize",
+    "tensor_shapes",
+    "use_threads",
+]
 
 _PIECE_WEIGHTS = 1 << 20  # encoded at once
 _F16_MAX = 65504.0
@@ -237,7 +245,7 @@ def _note_loss(checkpoint: Checkpoint, types: Mapping[str, TensorType]) -> list[
 
 def _check_tensors(checkpoint: Checkpoint) -> None:
     """Every tensor of the configuration, in its shape, and no other."""
-    shapes = _shapes(checkpoint.config)
+    shapes = tensor_shapes(checkpoint.config)
     if "output.weight" in checkpoint.tensors:
         shapes["output.weight"] = shapes["token_embd.weight"]
     for name, shape in shapes.items():
@@ -248,7 +256,8 @@ def _check_tensors(checkpoint: Checkpoint) -> None:
         raise FormatError(where, "an unknown name", "a GPTBigCode tensor", "use another file")
 
 
-def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of a model whose output matrix is its embedding."""
     dim, hidden = config.dim, config.hidden_dim
     n_qkv = (config.n_heads + 2 * config.n_kv_heads) * config.head_dim
     shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (config.n_vocab, dim)}

@@ -42,12 +42,13 @@ def _run() -> int:
     import typer
     from typer.main import get_command
 
+    from starcoder.cli.bench import bench
     from starcoder.cli.convert import convert
     from starcoder.cli.generate import app
     from starcoder.cli.inspect import inspect
     from starcoder.cli.quantize import quantize
 
-    for command_function in (convert, quantize, inspect):
+    for command_function in (convert, quantize, inspect, bench):
         app.command()(command_function)
     # The class has no public name: older typers take it from click, newer have a copy.
     usage_error = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])

@@ -1,0 +1,115 @@
+"""What the times of a session mean: speeds, shares of the machine's limits, ratios to a rival."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+from starcoder.bench.runner import Task, Work
+from starcoder.limits import Limits
+from starcoder.tensor import TensorType
+
+__all__ = ["Pairs", "Result", "Speed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Of one kind of run, repeated: what it did, and the seconds of each. The median counts."""
+
+    work: Work
+    seconds: tuple[float, ...]
+
+    @property
+    def tps(self) -> float:
+        """Tokens a second."""
+        return self.work.tokens / statistics.median(self.seconds)
+
+    @property
+    def gmacs(self) -> float:
+        """10^9 multiply-adds a second, of the matrices."""
+        return self.tps * self.work.multiply_adds / self.work.tokens / 1e9
+
+    @property
+    def gbps(self) -> float:
+        """10^9 bytes a second."""
+        return self.tps * self.work.nbytes / self.work.tokens / 1e9
+
+    @property
+    def intensity(self) -> float:
+        """Multiply-adds for a byte that is read."""
+        return self.work.multiply_adds / self.work.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Runs in turns, A B A B: how many times as fast A is, pair by pair."""
+
+    ratios: tuple[float, ...]
+
+    @classmethod
+    def of(cls, ours: Speed, theirs: Speed) -> Pairs:
+        """Of two speeds whose runs took turns."""
+        seconds = zip(ours.seconds, theirs.seconds, strict=True)
+        scale = ours.work.tokens / theirs.work.tokens
+        return cls(tuple(scale * other / own for own, other in seconds))
+
+    @property
+    def median(self) -> float:
+        """The middle one: above 1, A is faster."""
+        return statistics.median(self.ratios)
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """The smallest and the largest."""
+        return min(self.ratios), max(self.ratios)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """One model's session."""
+
+    name: str
+    type_name: str  # as people say it: "q4_k_m"
+    type: TensorType  # of most weights: it decides what limits a prompt
+    task: Task
+    weights_bytes: float  # that a token reads
+    prompt: Speed
+    decode: Speed
+    alone: Speed | None = None  # decoding one sequence, where the task has several
+    rival: str = ""  # the other program, its version and settings
+    rival_prompt: Speed | None = None
+    rival_decode: Speed | None = None
+
+    def prompt_share(self, limits: Limits) -> float:
+        """Of the peak of this type's arithmetic, 0 to 1."""
+        return min(1.0, self.prompt.gmacs / limits.gmacs(self.type))
+
+    def decode_share(self, limits: Limits) -> float:
+        """Of the read bandwidth, 0 to 1; what fits into caches may be read faster than memory."""
+        return min(1.0, self.decode.gbps / limits.read_gbps)
+
+    def as_json(self, limits: Limits) -> dict[str, Any]:
+        """All figures under the names of docs/bench.md."""
+        found: dict[str, Any] = {"model": self.name, "type": self.type_name}
+        for kind, speed in (("prompt", self.prompt), ("decode", self.decode)):
+            found[f"{kind}_tps"] = speed.tps
+            found[f"{kind}_gmacs"] = speed.gmacs
+            found[f"{kind}_gbps"] = speed.gbps
+        found["prompt_limit_share"] = self.prompt_share(limits)
+        found["decode_limit_share"] = self.decode_share(limits)
+        found["weights_mb"] = self.weights_bytes / 1e6
+        if self.alone is not None:
+            found |= _ratio("batch", self.decode, self.alone) | {"alone_tps": self.alone.tps}
+        if self.rival_prompt is not None and self.rival_decode is not None:
+            found["rival"] = self.rival
+            found |= {"rival_prompt_tps": self.rival_prompt.tps}
+            found |= {"rival_decode_tps": self.rival_decode.tps}
+            found |= _ratio("prompt", self.prompt, self.rival_prompt)
+            found |= _ratio("decode", self.decode, self.rival_decode)
+        return found
+
+
+def _ratio(name: str, ours: Speed, theirs: Speed) -> dict[str, Any]:
+    pairs = Pairs.of(ours, theirs)
+    return {f"{name}_ratio": pairs.median, f"{name}_ratio_range": list(pairs.spread)}

@@ -1,0 +1,167 @@
+"""One model, timed on random tokens; and what it does for them, in multiply-adds and bytes.
+
+As in llama-bench: no text, no sampling, a prompt that begins at the depth asked for, then tokens
+one at a time from there. What lies before is computed once and stays in the cache.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from starcoder import models, ops
+from starcoder.batch import BLOCK_LEN, Batch
+from starcoder.checkpoint import Checkpoint
+from starcoder.config import ModelConfig
+from starcoder.errors import InputError
+from starcoder.kv_cache import KVCache
+from starcoder.tensor import TensorType
+
+__all__ = ["Runner", "Task", "Work", "check_room"]
+
+_CHUNK = 512  # prompt tokens in one step, as the command has it
+_PANEL_ROWS = 32  # of a packed matrix: what its rows are rounded up to
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is timed: a prompt of `n_prompt` tokens, or `n_decode` tokens one by one, at a depth."""
+
+    n_prompt: int = 512
+    n_decode: int = 64
+    depth: int = 0  # tokens in the cache before
+    batch: int = 1  # sequences that decode together
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a run has to do, whoever does it."""
+
+    tokens: int
+    multiply_adds: float  # of the matrices; attention is not counted
+    nbytes: float  # of weights, keys and values that are read
+
+
+def check_room(config: ModelConfig, task: Task) -> int:
+    """How many positions the task needs.
+
+    Raises:
+        InputError: more than the context has.
+    """
+    n = task.depth + max(task.n_prompt, task.n_decode)
+    if n > config.n_ctx:
+        found, expected = f"{n} tokens with what follows", f"at most {config.n_ctx} with this model"
+        raise InputError("--depth", found, expected, "choose a smaller --depth, -p or -n")
+    return n
+
+
+class Runner:
+    """A model and its cache, ready to be timed again and again.
+
+    Raises:
+        InputError: the context is too short for the task.
+        MemoryLimitError: no memory for the model or its cache.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, task: Task) -> None:
+        self.config, self.task = checkpoint.config, task
+        n = check_room(self.config, task)
+        self.type = TensorType[checkpoint.type_name.upper()]
+        self.read_bytes = -_unread_bytes(checkpoint)
+        self._model = models.build(checkpoint)
+        self.read_bytes += self._model.nbytes
+        n_blocks = math.ceil(n / BLOCK_LEN)
+        tables = np.arange(task.batch * n_blocks).reshape(task.batch, n_blocks)
+        self._tables = [table.tolist() for table in tables]
+        self._cache = KVCache(self.config, tables.size)
+        ids = np.random.default_rng(0).integers(0, self.config.n_vocab, n)
+        self._ids: list[int] = ids.tolist()
+        self._fill()
+
+    def prompt(self) -> float:
+        """Seconds for the prompt."""
+        start = time.perf_counter()
+        self._read(self.task.depth, self.task.n_prompt)
+        return time.perf_counter() - start
+
+    def decode(self, batch: int | None = None) -> float:
+        """Seconds until `batch` sequences have their tokens; by default as many as the task has."""
+        batch = batch or self.task.batch
+        start = time.perf_counter()
+        for at in range(self.task.depth, self.task.depth + self.task.n_decode):
+            self._step(at, batch)
+        return time.perf_counter() - start
+
+    def warm_up(self) -> None:
+        """One prompt and one token, untimed."""
+        self._read(self.task.depth, self.task.n_prompt)
+        self._step(self.task.depth, self.task.batch)
+
+    # ---- what is done ---------------------------------------------------------------------------
+
+    @property
+    def prompt_work(self) -> Work:
+        """Of a prompt. After the last layer's attention there is only its last token."""
+        n, per_token = self.task.n_prompt, self._layers - self._tail
+        macs = n * per_token + self._tail + self._output
+        reads = math.ceil(n / _CHUNK) * self.read_bytes + self._kv_bytes(self.task.depth + n)
+        return Work(n, macs, reads)
+
+    def decode_work(self, batch: int) -> Work:
+        """Of the tokens that `batch` sequences decode; weights are read once for all of them."""
+        steps, tokens = self.task.n_decode, self.task.n_decode * batch
+        past = self.task.depth + (steps + 1) / 2  # keys that a token meets, on average
+        reads = steps * self.read_bytes + tokens * self._kv_bytes(past)
+        return Work(tokens, tokens * (self._layers + self._output), reads)
+
+    @cached_property
+    def _layers(self) -> float:
+        c = self.config
+        qkv = (c.n_heads + 2 * c.n_kv_heads) * c.head_dim
+        return float(c.n_layers * c.dim * (qkv + c.dim + 2 * c.hidden_dim))
+
+    @property
+    def _tail(self) -> float:
+        return float(self.config.dim * (self.config.dim + 2 * self.config.hidden_dim))
+
+    @property
+    def _output(self) -> float:
+        return float(self.config.n_vocab * self.config.dim)
+
+    def _kv_bytes(self, n: float) -> float:
+        """Of the keys and values of n positions, in all layers."""
+        return n * self._cache.nbytes / (self._cache.n_blocks * BLOCK_LEN)
+
+    # ---- how it is done -------------------------------------------------------------------------
+
+    def _fill(self) -> None:
+        """Computes what lies before the depth, once, and gives every sequence a copy."""
+        self._read(0, self.task.depth)
+        for store in (self._cache.keys, self._cache.values):
+            for table in self._tables[1:]:
+                store[:, table] = store[:, self._tables[0]]
+
+    def _read(self, start: int, n: int) -> None:
+        table = self._tables[0]
+        for at in range(start, start + n, _CHUNK):
+            ids = self._ids[at : min(at + _CHUNK, start + n)]
+            rows = [len(ids) - 1] if at + len(ids) == start + n else []
+            self._model.forward(Batch.of([(ids, at, table)], rows), self._cache)
+
+    def _step(self, at: int, batch: int) -> None:
+        tables, ids = self._tables[:batch], self._ids[at : at + 1]
+        chunks = [(ids, at, table) for table in tables]
+        self._model.forward(Batch.of(chunks, range(batch)), self._cache)
+
+
+def _unread_bytes(checkpoint: Checkpoint) -> int:
+    """Bytes of an embedding that is not the output matrix too: of it a token reads one row."""
+    if "output.weight" not in checkpoint.tensors:
+        return 0
+    table = checkpoint.tensors["token_embd.weight"]
+    n_panels = math.ceil(table.shape[0] / _PANEL_ROWS)
+    return ops.pack(table.rows(0, _PANEL_ROWS)).nbytes * n_panels

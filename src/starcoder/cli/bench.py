@@ -1,0 +1,151 @@
+"""`starcoder bench`: how fast a model runs, beside what this machine can do and other programs.
+
+The work is in `starcoder.bench`; here are the options and the order of things. Figures go to
+stdout, what is being done to stderr.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from starcoder.cli import bench_report as report
+from starcoder.cli.convert import Threads
+from starcoder.errors import InputError
+
+if TYPE_CHECKING:
+    from starcoder.bench.result import Result
+    from starcoder.bench.rival import Rival
+    from starcoder.bench.runner import Task
+    from starcoder.checkpoint import Checkpoint
+    from starcoder.config import ModelConfig
+    from starcoder.mix import Mix
+
+__all__ = ["bench"]
+
+_MOST = 1 << 24  # of anything that is counted in tokens
+
+
+def bench(
+    model: Annotated[
+        str | None,
+        typer.Option("-m", "--model", help="File, directory or Hub id. Default: the package's."),
+    ] = None,
+    n_prompt: Annotated[
+        int, typer.Option("-p", "--n-prompt", min=1, max=_MOST, help="Tokens of the prompt.")
+    ] = 512,
+    n_decode: Annotated[
+        int, typer.Option("-n", "--n-predict", min=1, max=_MOST, help="Tokens one by one.")
+    ] = 64,
+    threads: Threads = None,
+    depth: Annotated[
+        int, typer.Option("--depth", min=0, max=_MOST, help="Tokens in the cache before.")
+    ] = 0,
+    batch: Annotated[
+        int, typer.Option("--batch", min=1, max=1 << 12, help="Sequences that decode together.")
+    ] = 1,
+    repeats: Annotated[
+        int, typer.Option("-r", "--repeats", min=1, max=1000, help="The median counts.")
+    ] = 5,
+    shape: Annotated[
+        str | None, typer.Option("--shape", help="Random weights: starcoderbase-1b, ... No file.")
+    ] = None,
+    type_: Annotated[
+        str | None, typer.Option("--type", help="Of the shape's weights; q4_0,q8_0: in turn.")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option("--against", help="llama-cpp or ctranslate2, in turns with us.")
+    ] = None,
+    rival_python: Annotated[
+        str, typer.Option("--rival-python", help="The Python that has it. Default: this one.")
+    ] = sys.executable,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Draw the roofline into this .svg file.")
+    ] = None,
+) -> int:
+    """Measure tokens a second, and their share of what this machine can do."""
+    from starcoder import limits, ops
+    from starcoder.bench import roofline
+    from starcoder.bench.rival import Rival
+    from starcoder.bench.runner import Task, check_room
+
+    if plot is not None:
+        roofline.check_path(plot)
+    task = Task(n_prompt, n_decode, depth, batch)
+    sources = _sources(model, shape, type_)
+    check_room(sources[0].config, task)
+    ops.set_n_threads(threads or ops.n_cpus())
+    with Rival(against, rival_python) if against else nullcontext() as rival:
+        report.say("measuring what the machine can do")
+        before = limits.measure()
+        results = [_measure(source, task, repeats, rival) for source in sources]
+        report.say("measuring what the machine can do, again")
+        after = limits.measure()
+    best = before.larger(after)
+    if plot is not None:
+        roofline.write(plot, results, best, report.title(results))
+    text = report.as_json if as_json else report.as_text
+    print(text(results, before, after, repeats), flush=True)
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A model that is yet to be opened: a file, or a shape and the mix of types it is to have."""
+
+    config: ModelConfig
+    file: Checkpoint | None = None
+    mix: Mix | None = None
+
+    def open(self) -> Checkpoint:
+        """The model."""
+        from starcoder.bench import synthetic
+
+        if self.file is not None:
+            return self.file
+        assert self.mix is not None
+        return synthetic.checkpoint(self.config, self.mix)
+
+
+def _sources(model: str | None, shape: str | None, types: str | None) -> list[_Source]:
+    from starcoder import formats, hub, pocket
+    from starcoder.bench import synthetic
+    from starcoder.mix import find_mix
+
+    if shape is None:
+        if types is not None:
+            advice = "a file has its own types: see starcoder quantize"
+            raise InputError("--type", "no --shape", "both, or neither", advice)
+        file = formats.read(pocket.PATH if model is None else hub.resolve(model))
+        return [_Source(file.config, file)]
+    if model is not None:
+        raise InputError("-m and --shape", "both", "one of them")
+    config = synthetic.config_of(shape)
+    names = (types or "q4_0").split(",")
+    return [_Source(config, mix=find_mix(name.strip())) for name in names]
+
+
+def _measure(source: _Source, task: Task, repeats: int, rival: Rival | None) -> Result:
+    from starcoder import ops
+    from starcoder.bench import session
+    from starcoder.bench.runner import Runner
+
+    checkpoint = source.open()
+    name = source.config.name or Path(checkpoint.source).name
+    type_name = source.mix.name if source.mix else checkpoint.type_name
+
+    def say(what: str) -> None:
+        report.say(f"{name} {type_name}: {what}")
+
+    say("loading")
+    runner = Runner(checkpoint, task)
+    if rival is not None:
+        say("loading it in the other program")
+        rival.load(checkpoint, task, ops.n_threads())
+    return session.measure(runner, name, type_name, repeats=repeats, rival=rival, say=say)

@@ -1,0 +1,132 @@
+"""What `starcoder bench` says: two small tables, or one JSON object with the same figures."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from starcoder.bench.result import Result, Speed
+    from starcoder.limits import Limits
+
+__all__ = ["as_json", "as_text", "say", "title"]
+
+_LIMITS = (  # a row each: the field, its name, its unit
+    ("read_gbps", "read", "GB/s"),
+    ("int8_gmacs", "int8", "10^9 multiply-adds/s"),
+    ("bf16_gmacs", "bf16", "10^9 multiply-adds/s"),
+    ("f32_gmacs", "f32", "10^9 multiply-adds/s"),
+)
+
+
+def say(line: str) -> None:
+    """What is being done, on stderr."""
+    print(f"bench: {line}", file=sys.stderr, flush=True)
+
+
+def title(results: Sequence[Result]) -> str:
+    """The model and how it runs, for all results."""
+    from starcoder import ops
+
+    task = results[0].task
+    words = [results[0].name, f"{ops.n_threads()} threads ({ops.isa()})"]
+    words += [f"depth {task.depth}"] if task.depth else []
+    words += [f"batch {task.batch}"] if task.batch > 1 else []
+    return ", ".join(words)
+
+
+def as_json(results: Sequence[Result], before: Limits, after: Limits, repeats: int) -> str:
+    """One object: the first result's figures, the machine's, and `results` if there are several."""
+    from starcoder import ops
+
+    best = before.larger(after)
+    found = [result.as_json(best) for result in results]
+    answer: dict[str, Any] = found[0] | asdict(best) | asdict(results[0].task)
+    answer |= {"limits_before": asdict(before), "limits_after": asdict(after)}
+    answer |= {"repeats": repeats, "threads": ops.n_threads(), "isa": ops.isa()}
+    if len(found) > 1:
+        answer["results"] = found
+    return json.dumps(_rounded(answer), ensure_ascii=False)
+
+
+def as_text(results: Sequence[Result], before: Limits, after: Limits, repeats: int) -> str:
+    """The machine's limits, then a row for each kind of run."""
+    best = before.larger(after)
+    lines = [f"{title(results)}; medians of {repeats}", ""]
+    lines += [*_limits(before, after), ""]
+    lines += _table(results, best)
+    for result in results:
+        lines += _ratios(result)
+    return "\n".join(lines)
+
+
+def _limits(before: Limits, after: Limits) -> list[str]:
+    lines = [f"{'limit':8}{'before':>9}{'after':>9}"]
+    for field, name, unit in _LIMITS:
+        values = getattr(before, field), getattr(after, field)
+        lines.append(f"{name:8}{values[0]:9.1f}{values[1]:9.1f}  {unit}")
+    if before.bf16_gmacs == before.f32_gmacs:
+        lines.append("bf16 is computed as f32 on this machine")
+    return lines
+
+
+def _table(results: Sequence[Result], best: Limits) -> list[str]:
+    head = f"{'type':8}{'run':>14}{'tokens/s':>10}{'GB/s':>8}{'GMAC/s':>9}  share of the limit"
+    lines = [head]
+    for r in results:
+        prompt, decode = f"prompt {r.task.n_prompt}", f"decode {r.task.n_decode}"
+        of = _arithmetic(r, best)
+        lines.append(_row(r.type_name, prompt, r.prompt, f"{r.prompt_share(best):.0%} of {of}"))
+        share = f"{r.decode_share(best):.0%} of reading"
+        lines.append(_row(r.type_name, decode, r.decode, share))
+    return lines
+
+
+def _row(type_name: str, run: str, speed: Speed, share: str) -> str:
+    figures = f"{speed.tps:10.1f}{speed.gbps:8.1f}{speed.gmacs:9.1f}"
+    return f"{type_name:8}{run:>14}{figures}  {share}"
+
+
+def _arithmetic(result: Result, best: Limits) -> str:
+    """The limit of its prompts by name."""
+    value = best.gmacs(result.type)
+    names = {best.f32_gmacs: "f32", best.int8_gmacs: "int8"}
+    return names.get(value, "bf16")
+
+
+def _ratios(result: Result) -> list[str]:
+    from starcoder.bench.result import Pairs
+
+    lines = []
+    if result.alone is not None:
+        words = f"batch of {result.task.batch} to one sequence ({result.alone.tps:.1f} tokens/s)"
+        lines += [
+            "",
+            f"{result.type_name} {words}: {_spread(Pairs.of(result.decode, result.alone))}",
+        ]
+    if result.rival_prompt is not None and result.rival_decode is not None:
+        lines += ["", f"{result.type_name} to {result.rival}"]
+        for name, ours, theirs in (
+            ("prompt", result.prompt, result.rival_prompt),
+            ("decode", result.decode, result.rival_decode),
+        ):
+            pairs = _spread(Pairs.of(ours, theirs))
+            lines.append(f"  {name}: {ours.tps:.1f} to {theirs.tps:.1f} tokens/s, {pairs}")
+    return lines
+
+
+def _spread(pairs: Any) -> str:
+    low, high = pairs.spread
+    return f"ratio {pairs.median:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _rounded(value: Any) -> Any:
+    """With the digits that a measurement has."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    return [_rounded(one) for one in value] if isinstance(value, list) else value

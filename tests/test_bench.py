@@ -1,0 +1,352 @@
+"""`starcoder bench`: what it says about small models. No test asserts a time."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from conftest import Run
+from starcoder import formats, limits, ops, quantize
+from starcoder.bench import roofline, synthetic
+from starcoder.bench.result import Pairs, Result, Speed
+from starcoder.bench.rival import Rival
+from starcoder.bench.runner import Runner, Task, Work
+from starcoder.checkpoint import Checkpoint
+from starcoder.errors import InputError
+from starcoder.limits import Limits
+from starcoder.mix import find_mix
+from starcoder.tensor import TensorType
+
+LIMITS = Limits(read_gbps=20, int8_gmacs=300, bf16_gmacs=150, f32_gmacs=80)
+SHORT = ["-p", "20", "-n", "3", "-r", "2"]
+REQUIRED = "prompt_tps decode_tps prompt_limit_share decode_limit_share"
+REQUIRED += " read_gbps int8_gmacs bf16_gmacs f32_gmacs"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch):
+    """Limits of a moment, a small model of the family, and the number of threads as it was."""
+    monkeypatch.setattr(limits, "_READ_BYTES", 1 << 20)
+    monkeypatch.setattr(limits, "_SECONDS", 0.001)
+    monkeypatch.setitem(synthetic.SHAPES, "small", (256, 4, 2, 64))
+    monkeypatch.setattr(synthetic, "_N_VOCAB", 512)
+    before = ops.n_threads()
+    yield
+    ops.set_n_threads(before)
+
+
+@pytest.fixture
+def model(data: Path) -> str:
+    return str(data / "gpt_bigcode-q4_0.gguf")
+
+
+def small(type_name: str = "q4_0") -> Checkpoint:
+    return synthetic.checkpoint(synthetic.config_of("small"), find_mix(type_name))
+
+
+# What comes out ------------------------------------------------------------------------------
+
+
+def test_json_is_one_object_with_speeds_shares_and_limits(run: Run, model: str):
+    result = run("bench", "-m", model, *SHORT, "--json")
+    answer = json.loads(result.out)
+    assert result.code == 0
+    assert answer.keys() >= set(REQUIRED.split())
+    assert all(answer[key] > 0 for key in REQUIRED.split())
+    assert 0 < answer["prompt_limit_share"] <= 1
+    assert 0 < answer["decode_limit_share"] <= 1
+    assert (answer["n_prompt"], answer["n_decode"], answer["depth"]) == (20, 3, 0)
+    for when in ("before", "after"):
+        assert answer["read_gbps"] >= answer[f"limits_{when}"]["read_gbps"] > 0
+
+
+def test_without_a_model_the_one_in_the_package_is_measured(run: Run):
+    assert json.loads(run("bench", *SHORT, "--json").out)["model"]
+
+
+def test_the_table_has_a_row_for_each_run_and_progress_is_on_stderr(run: Run, model: str):
+    result = run("bench", "-m", model, *SHORT, "-t", "1")
+    for words in ("prompt 20", "decode 3", "% of int8", "% of reading", "GB/s", "1 threads"):
+        assert words in result.out
+    assert "bench: " in result.err
+    assert "bench: " not in result.out
+
+
+def test_several_types_of_a_shape_are_measured_in_turn(run: Run):
+    shape = ["bench", "--shape", "small", "--type", "q4_0,bf16,f16"]
+    answer = json.loads(run(*shape, *SHORT, "--json").out)
+    assert [r["type"] for r in answer["results"]] == ["q4_0", "bf16", "f16"]
+    assert answer["prompt_tps"] == answer["results"][0]["prompt_tps"]
+    text = run(*shape, *SHORT).out
+    assert text.count("prompt 20") == 3
+    assert "% of f32" in text
+
+
+def test_depth_and_batch_are_measured(run: Run):
+    args = ["bench", "--shape", "small", *SHORT, "--depth", "33", "--batch", "3"]
+    answer = json.loads(run(*args, "--json").out)
+    low, high = answer["batch_ratio_range"]
+    assert low <= answer["batch_ratio"] <= high
+    assert answer["alone_tps"] > 0
+    assert "batch of 3 to one sequence" in run(*args).out
+
+
+# Errors --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["-p", "0"], "'-p'"),
+        (["-n", "-3"], "'-n'"),
+        (["--batch", "0"], "'--batch'"),
+        (["-r", "0"], "'-r'"),
+        (["--depth", "-1"], "'--depth'"),
+        (["--shape", "small", "--depth", "60"], "found 80 tokens with what follows, expected at"),
+        (["--shape", "large"], "--shape: found 'large', expected tiny_starcoder_py"),
+        (["--shape", "small", "--type", "q4_0,q9"], "type: found 'q9'"),
+        (["--shape", "small", "-m", "x"], "-m and --shape: found both"),
+        (["--type", "q4_0"], "--type: found no --shape"),
+        (["-m", "/no/such/model"], "found no such file"),
+        (["--plot", "x.png"], "--plot: found the suffix '.png', expected a name that ends in .svg"),
+        (["--plot", "/no/such/x.svg"], "--plot: found no folder /no/such"),
+        (["--against", "gpt"], "--against: found 'gpt', expected llama-cpp or ctranslate2"),
+        (["--against", "ctranslate2", "--rival-python", "/no/python"], "--rival-python: found /no"),
+    ],
+)
+def test_bad_options_are_one_line_before_anything_is_measured(
+    run: Run, monkeypatch: pytest.MonkeyPatch, args: list[str], message: str
+):
+    monkeypatch.setattr(limits, "measure", lambda: pytest.fail("measured"))
+    result = run("bench", *SHORT, *args)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.count("\n") == 1
+    assert message in result.err
+
+
+# The synthetic model -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["q4_0", "q4_k_m", "q8_0", "q2_k", "bf16", "f16", "f32"])
+def test_a_synthetic_model_has_the_types_of_a_quantized_file(name: str):
+    mix = find_mix(name)
+    source, made = small("f32"), small(name)
+    types, _ = quantize.plan(source, quantize.Choice(mix=mix))
+    assert {n: t.type for n, t in made.tensors.items()} == types
+    assert {n: t.shape for n, t in made.tensors.items()} == {
+        n: t.shape for n, t in source.tensors.items()
+    }
+    assert all(ops.first_non_finite(tensor) is None for tensor in made.tensors.values())
+
+
+def test_a_synthetic_model_can_be_written_and_read_again(tmp_path: Path):
+    made = small()
+    formats.write(tmp_path / "model.gguf", made)
+    again = formats.read(tmp_path / "model.gguf")
+    assert again.config == made.config
+    assert again.vocab == made.vocab
+    assert again.tensors == made.tensors
+
+
+def test_layers_of_a_synthetic_model_share_their_weights():
+    tensors = small().tensors
+    first, second = (tensors[f"blk.{i}.ffn_up.weight"].data for i in range(2))
+    assert np.shares_memory(first, second)
+
+
+def test_the_shapes_are_those_of_the_family(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(synthetic, "_N_VOCAB", 49152)
+    sizes = {"santacoder": 1.12e9, "starcoderbase-1b": 1.14e9, "starcoderbase-3b": 3.04e9}
+    sizes |= {"starcoderbase-7b": 7.3e9, "starcoder": 15.5e9, "tiny_starcoder_py": 0.164e9}
+    for name, size in sizes.items():
+        shapes = quantize.tensor_shapes(synthetic.config_of(name)).values()
+        assert sum(map(np.prod, shapes)) == pytest.approx(size, rel=0.03), name
+
+
+# What is counted -----------------------------------------------------------------------------
+
+
+def test_work_counts_matrices_weights_and_the_cache():
+    checkpoint = small("f16")
+    runner = Runner(checkpoint, Task(n_prompt=10, n_decode=4, depth=8, batch=2))
+    c, tokens = runner.config, 10
+    layer = c.dim * (c.dim + 2 * c.head_dim) + c.dim * c.dim + 2 * c.dim * c.hidden_dim
+    last_tail = c.dim * c.dim + 2 * c.dim * c.hidden_dim  # of one token, as the output matrix
+    qkv = layer - last_tail
+    expected = tokens * (layer + qkv) + last_tail + c.n_vocab * c.dim
+    assert runner.prompt_work.multiply_adds == expected
+    position = 2 * c.n_layers * c.head_dim * 2  # bytes of keys and values, f16
+    assert runner.prompt_work.nbytes == runner.read_bytes + 18 * position
+    work = runner.decode_work(2)
+    assert work.tokens == 8
+    assert work.multiply_adds == 8 * (2 * layer + c.n_vocab * c.dim)
+    assert work.nbytes == 4 * runner.read_bytes + 2 * (9 + 10 + 11 + 12) * position
+
+
+def test_of_an_embedding_that_is_not_the_output_matrix_nothing_is_counted():
+    tied = small("f16")
+    own = {"output.weight": tied.tensors["token_embd.weight"]}
+    untied = replace(tied, tensors={**tied.tensors, **own})
+    task = Task(n_prompt=1, n_decode=1)
+    assert Runner(untied, task).read_bytes == Runner(tied, task).read_bytes
+
+
+def test_what_lies_before_the_depth_is_the_same_for_every_sequence():
+    runner = Runner(small(), Task(n_prompt=4, n_decode=4, depth=40, batch=3))
+    keys, tables = runner._cache.keys, runner._tables
+    for table in tables[1:]:
+        assert np.array_equal(keys[:, table], keys[:, tables[0]])
+    assert keys[:, tables[0][:2]].any()
+
+
+def test_a_ratio_is_that_of_pairs():
+    ours = Speed(Work(10, 1, 1), (1.0, 2.0, 4.0))
+    theirs = Speed(Work(10, 1, 1), (2.0, 2.0, 12.0))
+    pairs = Pairs.of(ours, theirs)
+    assert (pairs.median, pairs.spread) == (2.0, (1.0, 3.0))
+
+
+# The drawing ---------------------------------------------------------------------------------
+
+
+def result(type_name: str, kind: TensorType, speed: float = 1.0) -> Result:
+    prompt, decode = Work(512, 5e11, 1e9), Work(64, 6e10, 5e10)
+    return Result(
+        name="a <model>",
+        type_name=type_name,
+        type=kind,
+        task=Task(),
+        weights_bytes=1e9,
+        prompt=Speed(prompt, (3 / speed,)),
+        decode=Speed(decode, (4 / speed,)),
+    )
+
+
+def texts_and_points(svg: str) -> tuple[list[str], int]:
+    root = ElementTree.fromstring(svg)
+    space = "{http://www.w3.org/2000/svg}"
+    points = [c for c in root.iter(f"{space}circle") if c.get("class") == "point"]
+    return ["".join(t.itertext()) for t in root.iter(f"{space}text")], len(points)
+
+
+def test_the_plot_has_two_points_a_type_and_names_everything():
+    kinds = [TensorType.Q4_0, TensorType.Q8_0, TensorType.F16]
+    results = [result(kind.name.lower(), kind) for kind in kinds]
+    texts, n_points = texts_and_points(roofline.draw(results, LIMITS, "a <model> & more"))
+    assert n_points == 6
+    assert "a <model> & more" in texts
+    for words in ("q4_0 prompt", "q8_0 decode", "f16 prompt", "int8 300", "bf16 150", "read: 20"):
+        assert any(words in text for text in texts), words
+
+
+def test_labels_of_a_crowded_plot_do_not_overlap_and_stay_on_the_page():
+    heights = [100.0, 100.0, 101.0, 103.0, 480.0, 490.0, 500.0, 502.0]
+    placed = roofline._spread(heights)
+    assert all(b - a >= roofline._LINE for a, b in pairwise(placed))
+    assert placed[-1] <= roofline._HEIGHT - roofline._BOTTOM
+
+
+def test_the_plot_is_written(run: Run, tmp_path: Path):
+    plot = tmp_path / "roof.svg"
+    shape = ["--shape", "small", "--type", "q4_0,q6_k"]
+    assert run("bench", *shape, *SHORT, "--plot", str(plot)).code == 0
+    assert texts_and_points(plot.read_text())[1] == 4
+
+
+# Other programs ------------------------------------------------------------------------------
+
+FAKE = """
+__version__ = "1.2"
+import sys
+print("chatter")
+
+class Llama:
+    def __init__(self, path, flash_attn, **_):
+        assert open(path, "rb").read(4) == b"GGUF"
+        self.n_tokens, self.n_evals, self.flash = 0, 0, flash_attn
+
+    def n_vocab(self):
+        return 512
+
+    def eval(self, tokens):
+        import time
+        time.sleep(0.003 if self.flash else 0.001)
+        self.n_tokens += len(tokens)
+
+    def close(self):
+        pass
+"""
+
+
+@pytest.fixture
+def fake_llama_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package of that name for the other program's Python."""
+    (tmp_path / "llama_cpp.py").write_text(FAKE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return tmp_path / "llama_cpp.py"
+
+
+@pytest.mark.parametrize("source", ["file", "shape"])
+def test_a_rival_runs_in_turns_and_the_ratio_has_its_spread(
+    run: Run, model: str, fake_llama_cpp: Path, source: str
+):
+    chosen = ["-m", model] if source == "file" else ["--shape", "small"]
+    args = ["bench", *chosen, *SHORT, "--against", "llama-cpp"]
+    answer = json.loads(run(*args, "--json").out)
+    assert answer["rival"] == "llama.cpp (llama-cpp-python 1.2), flash attention off"
+    for kind in ("prompt", "decode"):
+        low, high = answer[f"{kind}_ratio_range"]
+        assert 0 < low <= answer[f"{kind}_ratio"] <= high
+        assert answer[f"rival_{kind}_tps"] > 0
+    assert "q4_0 to llama.cpp (llama-cpp-python 1.2)" in run(*args).out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("assert open", "raise RuntimeError('no ' + 'luck') #"), "RuntimeError: no luck"),
+        (("assert open", "import os; sys.exit('bye' + 'bye') #"), "it ended: byebye"),
+    ],
+)
+def test_a_rival_that_fails_is_quoted(
+    run: Run, model: str, fake_llama_cpp: Path, change: tuple[str, str], message: str
+):
+    fake_llama_cpp.write_text(FAKE.replace(*change))
+    found = run("bench", "-m", model, *SHORT, "--against", "llama-cpp")
+    assert (found.code, found.out) == (2, "")
+    assert f"--against llama-cpp: found {message}" in found.err
+
+
+def test_llama_cpp_decodes_one_sequence(run: Run, model: str, fake_llama_cpp: Path):
+    found = run("bench", "-m", model, *SHORT, "--against", "llama-cpp", "--batch", "2")
+    assert found.code == 2
+    assert "leave --batch away" in found.err
+
+
+@pytest.mark.parametrize(
+    ("kind", "package"), [("llama-cpp", "llama-cpp-python"), ("ctranslate2", "ctranslate2")]
+)
+def test_a_rival_that_is_not_installed_says_how_to_install_it(
+    tmp_path: Path, kind: str, package: str
+):
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
+    bare.chmod(0o755)
+    with pytest.raises(InputError, match=f"-m pip install {package}.*--rival-python"):
+        Rival(kind, str(bare))
+
+
+def test_a_rival_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_llama_cpp):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    with Rival("llama-cpp", sys.executable) as rival:
+        rival.load(small(), Task(4, 2), 1)
+        assert list((tmp_path / "temporary").iterdir())
+    assert not list((tmp_path / "temporary").iterdir())
