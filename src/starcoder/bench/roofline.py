@@ -125,7 +125,7 @@ def _roof(axes: _Axes, limits: Limits) -> Iterator[str]:
         yield _line(corner, (axes.at_x(end), corner[1]), "roof low")
     for names, value in _named(axes, ceilings):
         x = axes.at_x(value / limits.read_gbps)
-        yield _text(x + 12, axes.at_y(value) - 6, names, "small")
+        yield _text(x + 28, axes.at_y(value) - 6, names, "small")
     yield _along_slope(axes, limits, start)
 
 

@@ -62,8 +62,8 @@ def bench(
         str | None, typer.Option("--against", help="llama-cpp or ctranslate2, in turns with us.")
     ] = None,
     rival_python: Annotated[
-        str, typer.Option("--rival-python", help="The Python that has it. Default: this one.")
-    ] = sys.executable,
+        str | None, typer.Option("--rival-python", help="A Python that has it. Default: this one.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Draw the roofline into this .svg file.")
@@ -77,11 +77,18 @@ def bench(
 
     if plot is not None:
         roofline.check_path(plot)
+    if against == "llama-cpp" and batch > 1:
+        found, advice = (
+            f"{batch} with --against llama-cpp",
+            "its Python package decodes one sequence",
+        )
+        raise InputError("--batch", found, "1", advice)
     task = Task(n_prompt, n_decode, depth, batch)
     sources = _sources(model, shape, type_)
     check_room(sources[0].config, task)
     ops.set_n_threads(threads or ops.n_cpus())
-    with Rival(against, rival_python) if against else nullcontext() as rival:
+    python = rival_python or sys.executable
+    with Rival(against, python) if against else nullcontext() as rival:
         report.say("measuring what the machine can do")
         before = limits.measure()
         results = [_measure(source, task, repeats, rival) for source in sources]

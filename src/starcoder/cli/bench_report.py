@@ -31,8 +31,8 @@ def title(results: Sequence[Result]) -> str:
     """The model and how it runs, for all results."""
     from starcoder import ops
 
-    task = results[0].task
-    words = [results[0].name, f"{ops.n_threads()} threads ({ops.isa()})"]
+    task, n = results[0].task, ops.n_threads()
+    words = [results[0].name, f"{n} thread{'s' if n > 1 else ''} ({ops.isa()})"]
     words += [f"depth {task.depth}"] if task.depth else []
     words += [f"batch {task.batch}"] if task.batch > 1 else []
     return ", ".join(words)

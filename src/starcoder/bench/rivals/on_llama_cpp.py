@@ -60,8 +60,6 @@ def load(settings: dict[str, Any]) -> LlamaCpp:
 
     One is closed before the other is opened: there may be no room for both.
     """
-    if settings["batch"] > 1:
-        raise ValueError("llama-cpp-python decodes one sequence at a time; leave --batch away")
     seconds = {flash: _try(settings, flash) for flash in (True, False)}
     program = LlamaCpp(settings, flash=seconds[True] < seconds[False])
     program.prompt()
