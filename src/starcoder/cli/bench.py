@@ -77,12 +77,7 @@ def bench(
 
     if plot is not None:
         roofline.check_path(plot)
-    if against == "llama-cpp" and batch > 1:
-        found, advice = (
-            f"{batch} with --against llama-cpp",
-            "its Python package decodes one sequence",
-        )
-        raise InputError("--batch", found, "1", advice)
+    _check_batch(batch, against)
     task = Task(n_prompt, n_decode, depth, batch)
     sources = _sources(model, shape, type_)
     check_room(sources[0].config, task)
@@ -94,12 +89,17 @@ def bench(
         results = [_measure(source, task, repeats, rival) for source in sources]
         report.say("measuring what the machine can do, again")
         after = limits.measure()
-    best = before.larger(after)
-    if plot is not None:
-        roofline.write(plot, results, best, report.title(results))
     text = report.as_json if as_json else report.as_text
     print(text(results, before, after, repeats), flush=True)
+    if plot is not None:
+        roofline.write(plot, results, before.larger(after), report.title(results))
     return 0
+
+
+def _check_batch(batch: int, against: str | None) -> None:
+    if against == "llama-cpp" and batch > 1:
+        found, advice = f"{batch} with --against {against}", "its package decodes one sequence"
+        raise InputError("--batch", found, "1", advice)
 
 
 @dataclass(frozen=True, slots=True)
