@@ -5,7 +5,7 @@ checkpoint has all that the next step depends on. Killed at any moment, it goes 
 checkpoint; asked to end (SIGTERM, Ctrl-C) it writes one first. Arithmetic is f32, or bf16 where
 PyTorch's autocast says so: which is faster is a question to the machine (docs/log.md).
 
-Most of the run sees short rows, which cost a sixth less, for what attention costs. The last quarter,
+Half of the run sees short rows, which cost a sixth less, for what attention costs. The other half,
 where the learning rate falls, has the whole context.
 """
 
@@ -61,7 +61,7 @@ class Plan:
     """
 
     shape: Shape = field(default_factory=Shape)
-    phases: tuple[Phase, ...] = (Phase(256, 1000, 64, 16), Phase(1024, 330, 16, 4))
+    phases: tuple[Phase, ...] = (Phase(256, 640, 64, 16), Phase(1024, 600, 16, 4))
     warmup: int = 100
     matrix_lr: float = 6e-3
     other_lr: float = 3e-3

@@ -164,8 +164,7 @@ def generate(
     if token_test is not None:
         report.token_test(llm, _read_file(token_test, "-tt"))
     stream = llm.stream(text, **options)
-    report.settings(options, stream)
-    finished = _write(stream, None if as_json else text)
+    finished = _write(stream, options, None if as_json else text)
     if as_json:
         print(report.json_line(stream.completion), flush=True)
     report.timings(stream.completion, clock)
@@ -185,12 +184,13 @@ def _load(model: str | None, threads: int | None, n_ctx: int | None, n_batch: in
     )
 
 
-def _write(stream: Stream, prompt: str | None) -> bool:
+def _write(stream: Stream, options: Options, prompt: str | None) -> bool:
     """Write prompt and text to stdout as they come, or nothing; False: Ctrl-C ended it."""
     finished = True
-    if prompt is not None:
-        print(prompt, end="", flush=True)
     try:
+        report.settings(options, stream)
+        if prompt is not None:
+            print(prompt, end="", flush=True)
         for piece in stream:
             if prompt is not None and piece.text:
                 print(piece.text, end="", flush=True)
