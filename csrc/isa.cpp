@@ -14,7 +14,7 @@
 
 namespace starcoder {
 
-extern const Isa isa_scalar, isa_avx2, isa_avx512, isa_neon;
+extern const Isa isa_scalar, isa_avx2, isa_avxvnni, isa_avx512, isa_neon;
 
 namespace {
 
@@ -22,6 +22,11 @@ namespace {
 bool has_f16c() {  // clang's __builtin_cpu_supports does not know the name
     unsigned a, b, c, d;
     return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+
+bool has_avx_vnni() {  // nor do all compilers this one
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 4));
 }
 #endif
 
@@ -34,6 +39,7 @@ std::vector<const Isa*> detect() {
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vnni"))
         found.push_back(&isa_avx512);
+    if (avx2 && has_avx_vnni()) found.push_back(&isa_avxvnni);
     if (avx2) found.push_back(&isa_avx2);
 #elif defined(__aarch64__) && defined(__linux__)
     if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) found.push_back(&isa_neon);

@@ -193,7 +193,7 @@ def set_n_threads(n: int) -> None:
 
 
 def isa() -> str:
-    """The instruction set in use: "avx512", "avx2", "neon" or "scalar"."""
+    """The instruction set in use: "avx512", "avxvnni", "avx2", "neon" or "scalar"."""
     return _core.isa()
 
 

@@ -1,0 +1,35 @@
+// AVX2 with VNNI: Alder Lake and later, Zen 5 laptops; also what AVX-512 machines have beside it.
+#include "words_avx2.h"
+
+namespace starcoder {
+namespace {
+
+constexpr const char* kName = "avxvnni";
+constexpr bool kSignedBytes = false;
+constexpr int kTileVectors = 2;
+constexpr int kTileTokens = 3;  // 6 integer and 6 float sums, 2 weights, 1 broadcast: 15 of 16
+constexpr int kFloatTileTokens = 6;
+constexpr int kTileHeads = 8;
+constexpr int kTileKeys = 1;
+
+inline B lookup(B b) { return flip_signs(lookup_signed(b)); }
+
+template <bool Bytes>
+inline I dot4(I acc, B codes, B a) {
+    return _mm256_dpbusd_avx_epi32(acc, codes, a);
+}
+
+template <bool Bytes>
+inline I dot4_at(I acc, B codes, const int8_t* p) {
+    return dot4<Bytes>(acc, codes, set_four(p));
+}
+
+}  // namespace
+}  // namespace starcoder
+
+#include "loops.h"
+
+namespace starcoder {
+extern const Isa isa_avxvnni;
+const Isa isa_avxvnni = kTable;
+}  // namespace starcoder
