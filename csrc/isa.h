@@ -1,4 +1,4 @@
-// The table of inner loops, one per instruction set. `ops.cpp` calls them through `isa()`.
+// The table of inner loops, one per instruction set. Operations call them through `isa()`.
 //
 // Every table gives the same bits: lanes are rows, keys or dimensions, each lane does the same
 // operations in the same order, and sums across lanes go through sixteen partial sums.

@@ -63,9 +63,24 @@ void scores(const float* queries, int64_t h, int64_t d, const float* keys, int64
     });
 }
 
+// The largest of x (n), n >= 1, in sixteen chains: in a single one each comparison would wait for
+// the one before, four cycles a key.
+float largest(const float* x, int64_t n) {
+    alignas(64) float lanes[16];
+    F tops[kVectors];
+    int64_t i = 0;
+    for (int v = 0; v < kVectors; ++v) tops[v] = set(x[0]);
+    for (; i + 16 <= n; i += 16)
+        for (int v = 0; v < kVectors; ++v) tops[v] = max(tops[v], load(x + i + v * W));
+    for (int v = 0; v < kVectors; ++v) store(lanes + v * W, tops[v]);
+    float top = lanes[0];
+    for (const float lane : lanes) top = lane > top ? lane : top;
+    for (; i < n; ++i) top = x[i] > top ? x[i] : top;
+    return top;
+}
+
 void softmax(float* x, int64_t n, int64_t valid, float* max_out, float* sum_out) {
-    float top = x[0];
-    for (int64_t i = 1; i < valid; ++i) top = x[i] > top ? x[i] : top;
+    const float top = largest(x, valid);
     for (int64_t i = 0; i < n; i += W) store(x + i, exp(sub(load(x + i), set(top))));
     for (int64_t i = valid; i < n; ++i) x[i] = 0.0f;
     *max_out = top;

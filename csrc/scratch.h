@@ -7,6 +7,8 @@
 #include <new>
 #include <vector>
 
+#include "chunk.h"
+
 namespace starcoder {
 
 // A buffer of the calling thread, at least `n` long; `which` tells apart those in use at once. It
@@ -18,26 +20,33 @@ T* scratch(size_t n, int which) {
     return buffers[which].data();
 }
 
-// Whole cache lines that grow when more are asked for; what was in them is lost then.
+// Whole cache lines that grow when more are asked for; what was in them is lost then. Large ones
+// are huge pages: rows of results lie pages apart.
 class Buffer {
   public:
     uint8_t* of(size_t nbytes) {
-        if (nbytes > size_) {
-            data_.reset();
-            size_ = 0;
-            data_.reset(static_cast<uint8_t*>(::operator new(nbytes, std::align_val_t(64))));
-            size_ = nbytes;
+        if (nbytes <= size_) return data_;
+        release();
+        if (nbytes < kHugePage) {
+            small_.reset(static_cast<uint8_t*>(::operator new(nbytes, std::align_val_t(64))));
+            data_ = small_.get();
+        } else {
+            large_ = std::make_unique<Chunk>((nbytes + kHugePage - 1) / kHugePage * kHugePage);
+            data_ = large_->take(nbytes);
         }
-        return data_.get();
+        size_ = nbytes;
+        return data_;
     }
     size_t size() const { return size_; }
-    void release() { data_.reset(), size_ = 0; }
+    void release() { small_.reset(), large_.reset(), data_ = nullptr, size_ = 0; }
 
   private:
     struct Delete {
         void operator()(uint8_t* p) const { ::operator delete(p, std::align_val_t(64)); }
     };
-    std::unique_ptr<uint8_t, Delete> data_;
+    std::unique_ptr<uint8_t, Delete> small_;
+    std::unique_ptr<Chunk> large_;
+    uint8_t* data_ = nullptr;
     size_t size_ = 0;
 };
 
