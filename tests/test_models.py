@@ -172,6 +172,29 @@ def test_a_graph_gives_the_bits_of_its_operations_one_by_one(
     assert np.array_equal(found, logits(models.build(formats.read(path)), ids))
 
 
+@pytest.mark.parametrize("isa", ops.available_isas())
+@pytest.mark.parametrize("n_threads", [1, 2, 3])
+def test_a_graph_rounds_between_products_as_the_products_do(
+    isa: str,
+    n_threads: int,
+    checkpoint: Checkpoint,
+    ids: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = ops.n_threads(), ops.isa()
+    ops.set_n_threads(n_threads)
+    ops.use_isa(isa)
+    try:
+        found = [logits(models.build(checkpoint), ids[:n]) for n in (1, 3, 30)]
+        monkeypatch.setattr(layers, "ops", ONE_BY_ONE)
+        for answer in found:
+            one_by_one = logits(models.build(checkpoint), ids[: len(answer)])
+            assert np.array_equal(answer, one_by_one)
+    finally:
+        ops.set_n_threads(before[0])
+        ops.use_isa(before[1])
+
+
 def test_the_model_agrees_with_itself_on_the_slow_twins(
     model: Model, checkpoint: Checkpoint, ids: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
