@@ -180,7 +180,8 @@ Isa table() {
     if (__builtin_cpu_supports("avx512bf16")) {
         isa.bf16_peak = bf16_peak;
         // Intel's take twice as long as the two f32 instructions that give the same bits: one in
-        // two cycles on Sapphire Rapids, and four of the others. On Zen 4 it is the other way round.
+        // two cycles on Sapphire Rapids, and four of the others. On Zen 4 it is the other way
+        // round.
         if (!__builtin_cpu_is("intel")) isa.dot_pairs = dot_pairs;
     }
     return isa;

@@ -250,14 +250,10 @@ void write_rounded(const Matrix& w, int64_t first, int64_t pairs, int64_t t, int
     }
 }
 
+// Pairs begin .. end, for all tokens.
 template <class X>
-void multiply_share(Team& team, const Matrix& w, const X& x, int64_t n, const Finish& to) {
-    const int64_t all = divide_up(w.n_rows(), kStripRows);
-    // Threads split the rows, so each weight is read and unpacked by one of them only; and whole
-    // groups of them where groups are rounded.
-    const int64_t unit = to.y.rounded ? kPairs : 1;
-    const Team::Range share = team.share(divide_up(all, unit));
-    const int64_t begin = share.begin * unit, end = std::min(share.end * unit, all);
+void multiply_range(const Matrix& w, int64_t begin, int64_t end, const X& x, int64_t n,
+                    const Finish& to) {
     alignas(64) Sums acc;
     for (int64_t t = 0; t < n; t += kTokenBlock) {
         const int64_t count = std::min(kTokenBlock, n - t);
@@ -269,6 +265,15 @@ void multiply_share(Team& team, const Matrix& w, const X& x, int64_t n, const Fi
             (to.y.rounded ? write_rounded : write)(w, first, pairs, t, count, acc, to);
         }
     }
+}
+
+// Threads split the rows, so each weight is read and unpacked by one of them only: pairs of panels,
+// or whole groups of outputs where they are rounded.
+template <class X>
+void multiply_share(Team& team, const Matrix& w, const X& x, int64_t n, const Finish& to) {
+    const int64_t all = divide_up(w.n_rows(), kStripRows), unit = to.y.rounded ? kPairs : 1;
+    const auto [begin, end] = team.share(divide_up(all, unit));
+    multiply_range(w, begin * unit, std::min(end * unit, all), x, n, to);
 }
 
 }  // namespace

@@ -7,29 +7,37 @@
 namespace starcoder {
 namespace {
 
-// Twice as many sums at once as the kernels have: with their twelve, AVX-512 machines lose a
-// seventh to the latency of a product. They start below and above 0, and together from 0.
+double lane_total(I x) {
+    alignas(64) int32_t lanes[W];
+    store_int(lanes, x);
+    double total = 0;
+    for (const int32_t lane : lanes) total += lane;
+    return total;
+}
+
+// Compilers move every sum to another register from round to round; not inside of these.
+constexpr int kRoundsAtOnce = 4;
+
+// As many sums at once as the kernels have, codes from the first cache, activations in registers.
 Products int8_peak(const uint8_t* codes, const int8_t* x, int64_t rounds) {
-    constexpr int T = 2 * kTileTokens, kChains = kTileVectors * T;
-    I sum[kTileVectors][T];
-    EACH (v, kTileVectors)
-        EACH (t, T) sum[v][t] = set_int(2 * (v * T + t) - (kChains - 1));
-    const B a[2] = {set_four(x), set_four(x + 4)};
-    for (int64_t i = 0; i < rounds; ++i) {
-        const uint8_t* at = codes + i % 4 * (kPeakBytes / 4);
-        EACH (v, kTileVectors) {
-            const B w = load_bytes(at + 4 * W * v);
-            EACH (t, T) sum[v][t] = dot4<false>(sum[v][t], w, a[t % 2]);
-        }
+    I sum[kTileVectors][kTileTokens];
+    B a[kTileTokens];
+    EACH (t, kTileTokens) {
+        a[t] = set_four(x + 4 * t);
+        EACH (v, kTileVectors) sum[v][t] = set_int(0);
+    }
+    for (int64_t i = 0; i < rounds; i += kRoundsAtOnce) {
+        const uint8_t* at = codes + i / kRoundsAtOnce % 2 * (kPeakBytes / 2);
+        EACH (j, kRoundsAtOnce)
+            EACH (v, kTileVectors) {
+                const B w = load_bytes(at + j * (kPeakBytes / 2 / kRoundsAtOnce) + 4 * W * v);
+                EACH (t, kTileTokens) sum[v][t] = dot4<false>(sum[v][t], w, a[t]);
+            }
     }
     double total = 0;
-    for (auto& tokens : sum)
-        for (I one : tokens) {
-            alignas(64) int32_t lanes[W];
-            store_int(lanes, one);
-            for (int32_t lane : lanes) total += lane;
-        }
-    return {rounds * kChains * W * 4, total};
+    EACH (v, kTileVectors)
+        EACH (t, kTileTokens) total += lane_total(sum[v][t]);
+    return {rounds * kTileVectors * kTileTokens * W * 4, total};
 }
 
 // The sums that hide the latency of `fma`: they start above and below 0, and together from 0.

@@ -10,11 +10,13 @@ import pytest
 
 from starcoder import LLM, ops, pocket
 
+PREFIX, SUFFIX = "def area(width, height):\n    return ", "\n\n\ndef volume("
 GREEDY = {
-    "def fibonacci(": "",
-    "import ": "",
+    "def fibonacci(": 'self):\n        """\n        The above is above, and the above, and the\n        above, and',
+    "import ": " # type: ignore[arg-type]\n        # type: ignore[arg-type]\n        # type: ignore",
+    f"<fim_prefix>{PREFIX}<fim_suffix>{SUFFIX}<fim_middle>": ", 1, 1, 1, 1, 1, 1, 1, 1",
+    f"<fim_prefix><fim_suffix>{SUFFIX}<fim_middle>{PREFIX}": "1\n\n\ndef volume(x, y, y, y, y, y, y, y,",
 }
-PREFIX, SUFFIX = "def area(width, height):\n    return width", "\n\n\ndef volume("
 
 
 @pytest.fixture(scope="module")
@@ -51,21 +53,10 @@ def test_it_writes_the_same_on_every_instruction_set(isa: str, prompt: str) -> N
 
 
 def test_what_it_writes_is_python(llm: LLM) -> None:
-    text = "def fibonacci(" + llm.generate("def fibonacci(", max_tokens=96).text
-    lines = text.splitlines(keepends=True)[:-1]
-    body = [line for line in lines[1:] if line.startswith((" ", "\n"))]
-    ast.parse(lines[0] + "".join(body))
-
-
-@pytest.mark.parametrize(
-    "prompt",
-    [
-        f"<fim_prefix>{PREFIX}<fim_suffix>{SUFFIX}<fim_middle>",
-        f"<fim_prefix><fim_suffix>{SUFFIX}<fim_middle>{PREFIX}",
-    ],
-    ids=["prefix-suffix", "suffix-prefix"],
-)
-def test_it_fills_in_the_middle_in_both_orders(llm: LLM, prompt: str) -> None:
-    completion = llm.generate(prompt, max_tokens=24)
-    assert completion.finish_reason == "stop", "a filled middle ends by itself"
-    ast.parse(PREFIX + completion.text + "\n")
+    prompt = "def is_even(n):"
+    text = llm.generate(prompt, max_tokens=96, repeat_penalty=1.3).text
+    lines = [prompt, *text.splitlines()[1:-1]]
+    ends = next((i for i, line in enumerate(lines[1:], 1) if line.startswith("    def ")), None)
+    body = "\n".join(lines[:ends])
+    assert len(ast.parse(body).body) == 1
+    assert body.count("\n") >= 4

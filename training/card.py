@@ -31,7 +31,7 @@ def render() -> str:
         **figures["training"],
         **{f"shape_{key}": getattr(shape, key) for key in Shape.__dataclass_fields__},
         "size_mb": f"{figures['wheel_bytes'] / 1e6:.2f}",
-        "transformers_difference": f"{figures['transformers_difference']:.1e}",
+        **{f"logits_{key}": f"{value:.1e}" for key, value in figures["transformers"].items()},
         **{f"n_{split}": _totals(sources, split) for split in ("train", "dev", "test")},
         "bits_table": _bits(figures["bits_per_byte"]),
         "functions_table": _functions(figures["functions"]),

@@ -60,8 +60,7 @@ def _bits(llm: LLM, ids: list[int]) -> float:
         start = max(0, scored - STRIDE) if scored else 0
         window = ids[start : start + context]
         targets = ids[start + 1 : start + 1 + len(window)]
-        logits = llm.logits(window)[: len(targets)].astype(np.float64)
-        logits = logits[scored - start :]
+        logits = llm.logits(window)[scored - start : len(targets)].astype(np.float64)
         chosen = targets[scored - start :]
         top = logits.max(axis=1)
         total = top + np.log(np.exp(logits - top[:, None]).sum(axis=1))

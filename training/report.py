@@ -25,7 +25,7 @@ def write(work: Path, paths: dict[str, Path], out: Path) -> None:
     packaged = LLM(paths["q8_0"])
     figures = {
         "wheel_bytes": paths["q8_0"].stat().st_size,
-        "transformers_difference": check_transformers(paths, files[0].text),
+        "transformers": check_transformers(paths, files[0].text),
         "bits_per_byte": {
             "this model, Q8_0": measure.bits_per_byte(packaged, files),
             "this model, F32": measure.bits_per_byte(LLM(paths["f32"]), files),
