@@ -12,10 +12,10 @@ from starcoder import LLM, ops, pocket
 
 PREFIX, SUFFIX = "def area(width, height):\n    return ", "\n\n\ndef volume("
 GREEDY = {
-    "def fibonacci(": 'self):\n        """\n        The above is above, and the above, and the\n        above, and',
-    "import ": " # type: ignore[arg-type]\n        # type: ignore[arg-type]\n        # type: ignore",
-    f"<fim_prefix>{PREFIX}<fim_suffix>{SUFFIX}<fim_middle>": ", 1, 1, 1, 1, 1, 1, 1, 1",
-    f"<fim_prefix><fim_suffix>{SUFFIX}<fim_middle>{PREFIX}": "1\n\n\ndef volume(x, y, y, y, y, y, y, y,",
+    "def fibonacci(": 'self):\n        """\n        The above is above,',
+    "import ": " # type: ignore[arg-type]\n        # type",
+    f"<fim_prefix>{PREFIX}<fim_suffix>{SUFFIX}<fim_middle>": ", 1, 1, 1, 1",
+    f"<fim_prefix><fim_suffix>{SUFFIX}<fim_middle>{PREFIX}": "1\n\n\ndef volume(x, y,",
 }
 
 
@@ -48,7 +48,7 @@ def test_it_is_a_starcoder_with_all_of_its_special_tokens(llm: LLM) -> None:
 
 @pytest.mark.parametrize("prompt", GREEDY)
 def test_it_writes_the_same_on_every_instruction_set(isa: str, prompt: str) -> None:
-    text = LLM().generate(prompt, max_tokens=24).text
+    text = LLM().generate(prompt, max_tokens=12).text
     assert text == GREEDY[prompt], isa
 
 
