@@ -218,16 +218,20 @@ def test_a_function_ends_where_its_block_does(
 def test_functions_are_asked_for_up_to_their_body() -> None:
     text = "import os\n\n\nclass A:\n" + "".join("    " + line for line in ADD.splitlines(True))
     [function] = measure.functions([File("p", "a.py", text)], 1)
-    assert function.prompt.endswith('last."""\n')
+    assert function.prompt.endswith('last."""')
     assert function.header.startswith("    def add")
-    assert measure.parses(function, "        return a\n")
-    assert not measure.parses(function, "        return a +\n")
+    assert measure.parses(function, "\n        return a\n")
+    assert not measure.parses(function, "\n        return a +\n")
 
 
 def test_lines_are_cut_out_whole() -> None:
     text = "".join(f"if True:\n    the_value_of_{i} = {i}\n" for i in range(100))
     for line in measure.lines([File("p", "a.py", text)], 20):
-        assert line.prefix + line.middle + line.suffix == text
+        assert text.startswith(line.prefix)
+        assert not line.prefix[-1].isspace()
+        assert text.endswith(line.suffix)
+        cut_out = text[len(line.prefix) : -len(line.suffix)]
+        assert (cut_out.strip(), cut_out[0]) == (line.middle, "\n")
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,10 @@ def _bits(llm: LLM, ids: list[int]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """A function whose body is to be written: the file up to its body, and its header alone."""
+    """A function whose body is to be written: the file up to its body, and its header alone.
+
+    Both end with the header's last line, without a line break: tokens join it to the indentation.
+    """
 
     prompt: str
     header: str
@@ -98,9 +101,8 @@ def _functions_of(text: str) -> Iterator[Function]:
             continue
         last = body[0].end_lineno if has_docstring else body[0].lineno - 1
         assert last is not None
-        yield Function(
-            "".join(lines[:last]), "".join(lines[node.lineno - 1 : last]), node.col_offset
-        )
+        prompt, header = "".join(lines[:last]), "".join(lines[node.lineno - 1 : last])
+        yield Function(prompt.rstrip(), header.rstrip(), node.col_offset)
 
 
 def block(text: str, indent: int) -> tuple[str, bool]:
@@ -155,7 +157,7 @@ def complete_functions(llm: LLM, chosen: Sequence[Function]) -> dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line to be filled in: the cursor stands after its indentation."""
+    """A line to be filled in, with the line break and the indentation before it."""
 
     prefix: str
     middle: str
@@ -170,10 +172,8 @@ def lines(files: Sequence[File], n: int) -> list[Line]:
         for i in range(len(rows) // 10 + 3, len(rows) * 9 // 10):
             middle = rows[i].strip()
             if len(middle) >= 10 and not middle.startswith("#") and rows[i].endswith("\n"):
-                indent = rows[i][: len(rows[i]) - len(rows[i].lstrip())]
-                found.append(
-                    Line("".join(rows[:i]) + indent, middle, "\n" + "".join(rows[i + 1 :]))
-                )
+                prefix = "".join(rows[:i]).rstrip()
+                found.append(Line(prefix, middle, "\n" + "".join(rows[i + 1 :])))
     return random.Random(SEED).sample(found, n)
 
 
@@ -212,7 +212,7 @@ def _fill(llm: LLM, chosen: Sequence[Line], order: Order) -> dict[str, float]:
     ]
     exact, similar = 0, 0.0
     for line, completion in zip(chosen, llm.generate(prompts, max_tokens=LINE_TOKENS), strict=True):
-        got = completion.text.split("\n")[0].rstrip()
+        got = completion.text.lstrip().split("\n")[0].rstrip()
         exact += got == line.middle
         similar += 1 - edit_distance(got, line.middle) / max(len(got), len(line.middle))
     return {
