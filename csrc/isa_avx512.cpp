@@ -98,8 +98,9 @@ inline I dot4(I acc, B codes, B a) {
     return _mm512_dpbusd_epi32(acc, codes, a);
 }
 
-// Written out, since compilers load what two products share once, as an instruction of its own;
-// folded into each product it costs none: 0.79 of the peak rate in this loop, not 0.77.
+// Written out: compilers load what two products share once, as an instruction of its own. In a loop
+// by hand, folding it into each product gave 0.76 to 0.79 of the peak, not 0.74 to 0.77; in
+// dot_tile no difference was seen (docs/log.md).
 template <bool Bytes>
 inline I dot4_at(I acc, B codes, const int8_t* p) {
     struct Four {

@@ -31,7 +31,8 @@ constexpr int64_t kTokenBlock = 264;
 constexpr int64_t kNearGroups = 16;
 
 // Pairs of panels whose results are written together, a few tokens at a time: rows of results lie
-// pages apart, and with one pair after the other a seventh of the time went into finding them.
+// pages apart, and finding and writing them takes an eighth of the time. Four pairs are also one
+// group of the next product's inputs.
 constexpr int64_t kPairs = kGroup / kStripRows;
 constexpr int64_t kFinished = 8;
 
