@@ -149,11 +149,11 @@ def test_filling_in_loses_nothing_in_either_order(bpe: Tokenizer, seed: int) -> 
 
 
 def test_rows_are_full_reproducible_and_half_filled_in(bpe: Tokenizer, tmp_path: Path) -> None:
-    files = [File("p", f"{i}.py", ADD * (1 + i % 3)) for i in range(300)]
+    files = [File("p", f"{i}.py", ADD * (1 + i % 3)) for i in range(900)]
     for name in ("a.npy", "b.npy"):
-        dataset.build(files, bpe, 64, 7, 200, tmp_path / name)
+        dataset.build(files, [], bpe, 96, 7, 200, tmp_path / name)
     rows = np.load(tmp_path / "a.npy")
-    assert rows.shape == (200, 65)
+    assert rows.shape == (200, 97)
     assert np.array_equal(rows, np.load(tmp_path / "b.npy"))
     filled = np.isin(rows, [1]).any(axis=1).mean()
     first = rows.reshape(-1)
@@ -161,8 +161,39 @@ def test_rows_are_full_reproducible_and_half_filled_in(bpe: Tokenizer, tmp_path:
     share = suffix_first / np.count_nonzero(first == 1)
     assert 0.3 < filled < 0.9
     assert 0.3 < share < 0.7
-    dataset.build(files, bpe, 64, 7, 200, tmp_path / "plain.npy", fim_rate=0)
+    dataset.build(files, [], bpe, 96, 7, 200, tmp_path / "plain.npy", fim_rate=0)
     assert not np.isin(np.load(tmp_path / "plain.npy"), [1, 2, 3]).any()
+
+
+def test_every_middle_ends(bpe: Tokenizer, tmp_path: Path) -> None:
+    files = [File("p", f"{i}.py", ADD * 9) for i in range(300)]
+    dataset.build(files, [], bpe, 256, 7, 50, tmp_path / "rows.npy", fim_rate=1)
+    for row in np.load(tmp_path / "rows.npy"):
+        starts = np.flatnonzero(row == 1)
+        for start, stop in zip(starts, [*starts[1:], len(row)], strict=True):
+            ends = np.flatnonzero(row[start:stop] == 0)
+            assert len(ends) == 1 or stop == len(row)
+
+
+def test_rows_of_functions_begin_with_one(bpe: Tokenizer, tmp_path: Path) -> None:
+    functions = [File("p", f"{i}.py", ADD + f"# {i}\n") for i in range(900)]
+    dataset.build([], functions, bpe, 96, 7, 200, tmp_path / "rows.npy", fim_rate=0)
+    rows = np.load(tmp_path / "rows.npy")
+    assert rows.shape == (int(200 * dataset.FUNCTION_SHARE), 97)
+    assert all(bpe.decode(row).startswith(ADD) for row in rows)
+
+
+def test_files_of_short_functions_are_chosen_and_short_functions_of_the_others() -> None:
+    long = "def long():\n" + "    pass\n" * 40
+    method = "class A:\n    def short(self):\n        return 1\n\n\n"
+    plain, mixed, script = (
+        File("p", "plain.py", ADD),
+        File("p", "mixed.py", method + long),
+        File("p", "script.py", "print(1)\n"),
+    )
+    files, functions = dataset.select([plain, mixed, script])
+    assert files == [plain]
+    assert [function.text for function in functions] == ["def short(self):\n    return 1\n"]
 
 
 # ---- measures ----

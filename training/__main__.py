@@ -19,7 +19,7 @@ from training.shape import Shape
 VOCAB_SIZE = 4096
 SEED = 1
 DEV_ROWS = 96
-MAX_ROWS = {256: 160_000, 1024: 16_000}  # of each length, twice what the plan trains on
+MAX_ROWS = {256: 20_000, 1024: 20_000}  # of each length, a little more than the plan needs
 PACKAGED = Path(__file__).parent.parent / "src" / "starcoder" / "starcoder-pocket-q8_0.gguf"
 
 
@@ -80,12 +80,13 @@ def rows(work: Path) -> tuple[list[np.ndarray], np.ndarray, float]:
         if not vocabulary.exists():
             tokenizer.train_tokenizer(files, VOCAB_SIZE, SEED).save(str(vocabulary))
         bpe = tokenizer.load(vocabulary)
+        plain, functions = dataset.select(files)
         for i, (length, path) in enumerate(train.items()):
-            if not path.exists():  # no file gives rows of two lengths
-                part = files[i :: len(train)]
-                dataset.build(part, bpe, length, SEED, MAX_ROWS[length], path)
+            if not path.exists():  # no document gives rows of two lengths
+                share = plain[i :: len(train)], functions[i :: len(train)]
+                dataset.build(*share, bpe, length, SEED, MAX_ROWS[length], path)
         held_out = corpus.read_split(work, "dev")
-        dataset.build(held_out, bpe, Shape().n_positions, SEED, DEV_ROWS, dev, fim_rate=0.0)
+        dataset.build(held_out, [], bpe, Shape().n_positions, SEED, DEV_ROWS, dev, fim_rate=0.0)
     bpe = tokenizer.load(vocabulary)
     texts = [file.text for file in corpus.read_split(work, "dev")]
     n_tokens = sum(len(encoding.ids) + 1 for encoding in bpe.encode_batch_fast(texts))

@@ -1,21 +1,30 @@
 """Turn the corpus into rows of tokens: packed documents, half of them filled in the middle.
 
-A row has `context + 1` tokens: inputs and the targets one further. Documents follow each other with
-<|endoftext|> between them and run on from row to row. The part of a document that lies in one row
-is what fill-in-the-middle works on, as in BigCode's own training: so prefix, suffix and middle are
-always seen together. Half of the parts are left alone; of the others half are prefix-suffix-middle
-and half suffix-first,
+A row has `context + 1` tokens: inputs and the targets one further. There are rows of two kinds.
+*Files* follow each other with <|endoftext|> between them and run on from row to row. *Functions*
+are documents of their own, and each row of them begins with a `def`: so the model learns what
+follows a bare header, and that functions end.
 
-    <fim_prefix>{prefix}<fim_suffix>{suffix}<fim_middle>{middle}
-    <fim_prefix><fim_suffix>{suffix}<fim_middle>{prefix}{middle}
+Documents are cut into parts, and half of the parts are filled in the middle, as in BigCode's own
+training: prefix, suffix and middle are always seen together. Half of those are
+prefix-suffix-middle and half suffix-first,
 
-cut at two random characters, the three pieces tokenized apart.
+    <fim_prefix>{prefix}<fim_suffix>{suffix}<fim_middle>{middle}<|endoftext|>
+    <fim_prefix><fim_suffix>{suffix}<fim_middle>{prefix}{middle}<|endoftext|>
+
+cut at two random characters, the three pieces tokenized apart. Middles are as often short as long,
+since an editor asks for a few words or a line more often than for a page.
 """
 
 from __future__ import annotations
 
+import ast
+import math
 import random
+import textwrap
+import warnings
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 from pathlib import Path
 
@@ -26,11 +35,50 @@ from training.corpus import File
 
 FIM_RATE = 0.5
 SUFFIX_FIRST_RATE = 0.5
-FIM_TOKENS = 3  # special tokens a filled part has
+FIM_ROOM = 16  # tokens that filling adds: four special ones, and those cut in two
+MIN_PART = 64  # tokens of the shortest part; the longest is a row
+
+PLAIN_LINES = 12  # mean length of a file's functions, at most: longer ones teach no ends
+FUNCTION_LINES = range(2, 25)
+FUNCTION_SHARE = 0.2  # of the rows
+
+
+def select(files: list[File]) -> tuple[list[File], list[File]]:
+    """Choose what is learned from: files of short functions, and short functions of the others.
+
+    Returns:
+        The files, and the functions, each as a document; none of it twice.
+    """
+    with ProcessPoolExecutor(initializer=warnings.simplefilter, initargs=("ignore",)) as pool:
+        looked_at = list(pool.map(_functions, files, chunksize=64))
+    plain, functions = [], {}
+    for file, (mean_lines, found) in zip(files, looked_at, strict=True):
+        if mean_lines <= PLAIN_LINES:
+            plain.append(file)
+        else:
+            functions.update({text: File(file.package, file.path, text) for text in found})
+    return plain, list(functions.values())
+
+
+def _functions(file: File) -> tuple[float, list[str]]:
+    """The mean number of lines of a file's functions, and the source of the short ones."""
+    lines = file.text.splitlines(keepends=True)
+    lengths, found = [], []
+    for node in ast.walk(ast.parse(file.text)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno is not None
+            length = node.end_lineno - node.lineno + 1
+            lengths.append(length)
+            if length in FUNCTION_LINES:
+                text = textwrap.dedent("".join(lines[node.lineno - 1 : node.end_lineno]))
+                if text.startswith("def "):
+                    found.append(text.rstrip() + "\n")
+    return (sum(lengths) / len(lengths) if lengths else math.inf), found
 
 
 def build(
     files: list[File],
+    functions: list[File],
     tokenizer: Tokenizer,
     context: int,
     seed: int,
@@ -42,8 +90,16 @@ def build(
 
     One epoch at most: no document is used twice.
     """
-    made = islice(_rows(files, tokenizer, context, seed, fim_rate), max_rows)
-    rows = np.fromiter(made, dtype=np.dtype((np.uint16, context + 1)))
+    n_function_rows = int(max_rows * FUNCTION_SHARE) if functions else 0
+    rng = random.Random(seed)
+    made = [
+        *islice(_rows(functions, tokenizer, context, rng, fim_rate, run_on=False), n_function_rows),
+        *islice(
+            _rows(files, tokenizer, context, rng, fim_rate, run_on=True),
+            max_rows - n_function_rows,
+        ),
+    ]
+    rows = np.array(made)
     np.random.default_rng(seed).shuffle(rows)
     partial = path.with_suffix(".partial.npy")
     np.save(partial, rows)
@@ -51,42 +107,63 @@ def build(
 
 
 def _rows(
-    files: list[File], tokenizer: Tokenizer, context: int, seed: int, fim_rate: float
+    files: list[File],
+    tokenizer: Tokenizer,
+    context: int,
+    rng: random.Random,
+    fim_rate: float,
+    run_on: bool,
 ) -> Iterator[np.ndarray]:
-    rng = random.Random(seed)
+    """Rows of (context + 1,) tokens; with `run_on`, a document goes on in the row that follows."""
     end = token_id(tokenizer, "<|endoftext|>")
-    order = rng.sample(files, len(files))
     width = context + 1
     row: list[int] = []
-    for start in range(0, len(order), 256):
-        batch = tokenizer.encode_batch_fast([file.text for file in order[start : start + 256]])
-        for encoding in batch:
-            ids = encoding.ids
-            at = 0
-            while at < len(ids):
-                room = width - len(row)
-                if room < 32:  # too little to show anything: begin the next row with what follows
-                    row += ids[at : at + room]
-                    at += room
-                else:
-                    filled = rng.random() < fim_rate
-                    piece = ids[at : at + room - (FIM_TOKENS if filled else 0)]
-                    at += len(piece)
-                    row += fill_in_middle(tokenizer, piece, rng)[:room] if filled else piece
-                if at >= len(ids) and len(row) < width:
-                    row.append(end)
-                if len(row) == width:
-                    yield np.array(row, np.uint16)
-                    row = []
+    for ids in _tokenized(rng.sample(files, len(files)), tokenizer):
+        at = 0
+        while at < len(ids):
+            room = width - len(row)
+            filled = room >= MIN_PART and rng.random() < fim_rate
+            length = min(int(_log_uniform(rng, MIN_PART, width)), room - FIM_ROOM * filled)
+            part = ids[at : at + length]
+            at += len(part)
+            row += [*fill_in_middle(tokenizer, part, rng), end][:room] if filled else part
+            if at >= len(ids) and len(row) < width and not filled:
+                row.append(end)
+            if len(row) == width:
+                yield np.array(row, np.uint16)
+                row = []
+                if not run_on:
+                    break
     # What is left over does not fill a row: it is dropped.
+
+
+def _tokenized(files: list[File], tokenizer: Tokenizer) -> Iterator[list[int]]:
+    for start in range(0, len(files), 256):
+        texts = [file.text for file in files[start : start + 256]]
+        for encoding in tokenizer.encode_batch_fast(texts):
+            yield encoding.ids
+
+
+def _log_uniform(rng: random.Random, low: float, high: float) -> float:
+    return math.exp(rng.uniform(math.log(low), math.log(high)))
 
 
 def fill_in_middle(tokenizer: Tokenizer, ids: list[int], rng: random.Random) -> list[int]:
     """One part of a document, cut at two random characters, in one of the two trained orders."""
     text = tokenizer.decode(ids, skip_special_tokens=False)
-    a, b = sorted((rng.randint(0, len(text)), rng.randint(0, len(text))))
+    a, b = _cuts(len(text), rng)
     suffix_first = rng.random() < SUFFIX_FIRST_RATE
     return fim_prompt(tokenizer, text[:a], text[b:], suffix_first) + _ids(tokenizer, text[a:b])
+
+
+def _cuts(n: int, rng: random.Random) -> tuple[int, int]:
+    """Where a text of `n` characters is cut: two random places, or one and a short way on."""
+    if n < 2 or rng.random() < 0.5:
+        a, b = sorted((rng.randint(0, n), rng.randint(0, n)))
+        return a, b
+    length = int(_log_uniform(rng, 1, n))
+    a = rng.randint(0, n - length)
+    return a, a + length
 
 
 def fim_prompt(tokenizer: Tokenizer, prefix: str, suffix: str, suffix_first: bool) -> list[int]:

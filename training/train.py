@@ -61,7 +61,7 @@ class Plan:
     """
 
     shape: Shape = field(default_factory=Shape)
-    phases: tuple[Phase, ...] = (Phase(256, 640, 64, 16), Phase(1024, 440, 16, 4))
+    phases: tuple[Phase, ...] = (Phase(256, 300, 64, 16), Phase(1024, 1000, 16, 4))
     warmup: int = 100
     matrix_lr: float = 6e-3
     other_lr: float = 3e-3
