@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,6 +81,16 @@ class Plan:
                 return i, step
             step -= phase.steps
         raise IndexError("the run has no such step")
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint beside, flush it, and put it in the old one's place."""
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.rename(path)
 
 
 class Trainer:
@@ -194,12 +205,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
-        partial = self.folder / "checkpoint.partial"
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(self.folder / "checkpoint.pt")
+        save(self.folder / "checkpoint.pt", state)
 
     def _resume(self) -> None:
         path = self.folder / "checkpoint.pt"
