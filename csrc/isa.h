@@ -45,8 +45,6 @@ struct Products {
 
 inline constexpr int kPeakBytes = 1024;  // of operands: four rounds' of the widest tile
 
-inline constexpr int kFewTokens = 4;
-
 // How far ahead weights are asked for, in bytes. Q4_0, one thread, beside 12 GB/s of plain reading:
 // 10.4 GB/s at 1024, 11.0 at 2048, 11.0 and 11.7 at 3072; two threads lose at 6144. See
 // docs/log.md.
@@ -57,6 +55,9 @@ struct Isa {
 
     // Codes of 8 bits are multiplied as signed numbers: they need no zero point.
     bool signed_bytes;
+
+    // Up to this many tokens are multiplied by `dot_few`.
+    int few_tokens;
 
     // x (k) -> groups of out, for weights coded like this.
     void (*quantize_row)(const float* x, int64_t k, Coding coding, Rounded* out);
@@ -71,7 +72,7 @@ struct Isa {
     void (*dot)(Type type, const Strip* strips, int64_t n_strips, const Rounded* x, int64_t stride,
                 int64_t n, float* acc);
     // acc (n, 32) += the pair of panels at `groups`, `stride` groups of 128 inputs, times n rows of
-    // x, for n <= kFewTokens: no strip in between, which pays as long as memory is slower than
+    // x, for n <= few_tokens: no strip in between, which pays as long as memory is slower than
     // unpacking.
     void (*dot_few)(Type type, const uint8_t* groups, const Rounded* x, int64_t stride, int64_t n,
                     float* acc);

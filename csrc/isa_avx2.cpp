@@ -8,6 +8,7 @@ constexpr const char* kName = "avx2";
 constexpr bool kSignedBytes = true;
 constexpr int kTileVectors = 1;
 constexpr int kTileTokens = 4;  // 4 integer and 4 float sums, 1 weight, 1 broadcast, 3 for dot4
+constexpr int kFewTokens = 4;
 constexpr int kFloatTileTokens = 12;
 constexpr int kTileHeads = 8;
 constexpr int kTileKeys = 1;

@@ -11,6 +11,7 @@ constexpr bool kSignedBytes = false;
 constexpr int W = 16;
 constexpr int kTileVectors = 2;  // two weight vectors share each broadcast
 constexpr int kTileTokens = 6;   // 12 integer and 12 float sums, 2 weights, 1 broadcast: 27 of 32
+constexpr int kFewTokens = 8;    // 16 integer and 8 float sums, 2 weights: 26
 constexpr int kFloatTileTokens = 12;
 constexpr int kTileHeads = 8;
 constexpr int kTileKeys = 2;

@@ -8,6 +8,7 @@ constexpr const char* kName = "avxvnni";
 constexpr bool kSignedBytes = false;
 constexpr int kTileVectors = 2;
 constexpr int kTileTokens = 3;  // 6 integer and 6 float sums, 2 weights, 1 broadcast: 15 of 16
+constexpr int kFewTokens = 4;
 constexpr int kFloatTileTokens = 6;
 constexpr int kTileHeads = 8;
 constexpr int kTileKeys = 1;

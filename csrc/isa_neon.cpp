@@ -12,6 +12,7 @@ constexpr bool kSignedBytes = true;
 constexpr int W = 4;
 constexpr int kTileVectors = 2;
 constexpr int kTileTokens = 6;
+constexpr int kFewTokens = 4;
 constexpr int kFloatTileTokens = 8;
 constexpr int kTileHeads = 8;
 constexpr int kTileKeys = 2;

@@ -13,6 +13,7 @@ constexpr bool kSignedBytes = false;
 constexpr int W = 1;                 // lanes
 constexpr int kTileVectors = 1;      // a tile of dot products: vectors of rows,
 constexpr int kTileTokens = 1;       // times tokens with 8-bit weights,
+constexpr int kFewTokens = 4;        // times tokens straight from a panel,
 constexpr int kFloatTileTokens = 1;  // times tokens with float weights
 constexpr int kTileHeads = 1;        // heads that share one pass over keys or values
 constexpr int kTileKeys = 1;  // vectors of keys, or of values, that share each load of a query

@@ -162,7 +162,7 @@ void multiply_groups(const Matrix& w, int64_t pair, int64_t g, int64_t end, cons
 void multiply(const Matrix& w, int64_t first, int64_t pairs, const Quantized& x, int64_t t,
               int64_t n, Sums& acc) {
     const int64_t groups = x.n_groups, near = n <= kOneStrip ? groups : kNearGroups;
-    if (n <= kFewTokens) {
+    if (n <= isa().few_tokens) {
         for (int64_t p = 0; p < pairs; ++p)
             isa().dot_few(w.type(), w.group(first + p, 0, 0), x.at(t, 0), groups, n, acc[p]);
         return;
