@@ -150,7 +150,7 @@ class Attention {
         const int64_t keys = visible(q.row + q.n - 1, part), count = q.count();
         const int32_t* blocks = block_table(rows_, q.row) + part * kPart / kBlock;
         const auto at = [&](int64_t key) {  // of a block's keys and values in the cache
-            return (blocks[key / kBlock] * heads_.n_kv_heads + q.kv_head) * width_ * kBlock;
+            return blocks[key / kBlock] * cache_.block_len + q.kv_head * width_ * kBlock;
         };
         for (int64_t key = 0; key < keys; key += kAtOnce * kBlock) {
             const int64_t n_blocks = std::min(kAtOnce, divide_up(keys - key, kBlock));
@@ -296,7 +296,7 @@ void store_kv(Team& team, const float* qkv, int64_t n, const Heads& heads, const
             const float* key = qkv + i * heads.row() + (heads.n_heads + head) * hd;
             const int64_t slot = rows.positions[i] % kBlock;
             const int64_t block = block_table(rows, i)[rows.positions[i] / kBlock];
-            const int64_t at = (block * heads.n_kv_heads + head) * d * kBlock;
+            const int64_t at = block * cache.block_len + head * d * kBlock;
             isa().narrow(key, hd, narrow);
             for (int64_t j = 0; j < hd; ++j) cache.keys[at + j * kBlock + slot] = narrow[j];
             isa().narrow(key + heads.n_kv_heads * hd, hd, cache.values + at + slot * d);

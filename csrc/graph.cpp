@@ -109,7 +109,9 @@ Graph::Value Graph::attention(Value qkv, int layer, const Heads& heads) {
     Step step;
     step.run = [=](Team& team, const Frame& frame) {
         const Inputs& in = frame.inputs;
-        const Cache cache{in.keys + layer * in.layer_len, in.values + layer * in.layer_len};
+        Cache cache = in.cache;
+        cache.keys += layer * in.layer_len;
+        cache.values += layer * in.layer_len;
         const float* from = frame.floats(qkv);
         store_kv(team, from, in.n, heads, in.rows, cache);
         team.barrier();

@@ -23,8 +23,8 @@ struct Inputs {
     Rows rows;
     int64_t n_selected;
     const int32_t* selected;  // (n_selected) rows
-    half *keys, *values;      // of layer 0
-    int64_t layer_len;        // halves from one layer to the next, in keys as in values
+    Cache cache;              // of layer 0
+    int64_t layer_len;        // halves from one layer of a block to the next
 };
 
 class Graph {

@@ -161,8 +161,9 @@ struct Rows {
 
 // One layer of the key/value cache, f16; d is rounded up to a multiple of 16 with zeros.
 struct Cache {
-    half* keys;    // (blocks, n_kv_heads, d, 16)
-    half* values;  // (blocks, n_kv_heads, 16, d)
+    half* keys;         // (blocks, n_kv_heads, d, 16)
+    half* values;       // (blocks, n_kv_heads, 16, d)
+    int64_t block_len;  // halves from one block to the next, in keys as in values
 };
 
 struct Heads {

@@ -197,7 +197,7 @@ struct Layer {
           In<int32_t, 2> block_tables, Out<uint16_t, 4> keys, Out<uint16_t, 4> values)
         : heads(checked_heads(size(qkv, 1), n_heads, size(keys, 1))),
           rows(checked_rows(size(qkv, 0), size(keys, 0), positions, row_starts, block_tables)),
-          cache{keys.data(), values.data()} {
+          cache{keys.data(), values.data(), size(keys, 1) * size(keys, 2) * 16} {
         const int64_t width = size(keys, 2);
         require(heads.width() == width && size(keys, 3) == 16 && size(values, 2) == 16 &&
                     size(values, 3) == width && size(values, 0) == size(keys, 0) &&
@@ -277,7 +277,7 @@ class CheckedGraph {
     void run(In<int32_t, 1> tokens, In<int32_t, 1> positions, In<int32_t, 1> row_starts,
              In<int32_t, 2> block_tables, In<int32_t, 1> selected, Out<uint16_t, 5> keys,
              Out<uint16_t, 5> values, Out<float, 2> out) {
-        const int64_t n = size(tokens, 0), r = size(selected, 0), blocks = size(keys, 1);
+        const int64_t n = size(tokens, 0), r = size(selected, 0), blocks = size(keys, 0);
         const int last = graph_.n_values() - 1;
         require(last >= 0 && !graph_.is_norm(last), "graph: ends with a result");
         require(n > 0, "graph: tokens (n), one or more");
@@ -290,22 +290,19 @@ class CheckedGraph {
         for (int64_t i = 0; i < n; ++i)
             require(positions.data()[i] < n_positions_, "graph: positions below n_positions");
         const int64_t kv = heads_.n_kv_heads, width = heads_.width();
-        require(size(keys, 0) == n_layers_ && size(keys, 2) == kv && size(keys, 3) == width &&
-                    size(keys, 4) == 16 && size(values, 0) == n_layers_ &&
-                    size(values, 1) == blocks && size(values, 2) == kv && size(values, 3) == 16 &&
-                    size(values, 4) == width,
-                "graph: keys (layers, blocks, n_kv_heads, width, 16), values (..., 16, width)");
+        require(size(keys, 1) == n_layers_ && size(keys, 2) == kv && size(keys, 3) == width &&
+                    size(keys, 4) == 16 && size(values, 0) == blocks &&
+                    size(values, 1) == n_layers_ && size(values, 2) == kv &&
+                    size(values, 3) == 16 && size(values, 4) == width,
+                "graph: keys (blocks, layers, n_kv_heads, width, 16), values (..., 16, width)");
+        const int64_t layer_len = kv * width * 16;
         require(size(out, 0) == (graph_.is_selected(last) ? r : n) &&
                     size(out, 1) == graph_.width(last),
                 "graph: out (rows, width of the last result)");
-        const Inputs inputs{n,
-                            tokens.data(),
-                            rows,
-                            r,
-                            selected.data(),
-                            keys.data(),
-                            values.data(),
-                            blocks * kv * width * 16};
+        const Inputs inputs{
+            n,        tokens.data(),   rows,
+            r,        selected.data(), {keys.data(), values.data(), n_layers_ * layer_len},
+            layer_len};
         nb::gil_scoped_release release;
         graph_.run(inputs, out.data());
     }

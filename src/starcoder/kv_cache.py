@@ -6,6 +6,8 @@ what is written and read is done by `ops`.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,10 +18,14 @@ from starcoder.errors import MemoryLimitError
 __all__ = ["KVCache"]
 
 _LANES = 16  # values are read 16 dimensions at a time: head_dim is padded to a multiple of it
+_LINE = 64  # bytes
 
 
 class KVCache:
     """`n_blocks` blocks for every layer, f16. Memory is taken page by page, when first written.
+
+    All layers of a block lie side by side, so that a short text touches few pages: the system has
+    to clear each of them first, in pieces of up to 2 MB (docs/log.md).
 
     Keys stand with their positions innermost, values with their dimensions innermost: the order
     in which attention multiplies them, so nothing is transposed when they are read.
@@ -34,11 +40,11 @@ class KVCache:
 
     def __init__(self, config: ModelConfig, n_blocks: int) -> None:
         width = -(-config.head_dim // _LANES) * _LANES
-        heads = (config.n_layers, n_blocks, config.n_kv_heads)
+        heads = (n_blocks, config.n_layers, config.n_kv_heads)
         try:
-            # (n_layers, n_blocks, n_kv_heads, width, BLOCK_LEN) and (..., BLOCK_LEN, width)
-            self.keys: NDArray[np.float16] = np.zeros((*heads, width, BLOCK_LEN), np.float16)
-            self.values: NDArray[np.float16] = np.zeros((*heads, BLOCK_LEN, width), np.float16)
+            # (n_blocks, n_layers, n_kv_heads, width, BLOCK_LEN) and (..., BLOCK_LEN, width)
+            self.keys = _zeros((*heads, width, BLOCK_LEN))
+            self.values = _zeros((*heads, BLOCK_LEN, width))
         except (MemoryError, ValueError):
             raise MemoryLimitError(
                 "key/value cache",
@@ -52,3 +58,11 @@ class KVCache:
     def nbytes(self) -> int:
         """Bytes of keys and values when every block is in use."""
         return self.keys.nbytes + self.values.nbytes
+
+
+def _zeros(shape: tuple[int, ...]) -> NDArray[np.float16]:
+    """Zeros that begin with a cache line, as no allocator promises: blocks are whole lines."""
+    n = math.prod(shape)
+    room = np.zeros(n + _LINE // 2, np.float16)
+    skip = -room.ctypes.data % _LINE // 2
+    return room[skip : skip + n].reshape(shape)

@@ -76,9 +76,13 @@ class Graph:
         self._n_layers += 1
 
         def step(run: _Run) -> Floats:
-            cache = run.keys[layer], run.values[layer]
-            self._operations.store_kv(run.results[qkv], n_heads, run.batch, *cache)
-            y: Floats = self._operations.attention(run.results[qkv], n_heads, run.batch, *cache)
+            # A copy in one piece, as `ops` wants it: the layers of a block lie side by side.
+            keys, values = run.keys[:, layer].copy(), run.values[:, layer].copy()
+            self._operations.store_kv(run.results[qkv], n_heads, run.batch, keys, values)
+            run.keys[:, layer], run.values[:, layer] = keys, values
+            y: Floats = self._operations.attention(
+                run.results[qkv], n_heads, run.batch, keys, values
+            )
             return y
 
         return self._record(step)

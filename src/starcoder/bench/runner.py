@@ -143,7 +143,7 @@ class Runner:
         self._read(0, self.task.depth)
         for store in (self._cache.keys, self._cache.values):
             for table in self._tables[1:]:
-                store[:, table] = store[:, self._tables[0]]
+                store[table] = store[self._tables[0]]
 
     def _read(self, start: int, n: int) -> None:
         table = self._tables[0]
