@@ -318,3 +318,55 @@ def test_a_run_that_was_interrupted_goes_on_as_if_it_had_not_been(
         Trainer(other, tmp_path / "cut", [rows], rows, 3.0)
     with pytest.raises(ValueError, match="take fewer steps"):
         Trainer(plan, tmp_path / "new", [rows[:9, :9], rows], rows, 3.0)
+
+
+# ---- refining ----
+
+
+def test_what_stands_for_the_third_time_is_a_repeat() -> None:
+    refine = pytest.importorskip("training.refine", reason="PyTorch is for training alone")
+    line = list(range(refine.NGRAM))
+    assert refine.repeats(line * 2) == [0] * 2 * refine.NGRAM
+    assert refine.repeats(line * 3)[-2:] == [0, 1]
+    assert refine.repeats([7] * (refine.NGRAM + 3)) == [0] * (refine.NGRAM + 1) + [1, 1]
+
+
+def test_only_bodies_that_do_something_are_good() -> None:
+    refine = pytest.importorskip("training.refine", reason="PyTorch is for training alone")
+    method = measure.Function("class A:\n    def f(self):", "    def f(self):", 4)
+    assert refine.is_good(method, "\n        return 1\n\n", bare=False)
+    assert refine.is_good(method, "\n    return 1\n", bare=True)
+    assert not refine.is_good(method, "\n        pass\n", bare=False)
+    assert not refine.is_good(method, '\n        """It does."""\n', bare=False)
+    assert not refine.is_good(method, "\n        return (\n", bare=False)
+
+
+def test_a_step_moves_what_is_signed_up_or_down() -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is for training alone")
+    from training import refine
+    from training.model import GPTBigCode
+    from training.shape import Shape
+
+    torch.manual_seed(1)
+    model = GPTBigCode(Shape(32, 2, 2, 64, 16, 64))
+    ids = [5, 9, 9, 9, 9, 3, 1, 2]
+
+    def odds() -> list[float]:
+        with torch.no_grad():
+            hidden = model(torch.tensor([ids]), torch.arange(len(ids))[None])
+            logits = hidden[0] @ model.transformer["wte"].weight.T
+            p = torch.softmax(logits, -1)
+        return [float(p[i - 1, ids[i]]) for i in range(1, len(ids))]
+
+    before = odds()
+    course = refine.Course(rounds=1, batch=2, rows=2, matrix_lr=0.01, other_lr=0.01)
+    lesson = refine.Lesson(ids, [0, 0, 0, -1, -1, 0, 1, 1])
+    rows = np.random.default_rng(1).integers(10, 64, (8, 17)).astype(np.uint16)
+    for _ in range(10):
+        losses = refine.learn(model, course, [lesson] * 4, rows, 0)
+    after = odds()
+    assert set(losses) == {"unlikelihood", "likelihood", "source"}
+    assert after[2] < before[2]
+    assert after[3] < before[3]
+    assert after[5] > before[5]
+    assert after[6] > before[6]

@@ -37,6 +37,9 @@ def render() -> str:
         "functions_table": _functions(figures["functions"]),
         "lines_table": _lines(figures["lines"]),
         "log_table": _log(figures["log"]),
+        "rounds_table": _rounds(figures["rounds"]),
+        "course_rounds": len(figures["rounds"]),
+        "course_texts": sum(int(r["texts"]) for r in figures["rounds"]),
         "held_out": ", ".join(f"{s.name} {s.version}" for s in _of(sources, "test")),
         "development": ", ".join(f"{s.name} {s.version}" for s in _of(sources, "dev")),
         "packages": _packages(_of(sources, "train")),
@@ -89,6 +92,11 @@ def _lines(figures: dict[str, dict[str, float]]) -> str:
 def _log(points: list[dict[str, Any]]) -> str:
     rows = ((p["step"], f"{p['loss']:.2f}", f"{p['dev_bpb']:.3f}") for p in points)
     return _table(["step", "loss (nats a token)", "bits per byte, development split"], rows)
+
+
+def _rounds(rounds: list[dict[str, Any]]) -> str:
+    rows = ((int(r["round"]) + 1, f"{r['looping']:.0%}", f"{r['good']:.0%}") for r in rounds)
+    return _table(["round", "of the texts repeat themselves", "end and parse"], rows)
 
 
 def _packages(sources: list[Source]) -> str:

@@ -35,6 +35,9 @@ def write(work: Path, paths: dict[str, Path], out: Path) -> None:
         "lines": measure.fill_lines(packaged, measure.lines(files, N_LINES)),
         "training": _training(work),
         "log": _log(work / "run" / "log.jsonl"),
+        "rounds": [
+            json.loads(line) for line in (work / "run" / "refine.jsonl").read_text().splitlines()
+        ],
     }
     out.write_text(json.dumps(figures, indent=1) + "\n")
 
@@ -43,7 +46,7 @@ def _training(work: Path) -> dict[str, Any]:
     """What was trained, and for how long."""
     import torch
 
-    state = torch.load(work / "run" / "checkpoint.pt", weights_only=True)
+    state = torch.load(work / "run" / "refined.pt", weights_only=True)
     plan = state["plan"]
     phases = plan["phases"]
     n_parameters = sum(tensor.numel() for tensor in state["model"].values())
