@@ -38,6 +38,10 @@ const int32_t* block_table(const Rows& rows, int64_t i) {
     return rows.block_tables + (after - rows.row_starts - 1) * rows.table_len;
 }
 
+void scaled(const float* __restrict x, float scale, int64_t n, float* __restrict to) {
+    for (int64_t i = 0; i < n; ++i) to[i] = x[i] * scale;
+}
+
 int64_t n_parts(int64_t position) { return position / kPart + 1; }
 
 // What parts of the keys add up to: acc (queries, width), and the softmax's maximum and sum of
@@ -136,8 +140,10 @@ class Attention {
         for (int64_t r = 0; r < q.n; ++r) {
             const float* from =
                 qkv_ + (q.row + r) * heads_.row() + (q.kv_head * group_ + q.first) * d;
-            for (int64_t h = 0; h < q.size; ++h, queries += width_, from += d)
-                for (int64_t i = 0; i < width_; ++i) queries[i] = i < d ? from[i] * scale : 0.0f;
+            for (int64_t h = 0; h < q.size; ++h, queries += width_, from += d) {
+                scaled(from, scale, d, queries);
+                std::fill(queries + d, queries + width_, 0.0f);
+            }
         }
     }
 
@@ -191,8 +197,7 @@ class Attention {
             for (int64_t h = 0; h < q.size; ++h) {
                 const int64_t head = q.kv_head * group_ + q.first + h, i = r * q.size + h;
                 float* to = y_ + ((q.row + r) * heads_.n_heads + head) * d;
-                const float scale = 1.0f / sums.sum[i];
-                for (int64_t j = 0; j < d; ++j) to[j] = sums.acc[i * width_ + j] * scale;
+                scaled(sums.acc + i * width_, 1.0f / sums.sum[i], d, to);
             }
     }
 

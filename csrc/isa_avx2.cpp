@@ -24,11 +24,6 @@ inline I dot4(I acc, B codes, B a) {
     return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 
-template <bool Bytes>
-inline I dot4_at(I acc, B codes, const int8_t* p) {
-    return dot4<Bytes>(acc, codes, set_four(p));
-}
-
 }  // namespace
 }  // namespace starcoder
 

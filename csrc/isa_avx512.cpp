@@ -99,20 +99,6 @@ inline I dot4(I acc, B codes, B a) {
     return _mm512_dpbusd_epi32(acc, codes, a);
 }
 
-// Written out: compilers load what two products share once, as an instruction of its own. In a loop
-// by hand, folding it into each product gave 0.76 to 0.79 of the peak, not 0.74 to 0.77; in
-// dot_tile no difference was seen (docs/log.md).
-template <bool Bytes>
-inline I dot4_at(I acc, B codes, const int8_t* p) {
-    struct Four {
-        int8_t q[4];
-    };
-    asm("vpdpbusd %2%{1to16%}, %1, %0"
-        : "+v"(acc)
-        : "v"(codes), "m"(*reinterpret_cast<const Four*>(p)));
-    return acc;
-}
-
 }  // namespace
 }  // namespace starcoder
 

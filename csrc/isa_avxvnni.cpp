@@ -20,11 +20,6 @@ inline I dot4(I acc, B codes, B a) {
     return _mm256_dpbusd_avx_epi32(acc, codes, a);
 }
 
-template <bool Bytes>
-inline I dot4_at(I acc, B codes, const int8_t* p) {
-    return dot4<Bytes>(acc, codes, set_four(p));
-}
-
 }  // namespace
 }  // namespace starcoder
 

@@ -93,11 +93,6 @@ inline I dot4(I acc, B codes, B a) {
     return vdotq_s32(acc, vreinterpretq_s8_u8(codes), vreinterpretq_s8_u8(a));
 }
 
-template <bool Bytes>
-inline I dot4_at(I acc, B codes, const int8_t* p) {
-    return dot4<Bytes>(acc, codes, set_four(p));
-}
-
 }  // namespace
 }  // namespace starcoder
 

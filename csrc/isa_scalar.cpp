@@ -97,12 +97,6 @@ I dot4(I acc, B codes, B a) {
     return acc;
 }
 
-// The same with the four activations at `p`, which all lanes share.
-template <bool Bytes>
-I dot4_at(I acc, B codes, const int8_t* p) {
-    return dot4<Bytes>(acc, codes, set_four(p));
-}
-
 }  // namespace
 }  // namespace starcoder
 

@@ -89,6 +89,12 @@ void round_row(const float* x, int64_t k, const Prepared& out, int64_t i) {
     for (int64_t j = 0; j < even(k); ++j) to[j] = bf16_to_float(rounded[j ^ 1]);
 }
 
+// Asks for memory that will be unpacked soon. The hardware sees streams too, but stops at every
+// page; without this, unpacking waits for memory and multiplying leaves it idle.
+void prefetch(const uint8_t* data, int64_t nbytes) {
+    for (int64_t i = 0; i < nbytes; i += 64) __builtin_prefetch(data + i);
+}
+
 void prepare_rows(const Matrix& w, const Input& x, Team::Range rows, const Prepared& out) {
     const int64_t k = w.n_cols();
     const Norm* norm = x.norm;
@@ -96,8 +102,10 @@ void prepare_rows(const Matrix& w, const Input& x, Team::Range rows, const Prepa
     if (!rounds && !norm) return;
     const Coding c = quantizes ? coding(w.type(), isa().signed_bytes) : Coding{};
     float* normalized = rounds && norm ? scratch<float>(static_cast<size_t>(k), 0) : nullptr;
+    const auto row_bytes = static_cast<int64_t>(k * static_cast<int64_t>(sizeof(float)));
     for (int64_t i = rows.begin; i < rows.end; ++i) {
         const float* row = x.floats + i * k;
+        if (i + 1 < rows.end) prefetch(reinterpret_cast<const uint8_t*>(row + k), row_bytes);
         if (norm) {
             float* to = rounds ? normalized : const_cast<float*>(out.floats) + i * k;
             isa().layer_norm(row, norm->weight, norm->bias, norm->eps, k, to);
@@ -125,12 +133,6 @@ Prepared prepare(Team& team, const Matrix& w, const Input& x, int64_t n, uint8_t
     prepare_rows(w, x, team.share(n), out);
     team.barrier();
     return out;
-}
-
-// Asks for memory that will be unpacked soon. The hardware sees streams too, but stops at every
-// page; without this, unpacking waits for memory and multiplying leaves it idle.
-void prefetch(const uint8_t* data, int64_t nbytes) {
-    for (int64_t i = 0; i < nbytes; i += 64) __builtin_prefetch(data + i);
 }
 
 using Sums = float[kPairs][kTokenBlock * kStripRows];

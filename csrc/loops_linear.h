@@ -186,8 +186,8 @@ void dot_tile(const Strip* strips, int64_t n_strips, int v, const Rounded* x, in
                 B w[P];
                 EACH (p, P) w[p] = load_bytes(strip.code[kSteps * sub + j] + 4 * W * (v + p));
                 EACH (t, T) {
-                    const int8_t* q = x[t * stride].q + 4 * (kSteps * sub + j);
-                    EACH (p, P) dot[p][t] = dot4_at<Bytes>(dot[p][t], w[p], q);
+                    const B q = set_four(x[t * stride].q + 4 * (kSteps * sub + j));
+                    EACH (p, P) dot[p][t] = dot4<Bytes>(dot[p][t], w[p], q);
                 }
             }
             EACH (p, P) {
