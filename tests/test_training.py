@@ -341,6 +341,28 @@ def test_only_bodies_that_do_something_are_good() -> None:
     assert not refine.is_good(method, "\n        return (\n", bare=False)
 
 
+def test_gaps_end_with_a_line_and_teach_the_middle_alone(bpe: Tokenizer) -> None:
+    refine = pytest.importorskip("training.refine", reason="PyTorch is for training alone")
+    source = "".join(ADD.replace("add", f"add_{i}") for i in range(20))
+    for i, lesson in enumerate(refine.gaps(bpe, [File("p", "a.py", source)], 50, 1)):
+        learned = [token for token, sign in zip(lesson.ids, lesson.signs, strict=True) if sign]
+        middle = bpe.decode(learned[:-1])
+        at = lesson.ids.index(2)  # <fim_middle>
+        if i % 2:  # <fim_prefix><fim_suffix>{suffix}<fim_middle>{prefix}{middle}
+            suffix = lesson.ids[2:at]
+            before = lesson.ids[at + 1 : len(lesson.ids) - len(learned)]
+        else:  # <fim_prefix>{prefix}<fim_suffix>{suffix}<fim_middle>{middle}
+            before, suffix = (
+                lesson.ids[1 : lesson.ids.index(3)],
+                lesson.ids[lesson.ids.index(3) + 1 : at],
+            )
+            assert lesson.ids[at + 1 :] == learned
+        assert bpe.decode(before) + middle + bpe.decode(suffix) in source
+        assert bpe.decode(suffix)[:1] in ("\n", "")
+        assert learned[-1] == 0
+        assert set(lesson.signs) == {0, 1}
+
+
 def test_a_step_moves_what_is_signed_up_or_down() -> None:
     torch = pytest.importorskip("torch", reason="PyTorch is for training alone")
     from training import refine

@@ -9,8 +9,9 @@ greedily, `N_SAMPLED` times at random. In what it wrote
 - the body of a function that ends, parses and repeats nothing is made more likely, up to and with
   the token that ends it.
 
-Rows of source beside it keep the model where it was otherwise. A round that was interrupted is done
-again. Nothing of what is held out is asked for.
+Gaps of a line or a few in source of the training split are filled in both orders, with nothing
+learned but the middle and its end. Rows of source keep the model where it was otherwise. A round
+that was interrupted is done again. Nothing of what is held out is asked for.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch.nn import functional
 
 from starcoder import LLM
-from training import measure
+from training import dataset, measure, tokenizer
 from training.corpus import File
 from training.export import export
 from training.model import GPTBigCode
@@ -42,6 +44,8 @@ from training.train import save
 NGRAM = 8
 N_SAMPLED = 2
 PROMPT_TOKENS, BODY_TOKENS = 384, 192
+PREFIX_CHARACTERS, SUFFIX_CHARACTERS = 1400, 1000  # at most, around a gap
+GAP_LINES, GAP_TOKENS = 3, 900  # at most; tokens with what is around
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,7 @@ class Course:
     Attributes:
         rounds: How often it writes and learns.
         functions: Asked for in a round; half of them by their header alone.
+        gaps: Filled in a round.
         batch: Texts in one update of the weights.
         rows: Rows of source in one update.
         matrix_lr: Highest learning rate of the matrices (Muon).
@@ -58,8 +63,9 @@ class Course:
         seed: Of the choice of functions, and of what is written at random.
     """
 
-    rounds: int = 4
+    rounds: int = 7
     functions: int = 384
+    gaps: int = 768
     batch: int = 32
     rows: int = 8
     matrix_lr: float = 6e-4
@@ -69,7 +75,7 @@ class Course:
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """A text of the model's own.
+    """A text and what to learn from it.
 
     Attributes:
         ids: Prompt and body, (n,) tokens.
@@ -96,6 +102,7 @@ def refine(course: Course, work: Path, files: Sequence[File], rows: np.ndarray) 
     model.load_state_dict(state["model"])
     some = random.Random(course.seed).sample(files, min(len(files), 4000))
     functions = measure.functions(some, course.rounds * course.functions)
+    bpe = tokenizer.load(work / "tokenizer.json")
     torch.set_flush_denormal(True)
     for number in range(state.get("rounds", 0), course.rounds):
         if not path.exists():
@@ -110,6 +117,7 @@ def refine(course: Course, work: Path, files: Sequence[File], rows: np.ndarray) 
             "looping": np.mean([-1 in lesson.signs for lesson in lessons]),
             "good": np.mean([1 in lesson.signs for lesson in lessons]),
         }
+        lessons += gaps(bpe, some, course.gaps, course.seed + number)
         figures |= learn(model, course, lessons, rows, number)
         state["model"] = model.state_dict()
         state["rounds"] = number + 1
@@ -153,6 +161,28 @@ def write(llm: LLM, functions: Sequence[measure.Function], seed: int) -> list[Le
                     signs[:end] = [1] * end
             lessons.append(Lesson(prompt + tokens, [0] * len(prompt) + signs))
     return [lesson for lesson in lessons if any(lesson.signs)]
+
+
+def gaps(bpe: Tokenizer, files: Sequence[File], n: int, seed: int) -> list[Lesson]:
+    """`n` gaps, from anywhere in a line to the end of that line or one of the next."""
+    rng = random.Random(seed)
+    [end_id] = bpe.encode("<|endoftext|>").ids
+    lessons = []
+    while len(lessons) < n:
+        text = rng.choice(files).text
+        ends = [i for i, character in enumerate(text) if character == "\n"]
+        if len(ends) < 8:
+            continue
+        first = rng.randrange(len(ends) - GAP_LINES)
+        start = ends[first] if rng.random() < 0.5 else rng.randint(ends[first], ends[first + 1])
+        stop = ends[first + rng.randint(1, GAP_LINES)]
+        prefix = text[max(0, start - rng.randrange(PREFIX_CHARACTERS)) : start]
+        suffix = text[stop : stop + rng.randrange(SUFFIX_CHARACTERS)]
+        prompt = dataset.fim_prompt(bpe, prefix, suffix, suffix_first=len(lessons) % 2 == 1)
+        middle = [*bpe.encode(text[start:stop]).ids, end_id]
+        if len(prompt) + len(middle) <= GAP_TOKENS:
+            lessons.append(Lesson(prompt + middle, [0] * len(prompt) + [1] * len(middle)))
+    return lessons
 
 
 def repeats(tokens: Sequence[int]) -> list[int]:
