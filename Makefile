@@ -19,7 +19,7 @@ CXX_FILES := $(wildcard csrc/*.cpp csrc/*.h tests/*.cpp)
 .PHONY: run test campaign-crash fuzz lint format bench clean
 
 run: $(VENV)/installed
-	$(BIN)/starcoder $(if $(MODEL),-m "$(MODEL)") -p "$(PROMPT)" -n 64 --temp 0 --repeat_penalty 1.3
+	$(BIN)/starcoder $(if $(MODEL),-m "$(MODEL)") -p "$(PROMPT)" -n 64 --temp 0
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest

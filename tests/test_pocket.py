@@ -12,10 +12,10 @@ from starcoder import LLM, ops, pocket
 
 PREFIX, SUFFIX = "def area(width, height):\n    return ", "\n\n\ndef volume("
 GREEDY = {
-    "def fibonacci(": 'self):\n        """\n        The above is above,',
-    "import ": " # type: ignore[arg-type]\n        # type",
-    f"<fim_prefix>{PREFIX}<fim_suffix>{SUFFIX}<fim_middle>": ", 1, 1, 1, 1",
-    f"<fim_prefix><fim_suffix>{SUFFIX}<fim_middle>{PREFIX}": "1\n\n\ndef volume(x, y,",
+    "def fibonacci(": 'self, *args, **kwargs):\n    """\n    Returns',
+    "import ": "0.0, 0.0, 0.",
+    f"<fim_prefix>{PREFIX}<fim_suffix>{SUFFIX}<fim_middle>": "\n",
+    f"<fim_prefix><fim_suffix>{SUFFIX}<fim_middle>{PREFIX}": "100000000000",
 }
 
 
@@ -52,11 +52,10 @@ def test_it_writes_the_same_on_every_instruction_set(isa: str, prompt: str) -> N
     assert text == GREEDY[prompt], isa
 
 
-def test_what_it_writes_is_python(llm: LLM) -> None:
-    prompt = "def is_even(n):"
-    text = llm.generate(prompt, max_tokens=96, repeat_penalty=1.3).text
-    lines = [prompt, *text.splitlines()[1:-1]]
-    ends = next((i for i, line in enumerate(lines[1:], 1) if line.startswith("    def ")), None)
-    body = "\n".join(lines[:ends])
-    assert len(ast.parse(body).body) == 1
-    assert body.count("\n") >= 4
+@pytest.mark.parametrize("header", ["def is_even(n):", "def add(a, b):", "def read_json(path):"])
+def test_what_it_writes_is_a_function_that_ends(llm: LLM, header: str) -> None:
+    completion = llm.generate(header, max_tokens=96)
+    assert completion.finish_reason == "stop"
+    [function] = ast.parse(header + completion.text).body
+    assert isinstance(function, ast.FunctionDef)
+    assert isinstance(function.body[-1], ast.Return)
