@@ -112,10 +112,10 @@ def refine(course: Course, work: Path, files: Sequence[File], rows: np.ndarray) 
         chosen = functions[number * course.functions : (number + 1) * course.functions]
         lessons = write(llm, chosen, course.seed + number)
         figures = {
-            "round": number,
-            "texts": len(lessons),
-            "looping": np.mean([-1 in lesson.signs for lesson in lessons]),
-            "good": np.mean([1 in lesson.signs for lesson in lessons]),
+            "round": float(number),
+            "texts": float(len(lessons)),
+            "looping": sum(-1 in lesson.signs for lesson in lessons) / len(lessons),
+            "good": sum(1 in lesson.signs for lesson in lessons) / len(lessons),
         }
         lessons += gaps(bpe, some, course.gaps, course.seed + number)
         figures |= learn(model, course, lessons, rows, number)
@@ -123,7 +123,7 @@ def refine(course: Course, work: Path, files: Sequence[File], rows: np.ndarray) 
         state["rounds"] = number + 1
         state["seconds"] += time.monotonic() - started
         save(path, state)
-        line = json.dumps({name: round(float(value), 4) for name, value in figures.items()})
+        line = json.dumps({name: round(value, 4) for name, value in figures.items()})
         print(line, flush=True)
         with (folder / "refine.jsonl").open("a") as log:
             log.write(line + "\n")
@@ -134,8 +134,8 @@ def write(llm: LLM, functions: Sequence[measure.Function], seed: int) -> list[Le
     """Let the model write the functions' bodies, and mark what it wrote."""
     prompts = []
     for i, function in enumerate(functions):
-        bare = textwrap.dedent(function.header)
-        prompts.append(llm.tokenize(bare if i % 2 else function.prompt)[-PROMPT_TOKENS:])
+        text = textwrap.dedent(function.header) if i % 2 else function.prompt
+        prompts.append(llm.tokenize(text)[-PROMPT_TOKENS:])
     lessons = []
     for i in range(1 + N_SAMPLED):
         completions = llm.generate(
@@ -167,7 +167,7 @@ def gaps(bpe: Tokenizer, files: Sequence[File], n: int, seed: int) -> list[Lesso
     """`n` gaps, from anywhere in a line to the end of that line or one of the next."""
     rng = random.Random(seed)
     [end_id] = bpe.encode("<|endoftext|>").ids
-    lessons = []
+    lessons: list[Lesson] = []
     while len(lessons) < n:
         text = rng.choice(files).text
         ends = [i for i, character in enumerate(text) if character == "\n"]
