@@ -334,11 +334,11 @@ def test_what_stands_for_the_third_time_is_a_repeat() -> None:
 def test_only_bodies_that_do_something_are_good() -> None:
     refine = pytest.importorskip("training.refine", reason="PyTorch is for training alone")
     method = measure.Function("class A:\n    def f(self):", "    def f(self):", 4)
-    assert refine.is_good(method, "\n        return 1\n\n", bare=False)
-    assert refine.is_good(method, "\n    return 1\n", bare=True)
-    assert not refine.is_good(method, "\n        pass\n", bare=False)
-    assert not refine.is_good(method, '\n        """It does."""\n', bare=False)
-    assert not refine.is_good(method, "\n        return (\n", bare=False)
+    assert refine.is_good(method, "\n        return 1\n\n")
+    assert refine.is_good(refine.bare(method), "\n    return 1\n")
+    assert not refine.is_good(method, "\n        pass\n")
+    assert not refine.is_good(method, '\n        """It does."""\n')
+    assert not refine.is_good(method, "\n        return (\n")
 
 
 def test_gaps_end_with_a_line_and_teach_the_middle_alone(bpe: Tokenizer) -> None:

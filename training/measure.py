@@ -120,16 +120,20 @@ def block(text: str, indent: int) -> tuple[str, bool]:
     return "".join(kept), False
 
 
-def parses(function: Function, body: str) -> bool:
-    """Whether header and body are Python."""
+def parsed(function: Function, body: str) -> ast.Module | None:
+    """Header and body as Python, a method under an `if True:`; None if they are none."""
     source = function.header + body
     if function.indent:
         source = "if True:\n" + source
     try:
-        ast.parse(source)
+        return ast.parse(source)
     except (SyntaxError, ValueError):
-        return False
-    return True
+        return None
+
+
+def parses(function: Function, body: str) -> bool:
+    """Whether header and body are Python."""
+    return parsed(function, body) is not None
 
 
 def complete_functions(llm: LLM, chosen: Sequence[Function]) -> dict[str, float]:

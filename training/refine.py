@@ -104,9 +104,9 @@ def refine(course: Course, work: Path, files: Sequence[File], rows: np.ndarray) 
     functions = measure.functions(some, course.rounds * course.functions)
     bpe = tokenizer.load(work / "tokenizer.json")
     torch.set_flush_denormal(True)
+    if not path.exists():
+        save(path, state)
     for number in range(state.get("rounds", 0), course.rounds):
-        if not path.exists():
-            save(path, state)
         started = time.monotonic()
         llm = LLM(export(path, work / "tokenizer.json", work)["q8_0"])
         chosen = functions[number * course.functions : (number + 1) * course.functions]
@@ -132,10 +132,8 @@ def refine(course: Course, work: Path, files: Sequence[File], rows: np.ndarray) 
 
 def write(llm: LLM, functions: Sequence[measure.Function], seed: int) -> list[Lesson]:
     """Let the model write the functions' bodies, and mark what it wrote."""
-    prompts = []
-    for i, function in enumerate(functions):
-        text = textwrap.dedent(function.header) if i % 2 else function.prompt
-        prompts.append(llm.tokenize(text)[-PROMPT_TOKENS:])
+    asked = [bare(function) if i % 2 else function for i, function in enumerate(functions)]
+    prompts = [llm.tokenize(function.prompt)[-PROMPT_TOKENS:] for function in asked]
     lessons = []
     for i in range(1 + N_SAMPLED):
         completions = llm.generate(
@@ -145,15 +143,14 @@ def write(llm: LLM, functions: Sequence[measure.Function], seed: int) -> list[Le
             top_k=0,
             seed=seed * 1_000_000 + i * len(prompts),
         )
-        for j, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-            function, bare = functions[j], j % 2 == 1
+        for function, prompt, completion in zip(asked, prompts, completions, strict=True):
             tokens = list(completion.tokens)
             if completion.finish_reason == "stop":
                 tokens += llm.tokenize("<|endoftext|>")
             signs = [-sign for sign in repeats(tokens)]
-            body, ended = measure.block(completion.text, 0 if bare else function.indent)
+            body, ended = measure.block(completion.text, function.indent)
             ended = ended or completion.finish_reason == "stop"
-            if ended and is_good(function, body, bare):
+            if ended and is_good(function, body):
                 end = bisect.bisect_right(
                     range(len(tokens)), len(body), key=lambda k: len(llm.detokenize(tokens[:k]))
                 )
@@ -161,6 +158,12 @@ def write(llm: LLM, functions: Sequence[measure.Function], seed: int) -> list[Le
                     signs[:end] = [1] * end
             lessons.append(Lesson(prompt + tokens, [0] * len(prompt) + signs))
     return [lesson for lesson in lessons if any(lesson.signs)]
+
+
+def bare(function: measure.Function) -> measure.Function:
+    """The function by its header alone, at the beginning of a document."""
+    header = textwrap.dedent(function.header)
+    return measure.Function(header, header, 0)
 
 
 def gaps(bpe: Tokenizer, files: Sequence[File], n: int, seed: int) -> list[Lesson]:
@@ -196,19 +199,10 @@ def repeats(tokens: Sequence[int]) -> list[int]:
     return found
 
 
-def is_good(function: measure.Function, body: str, bare: bool) -> bool:
+def is_good(function: measure.Function, body: str) -> bool:
     """Whether a body parses and does something: more than a docstring or `pass`."""
-    header = function.header
-    if bare:
-        header = textwrap.dedent(header)
-    source = header + body
-    if not bare and function.indent:
-        source = "if True:\n" + source
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError):
-        return False
-    for node in ast.walk(tree):
+    tree = measure.parsed(function, body)
+    for node in ast.walk(tree) if tree else ():
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             has_docstring = ast.get_docstring(node) is not None
             return any(not isinstance(x, ast.Pass) for x in node.body[has_docstring:])
