@@ -12,8 +12,10 @@ prefix-suffix-middle and half suffix-first,
     <fim_prefix>{prefix}<fim_suffix>{suffix}<fim_middle>{middle}<|endoftext|>
     <fim_prefix><fim_suffix>{suffix}<fim_middle>{prefix}{middle}<|endoftext|>
 
-cut at two random characters, the three pieces tokenized apart. Middles are as often short as long,
-since an editor asks for a few words or a line more often than for a page.
+the three pieces tokenized apart. They are cut at two random characters, or, half of the time, where
+editors ask: from the end or the midst of a line to the end of that line or of one of the next.
+What is filled is shorter than what is not, so that there are many middles to learn from: where
+they are few, prefix-suffix-middle is not learned at all (docs/log.md).
 """
 
 from __future__ import annotations
@@ -33,14 +35,17 @@ from tokenizers import Tokenizer
 
 from training.corpus import File
 
-FIM_RATE = 0.5
+FIM_RATE = 0.5  # of the tokens
 SUFFIX_FIRST_RATE = 0.5
+LINES_RATE = 0.5  # of the middles
+GAP_LINES = 3  # of such a middle, at most
 FIM_ROOM = 16  # tokens that filling adds: four special ones, and those cut in two
-MIN_PART = 64  # tokens of the shortest part; the longest is a row
+PLAIN_TOKENS = 64  # of the shortest part that is not filled; the longest is a row
+FILLED_TOKENS = 32, 512  # of a part that is; both log-uniform
 
 PLAIN_LINES = 12  # mean length of a file's functions, at most: longer ones teach no ends
 FUNCTION_LINES = range(2, 25)
-FUNCTION_SHARE = 0.2  # of the rows
+FUNCTION_SHARE = 0.3  # of the rows
 
 
 def select(files: list[File]) -> tuple[list[File], list[File]]:
@@ -117,13 +122,17 @@ def _rows(
     """Rows of (context + 1,) tokens; with `run_on`, a document goes on in the row that follows."""
     end = token_id(tokenizer, "<|endoftext|>")
     width = context + 1
+    parts = {False: (PLAIN_TOKENS, width), True: (FILLED_TOKENS[0], min(FILLED_TOKENS[1], width))}
+    plain_mean, filled_mean = (_mean_of_log_uniform(*parts[filled]) for filled in (False, True))
+    weight = fim_rate * plain_mean
+    filled_rate = weight / (weight + (1 - fim_rate) * filled_mean)  # of the parts
     row: list[int] = []
     for ids in _tokenized(rng.sample(files, len(files)), tokenizer):
         at = 0
         while at < len(ids):
             room = width - len(row)
-            filled = room >= MIN_PART and rng.random() < fim_rate
-            length = min(int(_log_uniform(rng, MIN_PART, width)), room - FIM_ROOM * filled)
+            filled = room >= FIM_ROOM + FILLED_TOKENS[0] and rng.random() < filled_rate
+            length = min(int(_log_uniform(rng, *parts[filled])), room - FIM_ROOM * filled)
             part = ids[at : at + length]
             at += len(part)
             row += [*fill_in_middle(tokenizer, part, rng), end][:room] if filled else part
@@ -148,22 +157,32 @@ def _log_uniform(rng: random.Random, low: float, high: float) -> float:
     return math.exp(rng.uniform(math.log(low), math.log(high)))
 
 
+def _mean_of_log_uniform(low: float, high: float) -> float:
+    return (high - low) / math.log(high / low)
+
+
 def fill_in_middle(tokenizer: Tokenizer, ids: list[int], rng: random.Random) -> list[int]:
-    """One part of a document, cut at two random characters, in one of the two trained orders."""
+    """One part of a document, cut in three, in one of the two trained orders."""
     text = tokenizer.decode(ids, skip_special_tokens=False)
-    a, b = _cuts(len(text), rng)
+    a, b = _lines(text, rng) if rng.random() < LINES_RATE else _anywhere(text, rng)
     suffix_first = rng.random() < SUFFIX_FIRST_RATE
     return fim_prompt(tokenizer, text[:a], text[b:], suffix_first) + _ids(tokenizer, text[a:b])
 
 
-def _cuts(n: int, rng: random.Random) -> tuple[int, int]:
-    """Where a text of `n` characters is cut: two random places, or one and a short way on."""
-    if n < 2 or rng.random() < 0.5:
-        a, b = sorted((rng.randint(0, n), rng.randint(0, n)))
-        return a, b
-    length = int(_log_uniform(rng, 1, n))
-    a = rng.randint(0, n - length)
-    return a, a + length
+def _anywhere(text: str, rng: random.Random) -> tuple[int, int]:
+    a, b = sorted((rng.randint(0, len(text)), rng.randint(0, len(text))))
+    return a, b
+
+
+def _lines(text: str, rng: random.Random) -> tuple[int, int]:
+    """From the end of a line, or from anywhere in the next, to the end of one that follows."""
+    ends = [i for i, character in enumerate(text) if character == "\n"]
+    if len(ends) < 2:
+        return _anywhere(text, rng)
+    first = rng.randrange(len(ends) - 1)
+    last = min(first + rng.randint(1, GAP_LINES), len(ends) - 1)
+    a = ends[first] if rng.random() < 0.5 else rng.randint(ends[first], ends[first + 1])
+    return a, ends[last]
 
 
 def fim_prompt(tokenizer: Tokenizer, prefix: str, suffix: str, suffix_first: bool) -> list[int]:

@@ -7,11 +7,12 @@ greedily, `N_SAMPLED` times at random. In what it wrote
 - a token that completes a sequence of `NGRAM` for the third time is made less likely (unlikelihood
   on the model's own text, Welleck et al. 2019); of source, that is one token in 90;
 - the body of a function that ends, parses and repeats nothing is made more likely, up to and with
-  the token that ends it.
+  the token that ends it;
+- a body that does not end is given one: after the last line before it repeats itself, or before
+  there was no more room, a line break and <|endoftext|> are made more likely.
 
-Gaps of a line or a few in source of the training split are filled in both orders, with nothing
-learned but the middle and its end. Rows of source keep the model where it was otherwise. A round
-that was interrupted is done again. Nothing of what is held out is asked for.
+Rows of source keep the model where it was otherwise. A round that was interrupted is done again.
+Nothing of what is held out is asked for.
 """
 
 from __future__ import annotations
@@ -23,17 +24,16 @@ import random
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 from torch.nn import functional
 
-from starcoder import LLM
-from training import dataset, measure, tokenizer
+from starcoder import LLM, Completion
+from training import measure
 from training.corpus import File
 from training.export import export
 from training.model import GPTBigCode
@@ -42,10 +42,8 @@ from training.shape import Shape
 from training.train import save
 
 NGRAM = 8
-N_SAMPLED = 2
+N_SAMPLED = 1
 PROMPT_TOKENS, BODY_TOKENS = 384, 192
-PREFIX_CHARACTERS, SUFFIX_CHARACTERS = 1400, 1000  # at most, around a gap
-GAP_LINES, GAP_TOKENS = 3, 900  # at most; tokens with what is around
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +53,6 @@ class Course:
     Attributes:
         rounds: How often it writes and learns.
         functions: Asked for in a round; half of them by their header alone.
-        gaps: Filled in a round.
         batch: Texts in one update of the weights.
         rows: Rows of source in one update.
         matrix_lr: Highest learning rate of the matrices (Muon).
@@ -63,9 +60,8 @@ class Course:
         seed: Of the choice of functions, and of what is written at random.
     """
 
-    rounds: int = 7
-    functions: int = 384
-    gaps: int = 768
+    rounds: int = 8
+    functions: int = 512
     batch: int = 32
     rows: int = 8
     matrix_lr: float = 6e-4
@@ -102,7 +98,6 @@ def refine(course: Course, work: Path, files: Sequence[File], rows: np.ndarray) 
     model.load_state_dict(state["model"])
     some = random.Random(course.seed).sample(files, min(len(files), 4000))
     functions = measure.functions(some, course.rounds * course.functions)
-    bpe = tokenizer.load(work / "tokenizer.json")
     torch.set_flush_denormal(True)
     if not path.exists():
         save(path, state)
@@ -117,7 +112,6 @@ def refine(course: Course, work: Path, files: Sequence[File], rows: np.ndarray) 
             "looping": sum(-1 in lesson.signs for lesson in lessons) / len(lessons),
             "good": sum(1 in lesson.signs for lesson in lessons) / len(lessons),
         }
-        lessons += gaps(bpe, some, course.gaps, course.seed + number)
         figures |= learn(model, course, lessons, rows, number)
         state["model"] = model.state_dict()
         state["rounds"] = number + 1
@@ -144,48 +138,64 @@ def write(llm: LLM, functions: Sequence[measure.Function], seed: int) -> list[Le
             seed=seed * 1_000_000 + i * len(prompts),
         )
         for function, prompt, completion in zip(asked, prompts, completions, strict=True):
-            tokens = list(completion.tokens)
-            if completion.finish_reason == "stop":
-                tokens += llm.tokenize("<|endoftext|>")
-            signs = [-sign for sign in repeats(tokens)]
-            body, ended = measure.block(completion.text, function.indent)
-            ended = ended or completion.finish_reason == "stop"
-            if ended and is_good(function, body):
-                end = bisect.bisect_right(
-                    range(len(tokens)), len(body), key=lambda k: len(llm.detokenize(tokens[:k]))
-                )
-                if not any(signs[:end]):
-                    signs[:end] = [1] * end
-            lessons.append(Lesson(prompt + tokens, [0] * len(prompt) + signs))
-    return [lesson for lesson in lessons if any(lesson.signs)]
+            lessons += _lessons(llm, function, prompt, completion)
+    return lessons
+
+
+def _lessons(
+    llm: LLM, function: measure.Function, prompt: list[int], completion: Completion
+) -> Iterator[Lesson]:
+    """What one body teaches: at most what repeats or is good, and where it should have ended."""
+    tokens = list(completion.tokens)
+    if completion.finish_reason == "stop":
+        tokens += llm.tokenize("<|endoftext|>")
+    signs = [-sign for sign in repeats(tokens)]
+    body, ended = measure.block(completion.text, function.indent)
+    ended = ended or completion.finish_reason == "stop"
+    end = _n_tokens(llm, tokens, len(body) + 1)  # with the token that ends it
+    if not ended or any(signs[:end]):
+        unrepeated = tokens[: _first_of_three(tokens)]
+        if kept := _whole_lines(llm, function, unrepeated):
+            last = llm.tokenize("\n<|endoftext|>")
+            yield Lesson(prompt + kept + last, [0] * len(prompt + kept) + [1] * len(last))
+    elif is_good(function, body):
+        signs[:end] = [1] * end
+    if any(signs):
+        yield Lesson(prompt + tokens, [0] * len(prompt) + signs)
+
+
+def _n_tokens(llm: LLM, tokens: list[int], n_characters: int) -> int:
+    """How many of the tokens have the first `n_characters`, or more."""
+    return bisect.bisect_left(
+        range(len(tokens)), n_characters, key=lambda k: len(llm.detokenize(tokens[:k]))
+    )
+
+
+def _first_of_three(tokens: list[int]) -> int:
+    """Where that ends for the first time which is the first to come thrice; else all tokens."""
+    marks = repeats(tokens)
+    if 1 not in marks:
+        return len(tokens)
+    end = marks.index(1) + 1
+    ngram = tokens[end - NGRAM : end]
+    return next(i for i in range(NGRAM, end) if tokens[i - NGRAM : i] == ngram)
+
+
+def _whole_lines(llm: LLM, function: measure.Function, tokens: list[int]) -> list[int]:
+    """The tokens of as many whole lines as are a good body, without the last break; else none."""
+    text = llm.detokenize(tokens)
+    while "\n" in text:
+        text = text[: text.rindex("\n")].rstrip()
+        if is_good(function, text):
+            kept = tokens[: _n_tokens(llm, tokens, len(text))]
+            return kept if llm.detokenize(kept) == text else []
+    return []
 
 
 def bare(function: measure.Function) -> measure.Function:
     """The function by its header alone, at the beginning of a document."""
     header = textwrap.dedent(function.header)
     return measure.Function(header, header, 0)
-
-
-def gaps(bpe: Tokenizer, files: Sequence[File], n: int, seed: int) -> list[Lesson]:
-    """`n` gaps, from anywhere in a line to the end of that line or one of the next."""
-    rng = random.Random(seed)
-    [end_id] = bpe.encode("<|endoftext|>").ids
-    lessons: list[Lesson] = []
-    while len(lessons) < n:
-        text = rng.choice(files).text
-        ends = [i for i, character in enumerate(text) if character == "\n"]
-        if len(ends) < 8:
-            continue
-        first = rng.randrange(len(ends) - GAP_LINES)
-        start = ends[first] if rng.random() < 0.5 else rng.randint(ends[first], ends[first + 1])
-        stop = ends[first + rng.randint(1, GAP_LINES)]
-        prefix = text[max(0, start - rng.randrange(PREFIX_CHARACTERS)) : start]
-        suffix = text[stop : stop + rng.randrange(SUFFIX_CHARACTERS)]
-        prompt = dataset.fim_prompt(bpe, prefix, suffix, suffix_first=len(lessons) % 2 == 1)
-        middle = [*bpe.encode(text[start:stop]).ids, end_id]
-        if len(prompt) + len(middle) <= GAP_TOKENS:
-            lessons.append(Lesson(prompt + middle, [0] * len(prompt) + [1] * len(middle)))
-    return lessons
 
 
 def repeats(tokens: Sequence[int]) -> list[int]:

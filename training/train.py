@@ -67,7 +67,7 @@ class Plan:
     matrix_lr: float = 6e-3
     other_lr: float = 3e-3
     seed: int = 1
-    bf16: bool = False
+    bf16: bool = True
 
     @property
     def steps(self) -> int:
