@@ -49,6 +49,7 @@ inline constexpr int kPeakBytes = 1024;  // of operands: four rounds' of the wid
 // 10.4 GB/s at 1024, 11.0 at 2048, 11.0 and 11.7 at 3072; two threads lose at 6144. See
 // docs/log.md.
 inline constexpr int64_t kAhead = 3072;
+inline constexpr int64_t kFloatsAhead = 8192;  // a group of F16 is 4 KB, one of F32 8 KB
 
 struct Isa {
     const char* name;
@@ -56,7 +57,7 @@ struct Isa {
     // Codes of 8 bits are multiplied as signed numbers: they need no zero point.
     bool signed_bytes;
 
-    // Up to this many tokens are multiplied by `dot_few`.
+    // Up to this many tokens are multiplied by `dot_few` and `dot_few_floats`.
     int few_tokens;
 
     // x (k) -> groups of out, for weights coded like this.
@@ -79,6 +80,9 @@ struct Isa {
     // acc (n, 32) += strip (k, 32) times x (n, k) at a distance of `stride` floats; k <= 128.
     void (*dot_floats)(const float* strip, int64_t k, const float* x, int64_t stride, int64_t n,
                        float* acc);
+    // The same from k inputs of two panels of floats, for n <= few_tokens.
+    void (*dot_few_floats)(Type type, const uint8_t* const panels[2], int64_t k, const float* x,
+                           int64_t stride, int64_t n, float* acc);
 
     // to (k) = x (k), rounded to nearest even; what is smaller than 2^-126 becomes 0.
     void (*round_bf16)(const float* x, int64_t k, uint16_t* to);

@@ -16,7 +16,7 @@ constexpr int kStripRows = 2 * kRows;  // two panels are multiplied together
 
 // Groups unpacked at a time: 8 strips are 48 KB at most, mostly 36, and stay near the multipliers
 // while all tokens of a block pass by.
-constexpr int64_t kStrips = 8;
+constexpr int64_t kStrips = 2;
 
 // Up to this many tokens one group at a time is unpacked: memory sets the pace then, and its
 // answers are waited for less if the questions are spread out.
@@ -28,7 +28,7 @@ constexpr int64_t kSlice = 24;
 // Tokens that share one unpacking, and the groups of their activations that stay in the
 // second-level cache (800 KB) while several pairs of panels pass by.
 constexpr int64_t kTokenBlock = 264;
-constexpr int64_t kNearGroups = 16;
+constexpr int64_t kNearGroups = 8;
 
 // Pairs of panels whose results are written together, a few tokens at a time: rows of results lie
 // pages apart, and finding and writing them takes an eighth of the time. Four pairs are also one
@@ -184,11 +184,14 @@ void multiply_pair(const Matrix& w, int64_t pair, const float* x, int64_t t, int
     alignas(64) float strip[kGroup * kStripRows];
     for (int64_t i = 0; i < k; i += kGroup) {
         const int64_t count = std::min<int64_t>(kGroup, k - i);
-        for (int half = 0; half < 2; ++half) {
-            const uint8_t* group = w.group(pair, i / kGroup, half);
-            prefetch(group + kAhead, w.group_bytes());
-            isa().unpack_floats(w.type(), group, count, half, strip);
+        const uint8_t* panels[2] = {w.group(pair, i / kGroup, 0), w.group(pair, i / kGroup, 1)};
+        for (const uint8_t* panel : panels) prefetch(panel + kFloatsAhead, w.group_bytes());
+        if (n <= isa().few_tokens) {
+            isa().dot_few_floats(w.type(), panels, count, x + t * k + i, k, n, acc);
+            continue;
         }
+        for (int half = 0; half < 2; ++half)
+            isa().unpack_floats(w.type(), panels[half], count, half, strip);
         isa().dot_floats(strip, count, x + t * k + i, k, n, acc);
     }
 }
@@ -198,7 +201,7 @@ void multiply_pair(const Matrix& w, int64_t pair, const uint16_t* x, int64_t t, 
     const int64_t k = even(w.n_cols());
     for (int64_t i = 0; i < k; i += kGroup) {
         const uint8_t* panels[2] = {w.group(pair, i / kGroup, 0), w.group(pair, i / kGroup, 1)};
-        for (const uint8_t* panel : panels) prefetch(panel + kAhead, w.group_bytes());
+        for (const uint8_t* panel : panels) prefetch(panel + kFloatsAhead, w.group_bytes());
         isa().dot_pairs(panels, std::min<int64_t>(kGroup, k - i) / 2, x + t * k + i, k, n, acc);
     }
 }

@@ -35,10 +35,10 @@ namespace starcoder {
 namespace {
 
 constexpr Isa kTable = {
-    kName,      kSignedBytes, kFewTokens, quantize_row, unpack,   unpack_floats,
-    dot,        dot_few,      dot_floats, round_bf16,   nullptr,  finish,
-    layer_norm, narrow,       scores,     softmax,      mix,      merge,
-    encode,     widen_half,   int8_peak,  nullptr,      f32_peak, read_lines,
+    kName,     kSignedBytes, kFewTokens,     quantize_row, unpack,  unpack_floats, dot,
+    dot_few,   dot_floats,   dot_few_floats, round_bf16,   nullptr, finish,        layer_norm,
+    narrow,    scores,       softmax,        mix,          merge,   encode,        widen_half,
+    int8_peak, nullptr,      f32_peak,       read_lines,
 };
 
 }  // namespace
