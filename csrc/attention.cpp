@@ -143,6 +143,7 @@ class Attention {
             for (int64_t h = 0; h < q.size; ++h, queries += width_, from += d) {
                 scaled(from, scale, d, queries);
                 std::fill(queries + d, queries + width_, 0.0f);
+                if (heads_.bf16) isa().round_pairs(queries, width_);
             }
         }
     }
@@ -160,6 +161,14 @@ class Attention {
         };
         for (int64_t key = 0; key < keys; key += kAtOnce * kBlock) {
             const int64_t n_blocks = std::min(kAtOnce, divide_up(keys - key, kBlock));
+            if (heads_.bf16) {
+                const uint16_t* pairs[kAtOnce];
+                for (int64_t b = 0; b < n_blocks; ++b)
+                    pairs[b] = cache_.keys + at(key + b * kBlock);
+                isa().score_pairs(space.queries, count, width_, pairs, n_blocks, space.block,
+                                  space.weights + key, kPart);
+                continue;
+            }
             for (int64_t b = 0; b < n_blocks; ++b)
                 isa().widen_half(cache_.keys + at(key + b * kBlock), width_ * kBlock,
                                  space.block + b * width_ * kBlock);
@@ -168,19 +177,28 @@ class Attention {
         }
         for (int64_t r = 0; r < q.n; ++r)
             if (const int64_t seen = visible(q.row + r, part))
-                for (int64_t i = r * q.size; i < (r + 1) * q.size; ++i)
-                    isa().softmax(space.weights + i * kPart, divide_up(seen, kBlock) * kBlock, seen,
-                                  out.max + i, out.sum + i);
+                for (int64_t i = r * q.size; i < (r + 1) * q.size; ++i) {
+                    float* weights = space.weights + i * kPart;
+                    const int64_t n = divide_up(seen, kBlock) * kBlock;
+                    isa().softmax(weights, n, seen, out.max + i, out.sum + i);
+                    if (heads_.bf16) isa().round_pairs(weights, n);
+                }
         std::memset(out.acc, 0, static_cast<size_t>(count * width_) * sizeof(float));
         for (int64_t key = 0; key < keys; key += kBlock) {
-            isa().widen_half(cache_.values + at(key), width_ * kBlock, space.block);
+            const uint16_t* values = cache_.values + at(key);
+            if (!heads_.bf16) isa().widen_half(values, width_ * kBlock, space.block);
             const auto seen = [&](int64_t r) {
                 return std::clamp<int64_t>(visible(q.row + r, part) - key, 0, kBlock);
             };
             for (int64_t r = 0, n; r < q.n; r += n) {  // rows that see the same keys go together
                 for (n = 1; r + n < q.n && seen(r + n) == seen(r);) ++n;
-                isa().mix(space.weights + r * q.size * kPart + key, kPart, seen(r), n * q.size,
-                          width_, space.block, out.acc + r * q.size * width_);
+                const float* weights = space.weights + r * q.size * kPart;
+                float* acc = out.acc + r * q.size * width_;
+                if (heads_.bf16)
+                    isa().mix_pairs(weights, kPart, key, seen(r), n * q.size, width_, values,
+                                    space.block, acc);
+                else
+                    isa().mix(weights + key, kPart, seen(r), n * q.size, width_, space.block, acc);
             }
         }
     }
@@ -294,7 +312,7 @@ void attention(Team& team, const float* qkv, int64_t n, const Heads& heads, cons
 void store_kv(Team& team, const float* qkv, int64_t n, const Heads& heads, const Rows& rows,
               const Cache& cache) {
     const int64_t d = heads.width(), hd = heads.head_dim;
-    half* narrow = scratch<half>(static_cast<size_t>(hd), 0);
+    uint16_t* narrow = scratch<uint16_t>(static_cast<size_t>(hd), 0);
     const auto [begin, end] = team.share(n);
     for (int64_t i = begin; i < end; ++i)
         for (int64_t head = 0; head < heads.n_kv_heads; ++head) {
@@ -302,9 +320,20 @@ void store_kv(Team& team, const float* qkv, int64_t n, const Heads& heads, const
             const int64_t slot = rows.positions[i] % kBlock;
             const int64_t block = block_table(rows, i)[rows.positions[i] / kBlock];
             const int64_t at = block * cache.block_len + head * d * kBlock;
+            const float* value = key + heads.n_kv_heads * hd;
+            uint16_t *keys = cache.keys + at, *values = cache.values + at;
+            if (heads.bf16) {
+                isa().round_bf16(key, hd, narrow);
+                for (int64_t j = 0; j < hd; ++j)
+                    keys[j / 2 * 2 * kBlock + 2 * slot + j % 2] = narrow[j];
+                isa().round_bf16(value, hd, narrow);
+                for (int64_t j = 0; j < hd; ++j)
+                    values[slot / 2 * 2 * d + 2 * j + slot % 2] = narrow[j];
+                continue;
+            }
             isa().narrow(key, hd, narrow);
-            for (int64_t j = 0; j < hd; ++j) cache.keys[at + j * kBlock + slot] = narrow[j];
-            isa().narrow(key + heads.n_kv_heads * hd, hd, cache.values + at + slot * d);
+            for (int64_t j = 0; j < hd; ++j) keys[j * kBlock + slot] = narrow[j];
+            isa().narrow(value, hd, values + slot * d);
         }
 }
 

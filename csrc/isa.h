@@ -109,6 +109,16 @@ struct Isa {
     // acc (h, d) += weights (h, stride), `valid` columns, times one block of values (16, d).
     void (*mix)(const float* weights, int64_t stride, int64_t valid, int64_t h, int64_t d,
                 const float* values, float* acc);
+    // The same three with bf16. Queries and weights are first rounded to pairs: x (n) in place.
+    void (*round_pairs)(float* x, int64_t n);
+    // scores (h, 16 n_blocks) = queries (h, d) in pairs times n_blocks <= 2 blocks of keys
+    // (d / 2, 16, 2); `room` is for 32 d floats.
+    void (*score_pairs)(const float* queries, int64_t h, int64_t d, const uint16_t* const* keys,
+                        int64_t n_blocks, float* room, float* scores, int64_t stride);
+    // acc (h, d) += columns key .. key + valid of weights (h, stride) in pairs, times one block of
+    // values (16 / 2, d, 2); `room` is for 16 d floats.
+    void (*mix_pairs)(const float* weights, int64_t stride, int64_t key, int64_t valid, int64_t h,
+                      int64_t d, const uint16_t* values, float* room, float* acc);
     // Merges two parts of a softmax: acc (d), max, sum of one into those of the other.
     void (*merge)(float* acc, float* max, float* sum, const float* acc2, float max2, float sum2,
                   int64_t d);

@@ -152,6 +152,78 @@ WITH_PAIRS void dot_pairs(const uint8_t* const panels[2], int64_t n_pairs, const
     pair_tiles<kFloatTileTokens>(panels, n_pairs, x, stride, n, acc);
 }
 
+void round_pairs_packed(float* x, int64_t n) {
+    auto* to = reinterpret_cast<uint8_t*>(x);  // behind what is still to be read
+    for (int64_t i = 0; i < n; i += 16) {
+        alignas(64) uint16_t rounded[16];
+        round_bf16(x + i, 16, rounded);
+        __builtin_memcpy(to + 2 * i, rounded, sizeof(rounded));
+    }
+}
+
+inline const int8_t* pairs_of(const float* row, int64_t first) {
+    return reinterpret_cast<const int8_t*>(row) + 2 * first;
+}
+
+template <int P, int H>
+WITH_PAIRS void score_pairs_tile(const float* queries, int64_t d, const uint16_t* const* keys,
+                                 float* out, int64_t stride) {
+    F acc[P][H];
+    EACH (p, P)
+        EACH (h, H) acc[p][h] = set(0.0f);
+    for (int64_t i = 0; i < d; i += 2) {
+        B key[P];
+        EACH (p, P) key[p] = load_bytes(reinterpret_cast<const uint8_t*>(keys[p] + 16 * i));
+        EACH (h, H) {
+            const B query = set_four(pairs_of(queries + h * d, i));
+            EACH (p, P) acc[p][h] = dot2(acc[p][h], key[p], query);
+        }
+    }
+    EACH (p, P)
+        EACH (h, H) store(out + h * stride + p * W, acc[p][h]);
+}
+
+void score_pairs_packed(const float* queries, int64_t h, int64_t d, const uint16_t* const* keys,
+                        int64_t n_blocks, float*, float* out, int64_t stride) {
+    in_vectors<kTileKeys>(n_blocks, [&](auto blocks, int64_t b) {
+        in_tiles<kTileHeads>(h, [&](auto heads, int64_t i) {
+            score_pairs_tile<blocks, heads>(queries + i * d, d, keys + b, out + i * stride + b * W,
+                                            stride);
+        });
+    });
+}
+
+template <int P, int H>
+WITH_PAIRS void mix_pairs_tile(const float* weights, int64_t stride, int64_t key, int64_t valid,
+                               int64_t d, const uint16_t* values, float* acc) {
+    F sum[P][H];
+    EACH (h, H)
+        EACH (p, P) sum[p][h] = load(acc + h * d + p * W);
+    for (int64_t j = 0; j < valid; j += 2) {
+        B value[P];
+        EACH (p, P)
+            value[p] = load_bytes(reinterpret_cast<const uint8_t*>(values + j * d + 2 * p * W));
+        if (j + 1 == valid)  // the second is not to be seen
+            EACH (p, P) value[p] = _mm512_and_si512(value[p], set_int(0xffff));
+        EACH (h, H) {
+            const B weight = set_four(pairs_of(weights + h * stride, key + j));
+            EACH (p, P) sum[p][h] = dot2(sum[p][h], value[p], weight);
+        }
+    }
+    EACH (h, H)
+        EACH (p, P) store(acc + h * d + p * W, sum[p][h]);
+}
+
+void mix_pairs_packed(const float* weights, int64_t stride, int64_t key, int64_t valid, int64_t h,
+                      int64_t d, const uint16_t* values, float*, float* acc) {
+    in_tiles<kTileHeads>(h, [&](auto heads, int64_t i) {
+        in_vectors<kTileKeys>(d / W, [&](auto vectors, int64_t v) {
+            mix_pairs_tile<vectors, heads>(weights + i * stride, stride, key, valid, d,
+                                           values + 2 * v * W, acc + i * d + v * W);
+        });
+    });
+}
+
 WITH_PAIRS Products bf16_peak(const uint16_t* w, const uint16_t* x, int64_t rounds) {
     const B a = load_bytes(reinterpret_cast<const uint8_t*>(w));
     const B b = load_bytes(reinterpret_cast<const uint8_t*>(x));
@@ -170,7 +242,12 @@ Isa table() {
         // Intel's take twice as long as the two f32 instructions that give the same bits: one in
         // two cycles on Sapphire Rapids, and four of the others. On Zen 4 it is the other way
         // round.
-        if (!__builtin_cpu_is("intel")) isa.dot_pairs = dot_pairs;
+        if (!__builtin_cpu_is("intel")) {
+            isa.dot_pairs = dot_pairs;
+            isa.round_pairs = round_pairs_packed;
+            isa.score_pairs = score_pairs_packed;
+            isa.mix_pairs = mix_pairs_packed;
+        }
     }
     return isa;
 }

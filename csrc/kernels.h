@@ -159,15 +159,18 @@ struct Rows {
     int64_t n_sequences, table_len;
 };
 
-// One layer of the key/value cache, f16; d is rounded up to a multiple of 16 with zeros.
+// One layer of the key/value cache, f16 or bf16; d is rounded up to a multiple of 16 with zeros.
+// bf16 has two dimensions of a key side by side, and two positions of a value.
 struct Cache {
-    half* keys;         // (blocks, n_kv_heads, d, 16)
-    half* values;       // (blocks, n_kv_heads, 16, d)
-    int64_t block_len;  // halves from one block to the next, in keys as in values
+    uint16_t* keys;     // (blocks, n_kv_heads, d, 16) or (blocks, n_kv_heads, d / 2, 16, 2)
+    uint16_t* values;   // (blocks, n_kv_heads, 16, d) or (blocks, n_kv_heads, 16 / 2, d, 2)
+    int64_t block_len;  // numbers from one block to the next, in keys as in values
 };
 
 struct Heads {
     int64_t n_heads, n_kv_heads, head_dim;
+    bool
+        bf16;  // keys, values, queries and weights are rounded to bf16; else keys and values to f16
     int64_t width() const { return (head_dim + 15) / 16 * 16; }
     int64_t row() const { return (n_heads + 2 * n_kv_heads) * head_dim; }
 };

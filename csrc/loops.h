@@ -23,22 +23,22 @@ constexpr int kStripRow = 2 * kRows;  // rows of a strip
 
 #include "loops_math.h"
 //
-#include "loops_attention.h"
-//
 #include "loops_encode.h"
 //
 #include "loops_limits.h"
 //
 #include "loops_linear.h"
+//
+#include "loops_attention.h"
 
 namespace starcoder {
 namespace {
 
 constexpr Isa kTable = {
-    kName,     kSignedBytes, kFewTokens,     quantize_row, unpack,  unpack_floats, dot,
-    dot_few,   dot_floats,   dot_few_floats, round_bf16,   nullptr, finish,        layer_norm,
-    narrow,    scores,       softmax,        mix,          merge,   encode,        widen_half,
-    int8_peak, nullptr,      f32_peak,       read_lines,
+    kName,   kSignedBytes, kFewTokens,     quantize_row, unpack,      unpack_floats, dot,
+    dot_few, dot_floats,   dot_few_floats, round_bf16,   nullptr,     finish,        layer_norm,
+    narrow,  scores,       softmax,        mix,          round_pairs, score_pairs,   mix_pairs,
+    merge,   encode,       widen_half,     int8_peak,    nullptr,     f32_peak,      read_lines,
 };
 
 }  // namespace

@@ -4,17 +4,6 @@
 namespace starcoder {
 namespace {
 
-void narrow(const float* from, int64_t k, half* to) {
-    int64_t i = 0;
-    for (; i + W <= k; i += W) store_half(to + i, load(from + i));
-    if (i == k) return;
-    alignas(64) float tail[W] = {};
-    alignas(64) half out[W];
-    for (int64_t j = i; j < k; ++j) tail[j - i] = from[j];
-    store_half(out, load(tail));
-    for (int64_t j = i; j < k; ++j) to[j] = out[j - i];
-}
-
 // T queries at a time, then what is left in halves of that.
 template <int T, class Tile>
 void in_tiles(int64_t n, Tile&& tile) {
@@ -114,6 +103,45 @@ void mix(const float* weights, int64_t stride, int64_t valid, int64_t h, int64_t
                                      acc + i * d + v * W);
         });
     });
+}
+
+// ---- the same with bf16 ----
+//
+// A product of pairs is fma(first, first', fma(second, second', acc)), which is what CPUs with an
+// instruction for it do. Without one, the second of each pair stands first, and the loops above
+// give the same bits.
+
+void round_pairs(float* x, int64_t n) {
+    for (int64_t i = 0; i < n; i += 16) {
+        alignas(64) uint16_t rounded[16];
+        round_bf16(x + i, 16, rounded);
+        for (int64_t j = 0; j < 16; ++j)
+            x[i + j] = __builtin_bit_cast(float, uint32_t{rounded[j ^ 1]} << 16);
+    }
+}
+
+// Rows of `len` pairs, a multiple of 16, become two rows of floats each, the seconds first.
+void widen_pairs(const uint16_t* x, int64_t n_rows, int64_t len, float* out) {
+    for (int64_t i = 0; i < n_rows; ++i, x += 2 * len, out += 2 * len)
+        for (int64_t j = 0; j < len; j += W) {
+            store(out + j, load_bf16(x + 2 * j, true));
+            store(out + len + j, load_bf16(x + 2 * j, false));
+        }
+}
+
+void score_pairs(const float* queries, int64_t h, int64_t d, const uint16_t* const* keys,
+                 int64_t n_blocks, float* room, float* out, int64_t stride) {
+    for (int64_t b = 0; b < n_blocks; ++b) widen_pairs(keys[b], d / 2, 16, room + b * 16 * d);
+    scores(queries, h, d, room, n_blocks, out, stride);
+}
+
+void mix_pairs(const float* weights, int64_t stride, int64_t key, int64_t valid, int64_t h,
+               int64_t d, const uint16_t* values, float* room, float* acc) {
+    const int64_t whole = valid / 2 * 2;
+    widen_pairs(values, (valid + 1) / 2, d, room);
+    mix(weights + key, stride, whole, h, d, room, acc);
+    if (whole < valid)  // the second of the last pair is not to be seen
+        mix(weights + key + valid, stride, 1, h, d, room + valid * d, acc);
 }
 
 void merge(float* acc, float* max_, float* sum, const float* acc2, float max2, float sum2,

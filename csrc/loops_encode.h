@@ -293,6 +293,17 @@ void encode_tiles(const float* x, int64_t n, Block* out) {
 
 // ---- floats ----
 
+void narrow(const float* from, int64_t k, half* to) {
+    int64_t i = 0;
+    for (; i + W <= k; i += W) store_half(to + i, load(from + i));
+    if (i == k) return;
+    alignas(64) float tail[W] = {};
+    alignas(64) half out[W];
+    for (int64_t j = i; j < k; ++j) tail[j - i] = from[j];
+    store_half(out, load(tail));
+    for (int64_t j = i; j < k; ++j) to[j] = out[j - i];
+}
+
 void encode_bf16(const float* x, int64_t n, uint16_t* out) {
     for (int64_t i = 0; i < n; ++i) {
         const auto bits = __builtin_bit_cast(uint32_t, x[i]);

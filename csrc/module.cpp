@@ -179,10 +179,10 @@ Rows checked_rows(int64_t n, int64_t n_blocks, In<int32_t, 1> positions, In<int3
     return {positions.data(), row_starts.data(), block_tables.data(), sequences, table_len};
 }
 
-Heads checked_heads(int64_t qkv_width, int64_t n_heads, int64_t n_kv_heads) {
+Heads checked_heads(int64_t qkv_width, int64_t n_heads, int64_t n_kv_heads, bool bf16) {
     require(n_heads > 0 && n_kv_heads > 0 && n_heads % n_kv_heads == 0,
             "attention: n_kv_heads divides n_heads");
-    const Heads heads{n_heads, n_kv_heads, qkv_width / (n_heads + 2 * n_kv_heads)};
+    const Heads heads{n_heads, n_kv_heads, qkv_width / (n_heads + 2 * n_kv_heads), bf16};
     require(heads.head_dim > 0 && heads.row() == qkv_width,
             "attention: qkv (n, (n_heads + 2 n_kv_heads) head_dim)");
     return heads;
@@ -194,8 +194,8 @@ struct Layer {
     Cache cache;
 
     Layer(In<float, 2> qkv, int n_heads, In<int32_t, 1> positions, In<int32_t, 1> row_starts,
-          In<int32_t, 2> block_tables, Out<uint16_t, 4> keys, Out<uint16_t, 4> values)
-        : heads(checked_heads(size(qkv, 1), n_heads, size(keys, 1))),
+          In<int32_t, 2> block_tables, Out<uint16_t, 4> keys, Out<uint16_t, 4> values, bool bf16)
+        : heads(checked_heads(size(qkv, 1), n_heads, size(keys, 1), bf16)),
           rows(checked_rows(size(qkv, 0), size(keys, 0), positions, row_starts, block_tables)),
           cache{keys.data(), values.data(), size(keys, 1) * size(keys, 2) * 16} {
         const int64_t width = size(keys, 2);
@@ -207,8 +207,9 @@ struct Layer {
 };
 
 void py_store_kv(In<float, 2> qkv, int n_heads, In<int32_t, 1> positions, In<int32_t, 1> row_starts,
-                 In<int32_t, 2> block_tables, Out<uint16_t, 4> keys, Out<uint16_t, 4> values) {
-    const Layer layer(qkv, n_heads, positions, row_starts, block_tables, keys, values);
+                 In<int32_t, 2> block_tables, Out<uint16_t, 4> keys, Out<uint16_t, 4> values,
+                 bool bf16) {
+    const Layer layer(qkv, n_heads, positions, row_starts, block_tables, keys, values, bf16);
     nb::gil_scoped_release release;
     together(n_threads(), [&](Team& team) {
         store_kv(team, qkv.data(), size(qkv, 0), layer.heads, layer.rows, layer.cache);
@@ -217,8 +218,8 @@ void py_store_kv(In<float, 2> qkv, int n_heads, In<int32_t, 1> positions, In<int
 
 void py_attention(In<float, 2> qkv, int n_heads, In<int32_t, 1> positions,
                   In<int32_t, 1> row_starts, In<int32_t, 2> block_tables, Out<uint16_t, 4> keys,
-                  Out<uint16_t, 4> values, Out<float, 2> out) {
-    const Layer layer(qkv, n_heads, positions, row_starts, block_tables, keys, values);
+                  Out<uint16_t, 4> values, bool bf16, Out<float, 2> out) {
+    const Layer layer(qkv, n_heads, positions, row_starts, block_tables, keys, values, bf16);
     const int64_t n = size(qkv, 0);
     require(size(out, 0) == n && size(out, 1) == layer.heads.n_heads * layer.heads.head_dim,
             "attention: out (n, n_heads head_dim)");
@@ -260,8 +261,8 @@ class CheckedGraph {
         return graph_.linear(w, x, bias ? copy(*bias) : std::vector<float>(),
                              static_cast<Activation>(activation), residual.value_or(Graph::kNone));
     }
-    int attention(int qkv, int n_heads, int n_kv_heads) {
-        const Heads heads = checked_heads(graph_.width(checked(qkv)), n_heads, n_kv_heads);
+    int attention(int qkv, int n_heads, int n_kv_heads, bool bf16) {
+        const Heads heads = checked_heads(graph_.width(checked(qkv)), n_heads, n_kv_heads, bf16);
         require(!graph_.is_selected(qkv), "attention: qkv of all rows");
         require(n_layers_ == 0 ||
                     (heads.width() == heads_.width() && heads.n_kv_heads == heads_.n_kv_heads),
@@ -362,7 +363,7 @@ NB_MODULE(_core, m) {
         .def("layer_norm", &CheckedGraph::layer_norm, "x"_a, "weight"_a, "bias"_a, "eps"_a)
         .def("linear", &CheckedGraph::linear, "w"_a, "x"_a, "bias"_a.none(), "activation"_a,
              "residual"_a.none())
-        .def("attention", &CheckedGraph::attention, "qkv"_a, "n_heads"_a, "n_kv_heads"_a)
+        .def("attention", &CheckedGraph::attention, "qkv"_a, "n_heads"_a, "n_kv_heads"_a, "bf16"_a)
         .def("select", &CheckedGraph::select, "x"_a)
         .def("run", &CheckedGraph::run, "tokens"_a, "positions"_a, "row_starts"_a, "block_tables"_a,
              "selected"_a, "keys"_a, "values"_a, "out"_a);
@@ -377,9 +378,9 @@ NB_MODULE(_core, m) {
     m.def("embed", &py_embed, "w"_a, "ids"_a, "out"_a);
     m.def("layer_norm", &py_layer_norm, "x"_a, "weight"_a, "bias"_a, "eps"_a, "out"_a);
     m.def("store_kv", &py_store_kv, "qkv"_a, "n_heads"_a, "positions"_a, "row_starts"_a,
-          "block_tables"_a, "keys"_a, "values"_a);
+          "block_tables"_a, "keys"_a, "values"_a, "bf16"_a);
     m.def("attention", &py_attention, "qkv"_a, "n_heads"_a, "positions"_a, "row_starts"_a,
-          "block_tables"_a, "keys"_a, "values"_a, "out"_a);
+          "block_tables"_a, "keys"_a, "values"_a, "bf16"_a, "out"_a);
 
     m.def("peak", &py_peak, "kind"_a, "seconds"_a);
     m.def("read_memory", &py_read_memory, "nbytes"_a, "passes"_a, "bits"_a);

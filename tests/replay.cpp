@@ -4,7 +4,8 @@
 //   replay ISA INPUT OUTPUT
 //
 // A record is four int32, then arrays: {type, m, k, n}, blocks (m, k), x (n, k) -> linear (n, m);
-// or {-1, n_heads, head_dim, n}, qkv (n, (n_heads + 2) head_dim) -> attention (n, ...);
+// or {-1 or -4, n_heads, head_dim, n}, qkv (n, (n_heads + 2) head_dim) -> attention (n, ...) over
+// keys and values in f16 or bf16;
 // or {-2, type, m, k}, x (m, k) -> the bytes of its blocks, each as a float;
 // or {-3, kind, 0, 0} -> the mean product of `peak`, and whether `read_memory` saw all bits.
 #include <cstdio>
@@ -43,15 +44,16 @@ std::vector<float> run_linear(std::FILE* in, Type type, int64_t m, int64_t k, in
     return y;
 }
 
-std::vector<float> run_attention(std::FILE* in, int64_t n_heads, int64_t head_dim, int64_t n) {
-    const Heads heads{n_heads, 1, head_dim};
+std::vector<float> run_attention(std::FILE* in, int64_t n_heads, int64_t head_dim, int64_t n,
+                                 bool bf16) {
+    const Heads heads{n_heads, 1, head_dim, bf16};
     const auto qkv = read<float>(in, static_cast<size_t>(n * heads.row()));
     const int64_t blocks = (n + 15) / 16;
     std::vector<int32_t> positions, starts{0, static_cast<int32_t>(n)}, table;
     for (int32_t i = 0; i < n; ++i) positions.push_back(i);
     for (int32_t i = 0; i < blocks; ++i) table.push_back(i);
     const auto size = static_cast<size_t>(blocks * heads.width() * 16);
-    std::vector<half> keys(size), values(size);
+    std::vector<uint16_t> keys(size), values(size);
     const Rows rows{positions.data(), starts.data(), table.data(), 1, blocks};
     const Cache cache{keys.data(), values.data(), heads.width() * 16};
     std::vector<float> y(static_cast<size_t>(n * n_heads * head_dim));
@@ -81,7 +83,8 @@ std::vector<float> run_limits(Arithmetic kind) {
 
 std::vector<float> run(std::FILE* in, const int32_t* head) {
     if (head[0] == -3) return run_limits(Arithmetic(head[1]));
-    if (head[0] == -1) return run_attention(in, head[1], head[2], head[3]);
+    if (head[0] == -1 || head[0] == -4)
+        return run_attention(in, head[1], head[2], head[3], head[0] == -4);
     if (head[0] == -2) return run_quantize(in, Type(head[1]), head[2], head[3]);
     return run_linear(in, Type(head[0]), head[1], head[2], head[3]);
 }

@@ -81,12 +81,13 @@ def test_neon_gives_the_same_bits_as_this_machine(program: Path, tmp_path: Path)
     for n_heads, head_dim, n in ((3, 20, 40), (9, 64, 290)):
         qkv = rng.standard_normal((n, (n_heads + 2) * head_dim)).astype(np.float32)
         width, blocks = -(-head_dim // 16) * 16, -(-n // 16)
-        keys = np.zeros((blocks, 1, width, 16), np.float16)
-        values = np.zeros((blocks, 1, 16, width), np.float16)
         batch = Batch.of([([0] * n, 0, range(blocks))], [])
-        ops.store_kv(qkv, n_heads, batch, keys, values)
-        script += record(-1, n_heads, head_dim, n) + qkv.tobytes()
-        expected.append(ops.attention(qkv, n_heads, batch, keys, values))
+        for kind, dtype in ((-1, np.float16), (-4, np.uint16)):
+            keys = np.zeros((blocks, 1, width, 16), dtype)
+            values = np.zeros((blocks, 1, 16, width), dtype)
+            ops.store_kv(qkv, n_heads, batch, keys, values)
+            script += record(kind, n_heads, head_dim, n) + qkv.tobytes()
+            expected.append(ops.attention(qkv, n_heads, batch, keys, values))
     for kind in (0, 1, 2):
         script += record(-3, kind, 0, 0)
         expected.append(np.array([15, 1], np.float32))

@@ -26,7 +26,7 @@ class Graph:
     def linear(
         self, w: Matrix, x: int, bias: _F32 | None, activation: int, residual: int | None
     ) -> int: ...
-    def attention(self, qkv: int, n_heads: int, n_kv_heads: int) -> int: ...
+    def attention(self, qkv: int, n_heads: int, n_kv_heads: int, bf16: bool) -> int: ...
     def select(self, x: int) -> int: ...
     def run(
         self,
@@ -59,6 +59,7 @@ def store_kv(
     block_tables: _I32,
     keys: _U16,
     values: _U16,
+    bf16: bool,
 ) -> None: ...
 def attention(
     qkv: _F32,
@@ -68,6 +69,7 @@ def attention(
     block_tables: _I32,
     keys: _U16,
     values: _U16,
+    bf16: bool,
     out: _F32,
 ) -> None: ...
 def peak(kind: int, seconds: float) -> tuple[float, float]: ...

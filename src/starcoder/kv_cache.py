@@ -22,13 +22,14 @@ _LINE = 64  # bytes
 
 
 class KVCache:
-    """`n_blocks` blocks for every layer, f16. Memory is taken page by page, when first written.
+    """`n_blocks` blocks for every layer. Memory is taken page by page, when first written.
 
     All layers of a block lie side by side, so that a short text touches few pages: the system has
     to clear each of them first, in pieces of up to 2 MB (docs/log.md).
 
     Keys stand with their positions innermost, values with their dimensions innermost: the order
-    in which attention multiplies them, so nothing is transposed when they are read.
+    in which attention multiplies them, so nothing is transposed when they are read. Whether a layer
+    keeps f16, or bf16 in pairs, is its graph's affair: both take two bytes a number.
 
     Args:
         config: shapes of the model.
@@ -60,9 +61,9 @@ class KVCache:
         return self.keys.nbytes + self.values.nbytes
 
 
-def _zeros(shape: tuple[int, ...]) -> NDArray[np.float16]:
+def _zeros(shape: tuple[int, ...]) -> NDArray[np.uint16]:
     """Zeros that begin with a cache line, as no allocator promises: blocks are whole lines."""
     n = math.prod(shape)
-    room = np.zeros(n + _LINE // 2, np.float16)
+    room = np.zeros(n + _LINE // 2, np.uint16)
     skip = -room.ctypes.data % _LINE // 2
     return room[skip : skip + n].reshape(shape)

@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 Floats = NDArray[np.float32]
-Halves = NDArray[np.float16]
+KV = NDArray[np.float16] | NDArray[np.uint16]
 
 ACTIVATIONS = {None: 0, "gelu_tanh": 1, "gelu_erf": 2}
 
@@ -151,21 +151,27 @@ def layer_norm(x: Floats, weight: Floats, bias: Floats, eps: float) -> Floats:
     return out
 
 
-def store_kv(qkv: Floats, n_heads: int, batch: Batch, keys: Halves, values: Halves) -> None:
+def store_kv(qkv: Floats, n_heads: int, batch: Batch, keys: KV, values: KV) -> None:
     """Writes the keys and values of qkv (n, queries | keys | values) into one layer's cache.
 
     `keys` is (blocks, n_kv_heads, width, BLOCK_LEN), `values` (blocks, n_kv_heads, BLOCK_LEN,
-    width), where width is head_dim rounded up to a multiple of 16.
+    width), where width is head_dim rounded up to a multiple of 16. They are float16; or uint16, for
+    the bits of bf16, with keys in the order (..., width / 2, BLOCK_LEN, 2) and values in the order
+    (..., BLOCK_LEN / 2, width, 2): pairs side by side, as products of bf16 take them.
     """
-    _core.store_kv(qkv, n_heads, *_places(batch), keys.view(np.uint16), values.view(np.uint16))
+    bits = keys.view(np.uint16), values.view(np.uint16)
+    _core.store_kv(qkv, n_heads, *_places(batch), *bits, keys.dtype == np.uint16)
 
 
-def attention(qkv: Floats, n_heads: int, batch: Batch, keys: Halves, values: Halves) -> Floats:
-    """(n, n_heads * head_dim): each query over the keys of its sequence up to its own position."""
+def attention(qkv: Floats, n_heads: int, batch: Batch, keys: KV, values: KV) -> Floats:
+    """(n, n_heads * head_dim): each query over the keys of its sequence up to its own position.
+
+    Where keys and values are bf16, queries and weights are rounded to bf16 too.
+    """
     head_dim = qkv.shape[1] // (n_heads + 2 * keys.shape[1])
     out = np.empty((len(qkv), n_heads * head_dim), np.float32)
-    halves = keys.view(np.uint16), values.view(np.uint16)
-    _core.attention(qkv, n_heads, *_places(batch), *halves, out)
+    bits = keys.view(np.uint16), values.view(np.uint16)
+    _core.attention(qkv, n_heads, *_places(batch), *bits, keys.dtype == np.uint16, out)
     return out
 
 

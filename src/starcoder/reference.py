@@ -1,7 +1,8 @@
 """The kernels again, in numpy: slow, obvious, and written without a look at the fast ones.
 
 The same names as `ops`, with the weights as a Tensor rather than a packed Matrix. Arithmetic is
-float64, but for what is rounded on purpose: activations to 8 bits, keys and values to f16.
+float64, but for what is rounded on purpose: activations to 8 bits, keys and values to f16, or all
+that attention multiplies to bf16.
 Tests hold `ops` against it; nothing else imports it.
 """
 
@@ -29,11 +30,12 @@ __all__ = [
 ]
 
 Floats = NDArray[np.float32]
-Halves = NDArray[np.float16]
+KV = NDArray[np.float16] | NDArray[np.uint16]  # f16, or the bits of bf16: see `ops.store_kv`
 Bytes = NDArray[np.uint8]
 Array = NDArray[Any]
 
 GROUP = 128  # inputs that share one scale when activations are rounded to 8 bits
+PART = 256  # keys that have a softmax of their own
 
 CODEBOOK = np.array(
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32
@@ -347,31 +349,72 @@ def _rows(batch: Batch) -> Iterator[tuple[int, int, Array]]:
             yield row, int(batch.positions[row]), table
 
 
-def store_kv(qkv: Floats, n_heads: int, batch: Batch, keys: Halves, values: Halves) -> None:
+def _bf16_bits(x: Array) -> NDArray[np.uint16]:
+    """To nearest even; what is smaller than 2^-126 becomes 0."""
+    bits = _to_bf16(np.ascontiguousarray(x, np.float32), False).view(np.uint16)
+    return np.where(bits & 0x7F80, bits, 0).astype(np.uint16)
+
+
+def _rounded(x: Array, bf16: bool) -> Array:
+    return _bf16(_bf16_bits(x).view(np.uint8)).astype(np.float64) if bf16 else x
+
+
+def store_kv(qkv: Floats, n_heads: int, batch: Batch, keys: KV, values: KV) -> None:
     """Writes the keys and values of qkv (n, queries | keys | values) into one layer's cache."""
-    n_kv_heads = keys.shape[1]
+    n_kv_heads, width = keys.shape[1:3]
     parts = qkv.reshape(len(qkv), n_heads + 2 * n_kv_heads, -1)  # (n, heads, head_dim)
     head_dim = parts.shape[2]
+    bf16 = keys.dtype == np.uint16
+    if bf16:
+        keys = keys.reshape(-1, n_kv_heads, width // 2, BLOCK_LEN, 2)
+        values = values.reshape(-1, n_kv_heads, BLOCK_LEN // 2, width, 2)
+    dims = np.arange(head_dim)
     for row, position, table in _rows(batch):
         block, slot = table[position // BLOCK_LEN], position % BLOCK_LEN
-        keys[block, :, :head_dim, slot] = parts[row, n_heads : n_heads + n_kv_heads]
-        values[block, :, slot, :head_dim] = parts[row, n_heads + n_kv_heads :]
+        k, v = parts[row, n_heads : n_heads + n_kv_heads], parts[row, n_heads + n_kv_heads :]
+        if bf16:
+            keys[block][:, dims // 2, slot, dims % 2] = _bf16_bits(k).reshape(k.shape)
+            values[block][:, slot // 2, :head_dim, slot % 2] = _bf16_bits(v).reshape(v.shape)
+        else:
+            keys[block, :, :head_dim, slot] = k
+            values[block, :, slot, :head_dim] = v
 
 
-def attention(qkv: Floats, n_heads: int, batch: Batch, keys: Halves, values: Halves) -> Floats:
+def _read_kv(
+    keys: KV, values: KV, positions: Array, table: Array, head: int, head_dim: int
+) -> tuple[Array, Array]:
+    """Keys and values (positions, head_dim) of one head, as float64."""
+    blocks, slots = table[positions // BLOCK_LEN], positions % BLOCK_LEN
+    if keys.dtype == np.float16:
+        k, v = keys[blocks, head, :head_dim, slots], values[blocks, head, slots, :head_dim]
+        return k.astype(np.float64), v.astype(np.float64)
+    width = keys.shape[2]
+    k = keys[blocks, head].reshape(-1, width // 2, BLOCK_LEN, 2)
+    v = values[blocks, head].reshape(-1, BLOCK_LEN // 2, width, 2)
+    each = np.arange(len(positions))
+    k = k[each, :, slots].reshape(-1, width)[:, :head_dim]
+    v = v[each, slots // 2, :head_dim, slots % 2]
+    return tuple(_bf16(x.copy().view(np.uint8)).astype(np.float64) for x in (k, v))
+
+
+def attention(qkv: Floats, n_heads: int, batch: Batch, keys: KV, values: KV) -> Floats:
     """(n, n_heads * head_dim): each query over the keys of its sequence up to its own position."""
     n_kv_heads = keys.shape[1]
-    parts = qkv.reshape(len(qkv), n_heads + 2 * n_kv_heads, -1).astype(np.float64)
-    head_dim = parts.shape[2]
+    parts = qkv.reshape(len(qkv), n_heads + 2 * n_kv_heads, -1)
+    head_dim, bf16 = parts.shape[2], keys.dtype == np.uint16
+    queries = _rounded(parts / np.float32(math.sqrt(head_dim)), bf16).reshape(parts.shape)
     out = np.empty((len(qkv), n_heads, head_dim), np.float64)
     for row, position, table in _rows(batch):
-        places = np.arange(position + 1)
-        blocks, slots = table[places // BLOCK_LEN], places % BLOCK_LEN
         for head in range(n_heads):
             shared = head * n_kv_heads // n_heads
-            k = keys[blocks, shared, :head_dim, slots].astype(np.float64)  # (keys, head_dim)
-            v = values[blocks, shared, slots, :head_dim].astype(np.float64)
-            scores = k @ parts[row, head] / math.sqrt(head_dim)
-            weights = np.exp(scores - scores.max())
-            out[row, head] = weights / weights.sum() @ v
+            k, v = _read_kv(keys, values, np.arange(position + 1), table, shared, head_dim)
+            scores = k @ queries[row, head]
+            # Weights are rounded relative to the largest of their part, and summed as they were.
+            starts = np.arange(0, position + 1, PART)
+            tops = np.maximum.reduceat(scores, starts)
+            lengths = np.diff([*starts, position + 1])
+            weights = np.exp(scores - np.repeat(tops, lengths))
+            share = np.repeat(np.exp(tops - tops.max()), lengths)
+            mixed = (_rounded(weights, bf16) * share) @ v
+            out[row, head] = mixed / (weights * share).sum()
     return out.reshape(len(qkv), -1).astype(np.float32)

@@ -25,7 +25,7 @@ class _Run:
 
     def __init__(self, batch: Batch, keys: NDArray[np.uint16], values: NDArray[np.uint16]) -> None:
         self.batch = batch
-        self.keys, self.values = keys.view(np.float16), values.view(np.float16)
+        self.keys, self.values = keys, values
         self.results: list[Floats] = []
 
 
@@ -70,16 +70,16 @@ class Graph:
 
         return self._record(step)
 
-    def attention(self, qkv: int, n_heads: int, n_kv_heads: int) -> int:
+    def attention(self, qkv: int, n_heads: int, n_kv_heads: int, bf16: bool) -> int:
         """(n, dim): stores keys and values in the next layer's cache, attends to all of them."""
-        layer = self._n_layers
+        layer, dtype = self._n_layers, np.uint16 if bf16 else np.float16
         self._n_layers += 1
 
         def step(run: _Run) -> Floats:
             # A copy in one piece, as `ops` wants it: the layers of a block lie side by side.
-            keys, values = run.keys[:, layer].copy(), run.values[:, layer].copy()
+            keys, values = (kv[:, layer].copy().view(dtype) for kv in (run.keys, run.values))
             self._operations.store_kv(run.results[qkv], n_heads, run.batch, keys, values)
-            run.keys[:, layer], run.values[:, layer] = keys, values
+            run.keys[:, layer], run.values[:, layer] = keys.view(np.uint16), values.view(np.uint16)
             y: Floats = self._operations.attention(
                 run.results[qkv], n_heads, run.batch, keys, values
             )

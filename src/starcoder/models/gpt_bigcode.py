@@ -46,7 +46,7 @@ class GPTBigCode:
         dim, hidden_dim = config.dim, config.hidden_dim
         qkv_dim = (config.n_heads + 2 * config.n_kv_heads) * config.head_dim
         qkv = record.linear(f"{name}.attn_qkv", record.norm(f"{name}.attn_norm", x), (qkv_dim, dim))
-        mixed = record.attention(qkv)
+        mixed = record.attention(f"{name}.attn_qkv", qkv)
         if index == config.n_layers - 1:  # what follows concerns the wanted rows alone
             x, mixed = record.wanted(x), record.wanted(mixed)
         x = record.linear(f"{name}.attn_output", mixed, (dim, dim), residual=x)
@@ -67,8 +67,8 @@ class GPTBigCode:
             batch.row_starts,
             batch.block_tables,
             batch.logit_rows,
-            cache.keys.view(np.uint16),
-            cache.values.view(np.uint16),
+            cache.keys,
+            cache.values,
             logits,
         )
         return logits
