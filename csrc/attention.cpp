@@ -28,6 +28,9 @@ constexpr int64_t kTileQueries = 64;
 // Blocks of keys that queries meet at once: two of them share each load of a query.
 constexpr int64_t kAtOnce = 2;
 
+// Values that queries meet at once: their sums wait in registers meanwhile.
+constexpr int64_t kMixed = 128;
+
 // With few rows the heads of a row are shared out too, so many at a time.
 constexpr int64_t kHeads = 8;
 
@@ -72,7 +75,7 @@ struct Workspace {
     Workspace(Cutter& cutter, int64_t n_queries, int64_t width)
         : queries(cutter.take<float>(n_queries * width)),
           weights(cutter.take<float>(n_queries * kPart)),
-          block(cutter.take<float>(kAtOnce * width * kBlock)),
+          block(cutter.take<float>(std::max(kAtOnce * kBlock, kMixed) * width)),
           total(Sums::cut(cutter, n_queries, width)),
           next(Sums::cut(cutter, n_queries, width)) {}
 };
@@ -184,11 +187,15 @@ class Attention {
                     if (heads_.bf16) isa().round_pairs(weights, n);
                 }
         std::memset(out.acc, 0, static_cast<size_t>(count * width_) * sizeof(float));
-        for (int64_t key = 0; key < keys; key += kBlock) {
-            const uint16_t* values = cache_.values + at(key);
-            if (!heads_.bf16) isa().widen_half(values, width_ * kBlock, space.block);
+        for (int64_t key = 0; key < keys; key += kMixed) {
+            const uint16_t* values[kMixed / kBlock];
+            for (int64_t i = 0; i < std::min(kMixed, keys - key); i += kBlock) {
+                values[i / kBlock] = cache_.values + at(key + i);
+                if (!heads_.bf16)
+                    isa().widen_half(values[i / kBlock], width_ * kBlock, space.block + i * width_);
+            }
             const auto seen = [&](int64_t r) {
-                return std::clamp<int64_t>(visible(q.row + r, part) - key, 0, kBlock);
+                return std::clamp<int64_t>(visible(q.row + r, part) - key, 0, kMixed);
             };
             for (int64_t r = 0, n; r < q.n; r += n) {  // rows that see the same keys go together
                 for (n = 1; r + n < q.n && seen(r + n) == seen(r);) ++n;

@@ -106,7 +106,7 @@ struct Isa {
     // x (n) = exp(x - max(x)) in place; n a multiple of 16, only the first `valid` count, the rest
     // become 0. Returns the maximum and the sum.
     void (*softmax)(float* x, int64_t n, int64_t valid, float* max, float* sum);
-    // acc (h, d) += weights (h, stride), `valid` columns, times one block of values (16, d).
+    // acc (h, d) += weights (h, stride), `valid` columns, times values (valid, d).
     void (*mix)(const float* weights, int64_t stride, int64_t valid, int64_t h, int64_t d,
                 const float* values, float* acc);
     // The same three with bf16. Queries and weights are first rounded to pairs: x (n) in place.
@@ -115,10 +115,10 @@ struct Isa {
     // (d / 2, 16, 2); `room` is for 32 d floats.
     void (*score_pairs)(const float* queries, int64_t h, int64_t d, const uint16_t* const* keys,
                         int64_t n_blocks, float* room, float* scores, int64_t stride);
-    // acc (h, d) += columns key .. key + valid of weights (h, stride) in pairs, times one block of
-    // values (16 / 2, d, 2); `room` is for 16 d floats.
+    // acc (h, d) += columns key .. key + valid of weights (h, stride) in pairs, times blocks of
+    // values (16 / 2, d, 2); `room` is for 16 d floats a block.
     void (*mix_pairs)(const float* weights, int64_t stride, int64_t key, int64_t valid, int64_t h,
-                      int64_t d, const uint16_t* values, float* room, float* acc);
+                      int64_t d, const uint16_t* const* values, float* room, float* acc);
     // Merges two parts of a softmax: acc (d), max, sum of one into those of the other.
     void (*merge)(float* acc, float* max, float* sum, const float* acc2, float max2, float sum2,
                   int64_t d);

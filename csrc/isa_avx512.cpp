@@ -193,16 +193,17 @@ void score_pairs_packed(const float* queries, int64_t h, int64_t d, const uint16
     });
 }
 
+// Values from dimension v on, in blocks of 16 positions.
 template <int P, int H>
 WITH_PAIRS void mix_pairs_tile(const float* weights, int64_t stride, int64_t key, int64_t valid,
-                               int64_t d, const uint16_t* values, float* acc) {
+                               int64_t d, const uint16_t* const* values, int64_t v, float* acc) {
     F sum[P][H];
     EACH (h, H)
         EACH (p, P) sum[p][h] = load(acc + h * d + p * W);
     for (int64_t j = 0; j < valid; j += 2) {
+        const uint16_t* pairs = values[j / 16] + j % 16 * d + 2 * v;
         B value[P];
-        EACH (p, P)
-            value[p] = load_bytes(reinterpret_cast<const uint8_t*>(values + j * d + 2 * p * W));
+        EACH (p, P) value[p] = load_bytes(reinterpret_cast<const uint8_t*>(pairs + 2 * p * W));
         if (j + 1 == valid)  // the second is not to be seen
             EACH (p, P) value[p] = _mm512_and_si512(value[p], set_int(0xffff));
         EACH (h, H) {
@@ -215,11 +216,11 @@ WITH_PAIRS void mix_pairs_tile(const float* weights, int64_t stride, int64_t key
 }
 
 void mix_pairs_packed(const float* weights, int64_t stride, int64_t key, int64_t valid, int64_t h,
-                      int64_t d, const uint16_t* values, float*, float* acc) {
-    in_tiles<kTileHeads>(h, [&](auto heads, int64_t i) {
-        in_vectors<kTileKeys>(d / W, [&](auto vectors, int64_t v) {
-            mix_pairs_tile<vectors, heads>(weights + i * stride, stride, key, valid, d,
-                                           values + 2 * v * W, acc + i * d + v * W);
+                      int64_t d, const uint16_t* const* values, float*, float* acc) {
+    in_vectors<kTileKeys>(d / W, [&](auto vectors, int64_t v) {
+        in_tiles<kTileHeads>(h, [&](auto heads, int64_t i) {
+            mix_pairs_tile<vectors, heads>(weights + i * stride, stride, key, valid, d, values,
+                                           v * W, acc + i * d + v * W);
         });
     });
 }

@@ -95,10 +95,11 @@ void mix_tile(const float* weights, int64_t stride, int64_t valid, int64_t d, co
         EACH (p, P) store(acc + h * d + p * W, sum[p][h]);
 }
 
+// Vectors in the outer loop: what they take of the values stays in the first-level cache.
 void mix(const float* weights, int64_t stride, int64_t valid, int64_t h, int64_t d,
          const float* values, float* acc) {
-    in_tiles<kTileHeads>(h, [&](auto heads, int64_t i) {
-        in_vectors<kTileKeys>(d / W, [&](auto vectors, int64_t v) {
+    in_vectors<kTileKeys>(d / W, [&](auto vectors, int64_t v) {
+        in_tiles<kTileHeads>(h, [&](auto heads, int64_t i) {
             mix_tile<vectors, heads>(weights + i * stride, stride, valid, d, values + v * W,
                                      acc + i * d + v * W);
         });
@@ -136,9 +137,10 @@ void score_pairs(const float* queries, int64_t h, int64_t d, const uint16_t* con
 }
 
 void mix_pairs(const float* weights, int64_t stride, int64_t key, int64_t valid, int64_t h,
-               int64_t d, const uint16_t* values, float* room, float* acc) {
+               int64_t d, const uint16_t* const* values, float* room, float* acc) {
+    for (int64_t i = 0; i < valid; i += 16)
+        widen_pairs(values[i / 16], (valid - i < 16 ? valid - i + 1 : 16) / 2, d, room + i * d);
     const int64_t whole = valid / 2 * 2;
-    widen_pairs(values, (valid + 1) / 2, d, room);
     mix(weights + key, stride, whole, h, d, room, acc);
     if (whole < valid)  // the second of the last pair is not to be seen
         mix(weights + key + valid, stride, 1, h, d, room + valid * d, acc);
