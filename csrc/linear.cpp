@@ -14,8 +14,9 @@ namespace {
 
 constexpr int kStripRows = 2 * kRows;  // two panels are multiplied together
 
-// Groups unpacked at a time: 8 strips are 48 KB at most, mostly 36, and stay near the multipliers
-// while all tokens of a block pass by.
+// Groups unpacked at a time: two strips are 12 KB at most, and stay near the multipliers while all
+// tokens of a block pass by. Eight leave a cache of 32 KB: tiles at 73 to 79 percent of the peak on
+// Zen 4, with two at 80 (docs/log.md).
 constexpr int64_t kStrips = 2;
 
 // Up to this many tokens one group at a time is unpacked: memory sets the pace then, and its
@@ -26,9 +27,10 @@ constexpr int64_t kOneStrip = 24;
 constexpr int64_t kSlice = 24;
 
 // Tokens that share one unpacking, and the groups of their activations that stay in the
-// second-level cache (800 KB) while several pairs of panels pass by.
+// second-level cache (400 or 540 KB) while several pairs of panels pass by.
 constexpr int64_t kTokenBlock = 264;
-constexpr int64_t kNearGroups = 8;
+constexpr int64_t kNearGroups = 8;       // of Rounded
+constexpr int64_t kNearFloatGroups = 4;  // of floats
 
 // Pairs of panels whose results are written together, a few tokens at a time: rows of results lie
 // pages apart, and finding and writing them takes an eighth of the time. Four pairs are also one
@@ -55,38 +57,40 @@ Coding coding(Type type, bool signed_bytes) {
 constexpr int64_t kAlone = 4;
 
 // The inputs of a product, made from x: normalized if asked for, then rounded if w is quantized.
+// What is not is laid out by groups, (n_groups, n, 128): rows of it would lie 2^n bytes apart, and
+// a tile of twelve of them would share one set of eight cache lines.
 struct Prepared {
-    const float* floats;
-    const uint16_t* pairs;  // BF16, (n, k rounded up to even)
+    float* floats;
+    uint16_t* pairs;  // BF16
     Quantized rounded;
 };
 
 int64_t even(int64_t k) { return (k + 1) / 2 * 2; }
 
-Prepared cut_prepared(Cutter& cutter, const Matrix& w, const Input& x, int64_t n) {
-    if (w.type() == Type::BF16) {
-        const int64_t len = n * even(w.n_cols());
-        if (isa().dot_pairs) return {nullptr, cutter.take<uint16_t>(len), {}};
-        return {cutter.take<float>(len), nullptr, {}};
-    }
-    if (is_float(w.type()))
-        return {x.norm ? cutter.take<float>(n * w.n_cols()) : x.floats, nullptr, {}};
+Prepared cut_prepared(Cutter& cutter, const Matrix& w, int64_t n) {
+    const int64_t len = n * w.n_groups() * kGroup;
+    if (w.type() == Type::BF16 && isa().dot_pairs) return {nullptr, cutter.take<uint16_t>(len), {}};
+    if (is_float(w.type())) return {cutter.take<float>(len), nullptr, {}};
     return {nullptr, nullptr, {cutter.take<Rounded>(n * w.n_groups()), w.n_groups()}};
 }
 
+// Row i of n, to the groups of `to`.
+template <class T>
+void lay_out(const T* row, int64_t k, int64_t n, int64_t i, T* to) {
+    for (int64_t at = 0; at < k; at += kGroup)
+        std::memcpy(to + at * n + i * kGroup, row + at,
+                    static_cast<size_t>(std::min<int64_t>(kGroup, k - at)) * sizeof(T));
+}
+
 // To bf16; without an instruction for pairs as floats, of each pair the second first.
-void round_row(const float* x, int64_t k, const Prepared& out, int64_t i) {
-    if (out.pairs) {
-        auto* to = const_cast<uint16_t*>(out.pairs) + i * even(k);
-        isa().round_bf16(x, k, to);
-        if (k % 2) to[k] = 0;
-        return;
-    }
+void round_row(const float* x, int64_t k, int64_t n, int64_t i, const Prepared& out) {
     uint16_t* rounded = scratch<uint16_t>(static_cast<size_t>(even(k)), 0);
     isa().round_bf16(x, k, rounded);
     if (k % 2) rounded[k] = 0;
-    float* to = const_cast<float*>(out.floats) + i * even(k);
-    for (int64_t j = 0; j < even(k); ++j) to[j] = bf16_to_float(rounded[j ^ 1]);
+    if (out.pairs) return lay_out(rounded, even(k), n, i, out.pairs);
+    float* swapped = scratch<float>(static_cast<size_t>(even(k)), 1);
+    for (int64_t j = 0; j < even(k); ++j) swapped[j] = bf16_to_float(rounded[j ^ 1]);
+    lay_out(swapped, even(k), n, i, out.floats);
 }
 
 // Asks for memory that will be unpacked soon. The hardware sees streams too, but stops at every
@@ -95,26 +99,27 @@ void prefetch(const uint8_t* data, int64_t nbytes) {
     for (int64_t i = 0; i < nbytes; i += 64) __builtin_prefetch(data + i);
 }
 
-void prepare_rows(const Matrix& w, const Input& x, Team::Range rows, const Prepared& out) {
+void prepare_rows(const Matrix& w, const Input& x, int64_t n, Team::Range rows,
+                  const Prepared& out) {
     const int64_t k = w.n_cols();
     const Norm* norm = x.norm;
-    const bool quantizes = !is_float(w.type()), rounds = quantizes || w.type() == Type::BF16;
-    if (!rounds && !norm) return;
+    const bool quantizes = !is_float(w.type());
     const Coding c = quantizes ? coding(w.type(), isa().signed_bytes) : Coding{};
-    float* normalized = rounds && norm ? scratch<float>(static_cast<size_t>(k), 0) : nullptr;
+    float* normalized = norm ? scratch<float>(static_cast<size_t>(k), 0) : nullptr;
     const auto row_bytes = static_cast<int64_t>(k * static_cast<int64_t>(sizeof(float)));
     for (int64_t i = rows.begin; i < rows.end; ++i) {
         const float* row = x.floats + i * k;
         if (i + 1 < rows.end) prefetch(reinterpret_cast<const uint8_t*>(row + k), row_bytes);
         if (norm) {
-            float* to = rounds ? normalized : const_cast<float*>(out.floats) + i * k;
-            isa().layer_norm(row, norm->weight, norm->bias, norm->eps, k, to);
-            row = to;
+            isa().layer_norm(row, norm->weight, norm->bias, norm->eps, k, normalized);
+            row = normalized;
         }
         if (quantizes)
             isa().quantize_row(row, k, c, out.rounded.at(i, 0));
-        else if (rounds)
-            round_row(row, k, out, i);
+        else if (w.type() == Type::BF16)
+            round_row(row, k, n, i, out);
+        else
+            lay_out(row, k, n, i, out.floats);
     }
 }
 
@@ -122,15 +127,15 @@ Prepared prepare(Team& team, const Matrix& w, const Input& x, int64_t n, uint8_t
     if (x.rounded) return {nullptr, nullptr, {const_cast<Rounded*>(x.rounded), w.n_groups()}};
     if (n < kAlone) {
         Cutter measure(nullptr);
-        cut_prepared(measure, w, x, n);
+        cut_prepared(measure, w, n);
         Cutter cutter(scratch<Line>(measure.used() / sizeof(Line), 0)->bytes);
-        const Prepared out = cut_prepared(cutter, w, x, n);
-        prepare_rows(w, x, {0, n}, out);
+        const Prepared out = cut_prepared(cutter, w, n);
+        prepare_rows(w, x, n, {0, n}, out);
         return out;
     }
     Cutter cutter(shared);
-    const Prepared out = cut_prepared(cutter, w, x, n);
-    prepare_rows(w, x, team.share(n), out);
+    const Prepared out = cut_prepared(cutter, w, n);
+    prepare_rows(w, x, n, team.share(n), out);
     team.barrier();
     return out;
 }
@@ -178,38 +183,45 @@ void multiply(const Matrix& w, int64_t first, int64_t pairs, const Quantized& x,
         }
 }
 
-void multiply_pair(const Matrix& w, int64_t pair, const float* x, int64_t t, int64_t n,
-                   float* acc) {
+// Group g of rows 32 * pair .. 32 * pair + 32 times n tokens of x, (n, 128).
+void multiply_group(const Matrix& w, int64_t pair, int64_t g, const float* x, int64_t n,
+                    float* acc) {
     const int64_t k = w.type() == Type::BF16 ? even(w.n_cols()) : w.n_cols();
+    const int64_t count = std::min<int64_t>(kGroup, k - g * kGroup);
+    const uint8_t* panels[2] = {w.group(pair, g, 0), w.group(pair, g, 1)};
+    for (const uint8_t* panel : panels) prefetch(panel + kFloatsAhead, w.group_bytes());
+    if (n <= isa().few_tokens)
+        return isa().dot_few_floats(w.type(), panels, count, x, kGroup, n, acc);
     alignas(64) float strip[kGroup * kStripRows];
-    for (int64_t i = 0; i < k; i += kGroup) {
-        const int64_t count = std::min<int64_t>(kGroup, k - i);
-        const uint8_t* panels[2] = {w.group(pair, i / kGroup, 0), w.group(pair, i / kGroup, 1)};
-        for (const uint8_t* panel : panels) prefetch(panel + kFloatsAhead, w.group_bytes());
-        if (n <= isa().few_tokens) {
-            isa().dot_few_floats(w.type(), panels, count, x + t * k + i, k, n, acc);
-            continue;
-        }
-        for (int half = 0; half < 2; ++half)
-            isa().unpack_floats(w.type(), panels[half], count, half, strip);
-        isa().dot_floats(strip, count, x + t * k + i, k, n, acc);
-    }
+    for (int half = 0; half < 2; ++half)
+        isa().unpack_floats(w.type(), panels[half], count, half, strip);
+    isa().dot_floats(strip, count, x, kGroup, n, acc);
 }
 
-void multiply_pair(const Matrix& w, int64_t pair, const uint16_t* x, int64_t t, int64_t n,
-                   float* acc) {
-    const int64_t k = even(w.n_cols());
-    for (int64_t i = 0; i < k; i += kGroup) {
-        const uint8_t* panels[2] = {w.group(pair, i / kGroup, 0), w.group(pair, i / kGroup, 1)};
-        for (const uint8_t* panel : panels) prefetch(panel + kFloatsAhead, w.group_bytes());
-        isa().dot_pairs(panels, std::min<int64_t>(kGroup, k - i) / 2, x + t * k + i, k, n, acc);
-    }
+void multiply_group(const Matrix& w, int64_t pair, int64_t g, const uint16_t* x, int64_t n,
+                    float* acc) {
+    const int64_t count = std::min<int64_t>(kGroup, even(w.n_cols()) - g * kGroup);
+    const uint8_t* panels[2] = {w.group(pair, g, 0), w.group(pair, g, 1)};
+    for (const uint8_t* panel : panels) prefetch(panel + kFloatsAhead, w.group_bytes());
+    isa().dot_pairs(panels, count / 2, x, kGroup, n, acc);
 }
 
-template <class X>
-void multiply(const Matrix& w, int64_t first, int64_t pairs, const X* x, int64_t t, int64_t n,
+// Inputs of `all` tokens, in groups.
+template <class T>
+struct Laid {
+    const T* groups;
+    int64_t all;
+    const T* at(int64_t g, int64_t t) const { return groups + (g * all + t) * kGroup; }
+};
+
+template <class T>
+void multiply(const Matrix& w, int64_t first, int64_t pairs, const Laid<T>& x, int64_t t, int64_t n,
               Sums& acc) {
-    for (int64_t p = 0; p < pairs; ++p) multiply_pair(w, first + p, x, t, n, acc[p]);
+    const int64_t groups = w.n_groups(), near = n <= kOneStrip ? groups : kNearFloatGroups;
+    for (int64_t begin = 0; begin < groups; begin += near)
+        for (int64_t p = 0; p < pairs; ++p)
+            for (int64_t g = begin; g < std::min(begin + near, groups); ++g)
+                multiply_group(w, first + p, g, x.at(g, t), n, acc[p]);
 }
 
 // What is done with the sums of a product.
@@ -291,7 +303,7 @@ size_t rounded_bytes(const Matrix& w, int64_t n) {
 size_t linear_scratch(const Matrix& w, const Input& x, int64_t n) {
     if (x.rounded) return 0;
     Cutter cutter(nullptr);
-    cut_prepared(cutter, w, x, n);
+    cut_prepared(cutter, w, n);
     return cutter.used();
 }
 
@@ -301,9 +313,9 @@ void linear(Team& team, const Matrix& w, const Input& x, int64_t n, const float*
     const Prepared inputs = prepare(team, w, x, n, shared);
     const Finish to{bias, activation, residual, y};
     if (inputs.pairs)
-        multiply_share(team, w, inputs.pairs, n, to);
+        multiply_share(team, w, Laid<uint16_t>{inputs.pairs, n}, n, to);
     else if (inputs.floats)
-        multiply_share(team, w, inputs.floats, n, to);
+        multiply_share(team, w, Laid<float>{inputs.floats, n}, n, to);
     else
         multiply_share(team, w, inputs.rounded, n, to);
 }
