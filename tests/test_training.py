@@ -7,6 +7,7 @@ import json
 import math
 import random
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -163,6 +164,16 @@ def test_rows_are_full_reproducible_and_half_filled_in(bpe: Tokenizer, tmp_path:
     assert 0.3 < share < 0.7
     dataset.build(files, [], bpe, 96, 7, 200, tmp_path / "plain.npy", fim_rate=0)
     assert not np.isin(np.load(tmp_path / "plain.npy"), [1, 2, 3]).any()
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_lines_are_cut_where_they_end(seed: int) -> None:
+    text = ADD * 4
+    a, b = dataset._lines(text, random.Random(seed))
+    assert 0 <= a <= b < len(text)
+    assert text[b] == "\n"
+    assert text[a:b].count("\n") <= dataset.GAP_LINES
+    assert dataset._lines("x", random.Random(seed)) in ((0, 0), (0, 1), (1, 1))
 
 
 def test_every_middle_ends(bpe: Tokenizer, tmp_path: Path) -> None:
@@ -341,26 +352,50 @@ def test_only_bodies_that_do_something_are_good() -> None:
     assert not refine.is_good(method, "\n        return (\n")
 
 
-def test_gaps_end_with_a_line_and_teach_the_middle_alone(bpe: Tokenizer) -> None:
+class Letters:
+    """A tokenizer of one character a token; 0 is the end."""
+
+    def tokenize(self, text: str) -> list[int]:
+        return [ord(x) for x in text.replace("<|endoftext|>", "\0")]
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        return "".join(chr(token) for token in tokens if token)
+
+
+@pytest.mark.parametrize(
+    ("body", "finish_reason", "learned", "unlearned"),
+    [
+        ("\n    return x\n", "stop", ["\n    return x\n\0"], 0),
+        ("\n    return x\n\n\ndef g():\n    p", "length", ["\n    return x\n\n\nd"], 0),
+        ("\n    y = 1\n    z = (2,\n         3", "length", ["\n\0"], 0),
+        ("\n    pass\n", "stop", [], 0),
+        ("\n    return (\n", "stop", [], 0),
+        ("\n    return (\n", "length", [], 0),
+        ("\n    y = x" + "\n    x = 1" * 9, "length", ["\n\0"], 63),
+    ],
+)
+def test_bodies_that_end_are_good_and_others_are_given_an_end(
+    body: str, finish_reason: str, learned: list[str], unlearned: int
+) -> None:
     refine = pytest.importorskip("training.refine", reason="PyTorch is for training alone")
-    source = "".join(ADD.replace("add", f"add_{i}") for i in range(20))
-    for i, lesson in enumerate(refine.gaps(bpe, [File("p", "a.py", source)], 50, 1)):
-        learned = [token for token, sign in zip(lesson.ids, lesson.signs, strict=True) if sign]
-        middle = bpe.decode(learned[:-1])
-        at = lesson.ids.index(2)  # <fim_middle>
-        if i % 2:  # <fim_prefix><fim_suffix>{suffix}<fim_middle>{prefix}{middle}
-            suffix = lesson.ids[2:at]
-            before = lesson.ids[at + 1 : len(lesson.ids) - len(learned)]
-        else:  # <fim_prefix>{prefix}<fim_suffix>{suffix}<fim_middle>{middle}
-            before, suffix = (
-                lesson.ids[1 : lesson.ids.index(3)],
-                lesson.ids[lesson.ids.index(3) + 1 : at],
-            )
-            assert lesson.ids[at + 1 :] == learned
-        assert bpe.decode(before) + middle + bpe.decode(suffix) in source
-        assert bpe.decode(suffix)[:1] in ("\n", "")
-        assert learned[-1] == 0
-        assert set(lesson.signs) == {0, 1}
+    llm, function = Letters(), measure.Function("x = 1\ndef f(x):", "def f(x):", 0)
+    prompt = llm.tokenize(function.prompt)
+    written = SimpleNamespace(tokens=llm.tokenize(body), text=body, finish_reason=finish_reason)
+    lessons = list(refine._lessons(llm, function, prompt, written))
+    assert all(lesson.ids[: len(prompt)] == prompt for lesson in lessons)
+    signed = [list(zip(lesson.ids, lesson.signs, strict=True)) for lesson in lessons]
+    ups = ["".join(chr(token) for token, sign in pairs if sign > 0) for pairs in signed]
+    assert [up for up in ups if up] == learned
+    assert sum(sign < 0 for pairs in signed for _, sign in pairs) == unlearned
+
+
+def test_a_body_that_loops_ends_before_it_does() -> None:
+    refine = pytest.importorskip("training.refine", reason="PyTorch is for training alone")
+    llm, function = Letters(), measure.Function("def f(x):", "def f(x):", 0)
+    body = "\n    y = x" + "\n    x = 1" * 9
+    written = SimpleNamespace(tokens=llm.tokenize(body), text=body, finish_reason="length")
+    given_an_end, _ = refine._lessons(llm, function, [], written)
+    assert llm.detokenize(given_an_end.ids) == "\n    y = x\n"
 
 
 def test_a_step_moves_what_is_signed_up_or_down() -> None:
