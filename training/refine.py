@@ -128,7 +128,7 @@ def write(llm: LLM, functions: Sequence[measure.Function], seed: int) -> list[Le
     """Let the model write the functions' bodies, and mark what it wrote."""
     asked = [bare(function) if i % 2 else function for i, function in enumerate(functions)]
     prompts = [llm.tokenize(function.prompt)[-PROMPT_TOKENS:] for function in asked]
-    lessons = []
+    lessons: list[Lesson] = []
     for i in range(1 + N_SAMPLED):
         completions = llm.generate(
             prompts,

@@ -355,8 +355,12 @@ def _bf16_bits(x: Array) -> NDArray[np.uint16]:
     return np.where(bits & 0x7F80, bits, 0).astype(np.uint16)
 
 
+def _from_bits(bits: NDArray[np.uint16]) -> Array:
+    return _bf16(np.ascontiguousarray(bits).view(np.uint8)).astype(np.float64)
+
+
 def _rounded(x: Array, bf16: bool) -> Array:
-    return _bf16(_bf16_bits(x).view(np.uint8)).astype(np.float64) if bf16 else x
+    return _from_bits(_bf16_bits(x)) if bf16 else x
 
 
 def store_kv(qkv: Floats, n_heads: int, batch: Batch, keys: KV, values: KV) -> None:
@@ -394,7 +398,7 @@ def _read_kv(
     each = np.arange(len(positions))
     k = k[each, :, slots].reshape(-1, width)[:, :head_dim]
     v = v[each, slots // 2, :head_dim, slots % 2]
-    return tuple(_bf16(x.copy().view(np.uint8)).astype(np.float64) for x in (k, v))
+    return _from_bits(k), _from_bits(v)
 
 
 def attention(qkv: Floats, n_heads: int, batch: Batch, keys: KV, values: KV) -> Floats:
