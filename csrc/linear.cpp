@@ -189,9 +189,10 @@ void multiply_group(const Matrix& w, int64_t pair, int64_t g, const float* x, in
     const int64_t k = w.type() == Type::BF16 ? even(w.n_cols()) : w.n_cols();
     const int64_t count = std::min<int64_t>(kGroup, k - g * kGroup);
     const uint8_t* panels[2] = {w.group(pair, g, 0), w.group(pair, g, 1)};
-    for (const uint8_t* panel : panels) prefetch(panel + kFloatsAhead, w.group_bytes());
     if (n <= isa().few_tokens)
         return isa().dot_few_floats(w.type(), panels, count, x, kGroup, n, acc);
+    for (const uint8_t* panel : panels)
+        for (int64_t i = 0; i < w.group_bytes(); i += 64) prefetch_floats(panel + i);
     alignas(64) float strip[kGroup * kStripRows];
     for (int half = 0; half < 2; ++half)
         isa().unpack_floats(w.type(), panels[half], count, half, strip);
@@ -202,7 +203,6 @@ void multiply_group(const Matrix& w, int64_t pair, int64_t g, const uint16_t* x,
                     float* acc) {
     const int64_t count = std::min<int64_t>(kGroup, even(w.n_cols()) - g * kGroup);
     const uint8_t* panels[2] = {w.group(pair, g, 0), w.group(pair, g, 1)};
-    for (const uint8_t* panel : panels) prefetch(panel + kFloatsAhead, w.group_bytes());
     isa().dot_pairs(panels, count / 2, x, kGroup, n, acc);
 }
 

@@ -402,7 +402,7 @@ void float_panels(const uint8_t* const panels[2], int64_t k, const float* x, int
                   int64_t n, float* acc) {
     if constexpr (T > 1)
         if (n < T) return float_panels<Kind, T - 1>(panels, k, x, stride, n, acc);
-    constexpr int P = kTileVectors;
+    constexpr int P = kTileVectors, kInputs = Kind == Type::F32 ? 1 : 2;  // of a line
     for (int v = 0; v < kStripRow / W; v += P) {
         F sum[P][T];
         EACH (t, T)
@@ -412,6 +412,7 @@ void float_panels(const uint8_t* const panels[2], int64_t k, const float* x, int
             EACH (p, P) {
                 const uint8_t* panel = panels[(v + p) / kVectors];
                 const int at = (v + p) % kVectors;
+                if (at == 0 && i % kInputs == 0) prefetch_floats(panel + i / kInputs * 64);
                 w[p] = read_floats<Kind>(panel, i, at * W);
             }
             EACH (t, T) {

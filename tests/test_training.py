@@ -417,7 +417,7 @@ def test_a_step_moves_what_is_signed_up_or_down() -> None:
 
     before = odds()
     course = refine.Course(rounds=1, batch=2, rows=2, matrix_lr=0.01, other_lr=0.01)
-    lesson = refine.Lesson(ids, [0, 0, 0, -1, -1, 0, 1, 1])
+    lesson = refine.Lesson(ids, [0, 0, 0, -1, -1, 0, 1, 1], "good")
     rows = np.random.default_rng(1).integers(10, 64, (8, 17)).astype(np.uint16)
     for _ in range(10):
         losses = refine.learn(model, course, [lesson] * 4, rows, 0)

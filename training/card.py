@@ -95,7 +95,7 @@ def _log(points: list[dict[str, Any]]) -> str:
 
 
 def _rounds(rounds: list[dict[str, Any]]) -> str:
-    rows = ((int(r["round"]) + 1, f"{r['looping']:.0%}", f"{r['good']:.0%}") for r in rounds)
+    rows = ((int(r["round"]), f"{r['looping']:.0%}", f"{r['good']:.0%}") for r in rounds)
     return _table(["round", "of the texts repeat themselves", "end and parse"], rows)
 
 

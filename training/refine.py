@@ -76,10 +76,12 @@ class Lesson:
     Attributes:
         ids: Prompt and body, (n,) tokens.
         signs: For each of `ids`: 1 make it likelier, -1 less likely, 0 leave it.
+        kind: "good", "looping", or "end" for one that was given.
     """
 
     ids: list[int]
     signs: list[int]
+    kind: str
 
 
 def refine(course: Course, work: Path, files: Sequence[File], rows: np.ndarray) -> Path:
@@ -106,12 +108,10 @@ def refine(course: Course, work: Path, files: Sequence[File], rows: np.ndarray) 
         llm = LLM(export(path, work / "tokenizer.json", work)["q8_0"])
         chosen = functions[number * course.functions : (number + 1) * course.functions]
         lessons = write(llm, chosen, course.seed + number)
-        figures = {
-            "round": float(number),
-            "texts": float(len(lessons)),
-            "looping": sum(-1 in lesson.signs for lesson in lessons) / len(lessons),
-            "good": sum(1 in lesson.signs for lesson in lessons) / len(lessons),
-        }
+        texts = len(chosen) * (1 + N_SAMPLED)
+        figures = {"round": float(number + 1), "texts": float(texts)}
+        for kind in ("looping", "good", "end"):
+            figures[kind] = sum(lesson.kind == kind for lesson in lessons) / texts
         figures |= learn(model, course, lessons, rows, number)
         state["model"] = model.state_dict()
         state["rounds"] = number + 1
@@ -157,11 +157,13 @@ def _lessons(
         unrepeated = tokens[: _first_of_three(tokens)]
         if kept := _whole_lines(llm, function, unrepeated):
             last = llm.tokenize("\n<|endoftext|>")
-            yield Lesson(prompt + kept + last, [0] * len(prompt + kept) + [1] * len(last))
+            signs_of_end = [0] * len(prompt + kept) + [1] * len(last)
+            yield Lesson(prompt + kept + last, signs_of_end, "end")
     elif is_good(function, body):
         signs[:end] = [1] * end
     if any(signs):
-        yield Lesson(prompt + tokens, [0] * len(prompt) + signs)
+        kind = "good" if 1 in signs else "looping"
+        yield Lesson(prompt + tokens, [0] * len(prompt) + signs, kind)
 
 
 def _n_tokens(llm: LLM, tokens: list[int], n_characters: int) -> int:

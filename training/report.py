@@ -59,6 +59,7 @@ def _training(work: Path) -> dict[str, Any]:
         ),
         "tokens": f"{sum(p['steps'] * p['rows'] * p['context'] for p in phases) / 1e6:.1f} million",
         "minutes": f"{state['seconds'] / 60:.0f}",
+        "precision": "bf16, weights and residual stream in f32" if plan["bf16"] else "f32",
         "matrix_lr": plan["matrix_lr"],
         "other_lr": plan["other_lr"],
         "warmup": plan["warmup"],
