@@ -62,7 +62,7 @@ struct Isa {
     // Codes of 8 bits are multiplied as signed numbers: they need no zero point.
     bool signed_bytes;
 
-    // Up to this many tokens are multiplied by `dot_few` and `dot_few_floats`.
+    // Up to this many tokens `dot_few` and `dot_few_floats` multiply at a time.
     int few_tokens;
 
     // x (k) -> groups of out, for weights coded like this.
@@ -78,8 +78,7 @@ struct Isa {
     void (*dot)(Type type, const Strip* strips, int64_t n_strips, const Rounded* x, int64_t stride,
                 int64_t n, float* acc);
     // acc (n, 32) += the pair of panels at `groups`, `stride` groups of 128 inputs, times n rows of
-    // x, for n <= few_tokens: no strip in between, which pays as long as memory is slower than
-    // unpacking.
+    // x, for n <= few_tokens: no strip in between.
     void (*dot_few)(Type type, const uint8_t* groups, const Rounded* x, int64_t stride, int64_t n,
                     float* acc);
     // acc (n, 32) += strip (k, 32) times x (n, k) at a distance of `stride` floats; k <= 128.

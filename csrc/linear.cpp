@@ -19,9 +19,11 @@ constexpr int kStripRows = 2 * kRows;  // two panels are multiplied together
 // Zen 4, with two at 80 (docs/log.md).
 constexpr int64_t kStrips = 2;
 
-// Up to this many tokens one group at a time is unpacked: memory sets the pace then, and its
-// answers are waited for less if the questions are spread out.
-constexpr int64_t kOneStrip = 24;
+// Tiles of few tokens that are multiplied straight from the panels, one after the other: codes are
+// then unpacked in registers each time, while the multipliers are busy, and asked for line by line.
+// Beyond, a strip pays. Q4_0 on Zen 4, 16 and 48 tokens: 168 tokens/s from strips, 289 without;
+// 292 and 340. See docs/log.md.
+constexpr int64_t kFewTiles = 6;
 
 // Tokens multiplied between one request for weights and the next; a multiple of every tile.
 constexpr int64_t kSlice = 24;
@@ -147,18 +149,17 @@ using Sums = float[kPairs][kTokenBlock * kStripRows];
 void multiply_groups(const Matrix& w, int64_t pair, int64_t g, int64_t end, const uint8_t* next,
                      const Quantized& x, int64_t t, int64_t n, float* acc) {
     Strip strips[kStrips];
-    const int64_t step = n <= kOneStrip ? 1 : kStrips, bytes_a_group = 2 * w.group_bytes();
-    for (; g < end; g += step) {
-        const int64_t count = std::min(step, end - g);
-        if (step == 1) prefetch(w.group(pair, g, 0) + kAhead, bytes_a_group);
+    const int64_t bytes_a_group = 2 * w.group_bytes();
+    for (; g < end; g += kStrips) {
+        const int64_t count = std::min(kStrips, end - g);
         for (int64_t s = 0; s < count; ++s)
             for (int half = 0; half < 2; ++half)
                 isa().unpack(w.type(), w.group(pair, g + s, half), half, strips[s]);
         // What is unpacked next is asked for in slices, and is there in time.
-        const uint8_t* ahead = g + step < end ? w.group(pair, g + step, 0) : next;
+        const uint8_t* ahead = g + kStrips < end ? w.group(pair, g + kStrips, 0) : next;
         const int64_t slice_bytes = divide_up(count * bytes_a_group, divide_up(n, kSlice));
         for (int64_t i = 0; i < n; i += kSlice, ahead += slice_bytes) {
-            if (step > 1) prefetch(ahead, slice_bytes);
+            prefetch(ahead, slice_bytes);
             isa().dot(w.type(), strips, count, x.at(t + i, g), x.n_groups, std::min(kSlice, n - i),
                       acc + i * kStripRows);
         }
@@ -168,18 +169,21 @@ void multiply_groups(const Matrix& w, int64_t pair, int64_t g, int64_t end, cons
 // Pairs first .. first + pairs times tokens t .. t + n.
 void multiply(const Matrix& w, int64_t first, int64_t pairs, const Quantized& x, int64_t t,
               int64_t n, Sums& acc) {
-    const int64_t groups = x.n_groups, near = n <= kOneStrip ? groups : kNearGroups;
-    if (n <= isa().few_tokens) {
+    const int64_t groups = x.n_groups, few = isa().few_tokens;
+    if (n <= kFewTiles * few) {
         for (int64_t p = 0; p < pairs; ++p)
-            isa().dot_few(w.type(), w.group(first + p, 0, 0), x.at(t, 0), groups, n, acc[p]);
+            for (int64_t i = 0; i < n; i += few)
+                isa().dot_few(w.type(), w.group(first + p, 0, 0), x.at(t + i, 0), groups,
+                              std::min(few, n - i), acc[p] + i * kStripRows);
         return;
     }
-    for (int64_t g = 0; g < groups; g += near)
+    for (int64_t g = 0; g < groups; g += kNearGroups)
         for (int64_t p = 0; p < pairs; ++p) {
-            const uint8_t* next = p + 1 < pairs       ? w.group(first + p + 1, g, 0)
-                                  : g + near < groups ? w.group(first, g + near, 0)
-                                                      : w.group(first + pairs, 0, 0);
-            multiply_groups(w, first + p, g, std::min(g + near, groups), next, x, t, n, acc[p]);
+            const uint8_t* next = p + 1 < pairs              ? w.group(first + p + 1, g, 0)
+                                  : g + kNearGroups < groups ? w.group(first, g + kNearGroups, 0)
+                                                             : w.group(first + pairs, 0, 0);
+            multiply_groups(w, first + p, g, std::min(g + kNearGroups, groups), next, x, t, n,
+                            acc[p]);
         }
 }
 
@@ -189,8 +193,12 @@ void multiply_group(const Matrix& w, int64_t pair, int64_t g, const float* x, in
     const int64_t k = w.type() == Type::BF16 ? even(w.n_cols()) : w.n_cols();
     const int64_t count = std::min<int64_t>(kGroup, k - g * kGroup);
     const uint8_t* panels[2] = {w.group(pair, g, 0), w.group(pair, g, 1)};
-    if (n <= isa().few_tokens)
-        return isa().dot_few_floats(w.type(), panels, count, x, kGroup, n, acc);
+    if (const int64_t few = isa().few_tokens; n <= kFewTiles * few) {
+        for (int64_t i = 0; i < n; i += few)
+            isa().dot_few_floats(w.type(), panels, count, x + i * kGroup, kGroup,
+                                 std::min(few, n - i), acc + i * kStripRows);
+        return;
+    }
     for (const uint8_t* panel : panels)
         for (int64_t i = 0; i < w.group_bytes(); i += 64) prefetch_floats(panel + i);
     alignas(64) float strip[kGroup * kStripRows];
@@ -217,7 +225,8 @@ struct Laid {
 template <class T>
 void multiply(const Matrix& w, int64_t first, int64_t pairs, const Laid<T>& x, int64_t t, int64_t n,
               Sums& acc) {
-    const int64_t groups = w.n_groups(), near = n <= kOneStrip ? groups : kNearFloatGroups;
+    const bool few = n <= kFewTiles * isa().few_tokens;
+    const int64_t groups = w.n_groups(), near = few ? groups : kNearFloatGroups;
     for (int64_t begin = 0; begin < groups; begin += near)
         for (int64_t p = 0; p < pairs; ++p)
             for (int64_t g = begin; g < std::min(begin + near, groups); ++g)

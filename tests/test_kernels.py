@@ -96,7 +96,7 @@ def test_packed_weights_take_hardly_more_room_than_the_file() -> None:
 @pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
 def test_linear_equals_the_reference(kind: TensorType, isa: str) -> None:
     for n_cols in columns(kind):
-        for n_rows, n in ((1, 1), (16, 2), (33, 7), (80, 13)):
+        for n_rows, n in ((1, 1), (16, 2), (33, 13), (80, 55)):
             w, x = random_tensor(kind, n_rows, n_cols), random(n, n_cols)
             bias, residual = random(n_rows, seed=2), random(n, n_rows, seed=3)
             found = ops.linear(x, ops.pack(w), bias, residual=residual)
@@ -114,9 +114,9 @@ def test_gelu_equals_the_reference_from_end_to_end(activation: str, isa: str) ->
 @pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
 def test_a_token_gets_the_same_bits_in_every_batch(kind: TensorType, isa: str) -> None:
     n_cols = columns(kind)[-1]
-    w, x = ops.pack(random_tensor(kind, 50, n_cols)), random(40, n_cols)
+    w, x = ops.pack(random_tensor(kind, 50, n_cols)), random(290, n_cols)
     whole = ops.linear(x, w, activation="gelu_tanh")
-    for n in (1, 2, 3, 5, 6, 7, 11, 12, 13, 17):
+    for n in (1, 2, 3, 5, 6, 7, 11, 12, 13, 17, 24, 25, 48, 49, 59, 265):
         part = ops.linear(x[4 : 4 + n], w, activation="gelu_tanh")
         assert np.array_equal(part, whole[4 : 4 + n]), n
 
@@ -135,7 +135,7 @@ def test_any_number_of_threads_gives_the_same_bits(kind: TensorType, isa: str) -
 @pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
 def test_every_instruction_set_gives_the_same_bits(kind: TensorType) -> None:
     n_cols, answers = columns(kind)[-1], []
-    w, x, before = ops.pack(random_tensor(kind, 50, n_cols)), random(14, n_cols), ops.isa()
+    w, x, before = ops.pack(random_tensor(kind, 50, n_cols)), random(62, n_cols), ops.isa()
     for name in ISAS:
         ops.use_isa(name)
         answers.append(ops.linear(x, w, activation="gelu_erf"))
@@ -323,7 +323,7 @@ def test_no_kernel_touches_memory_beyond_its_arrays(
     kind: TensorType, after: bool, isa: str
 ) -> None:
     for n_cols in columns(kind)[:3]:
-        for n_rows, n in ((1, 1), (17, 3), (33, 9)):
+        for n_rows, n in ((1, 1), (17, 3), (33, 53)):
             tensor = random_tensor(kind, n_rows, n_cols)
             edge = Tensor(kind, tensor.shape, guarded(tensor.data, after=after))
             w, x = ops.pack(edge), guarded(random(n, n_cols), after=after)
