@@ -214,6 +214,13 @@ def test_a_ratio_is_that_of_pairs():
     assert (pairs.median, pairs.spread) == (2.0, (1.0, 3.0))
 
 
+def test_a_share_is_of_the_larger_of_the_limits_around_the_runs():
+    one = result("q4_0", TensorType.Q4_0)
+    assert one.decode_share == one.decode.gbps / LIMITS.read_gbps
+    assert one.prompt_share == one.prompt.gmacs / LIMITS.int8_gmacs
+    assert one.as_json()["read_gbps"] == LIMITS.read_gbps
+
+
 # The drawing ---------------------------------------------------------------------------------
 
 
@@ -225,6 +232,8 @@ def result(type_name: str, kind: TensorType, speed: float = 1.0) -> Result:
         type=kind,
         task=Task(),
         weights_bytes=1e9,
+        before=LIMITS,
+        after=replace(LIMITS, read_gbps=LIMITS.read_gbps / 2),
         prompt=Speed(prompt, (3 / speed,)),
         decode=Speed(decode, (4 / speed,)),
     )
@@ -240,7 +249,7 @@ def texts_and_points(svg: str) -> tuple[list[str], int]:
 def test_the_plot_has_two_points_a_type_and_names_everything():
     kinds = [TensorType.Q4_0, TensorType.Q8_0, TensorType.F16]
     results = [result(kind.name.lower(), kind) for kind in kinds]
-    texts, n_points = texts_and_points(roofline.draw(results, LIMITS, "a <model> & more"))
+    texts, n_points = texts_and_points(roofline.draw(results, "a <model> & more"))
     assert n_points == 6
     assert "a <model> & more" in texts
     for words in ("q4_0 prompt", "q8_0 decode", "f16 prompt", "int8 300", "bf16 150", "read: 20"):

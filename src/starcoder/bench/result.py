@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from starcoder.bench.runner import Task, Work
@@ -74,6 +74,8 @@ class Result:
     type: TensorType  # of most weights: it decides what limits a prompt
     task: Task
     weights_bytes: float  # that a token reads
+    before: Limits  # of the machine, measured right before the runs
+    after: Limits  # and right after them
     prompt: Speed
     decode: Speed
     alone: Speed | None = None  # decoding one sequence, where the task has several
@@ -81,23 +83,31 @@ class Result:
     rival_prompt: Speed | None = None
     rival_decode: Speed | None = None
 
-    def prompt_share(self, limits: Limits) -> float:
+    @property
+    def limits(self) -> Limits:
+        """What the machine could do in those minutes: of each limit the larger measurement."""
+        return self.before.larger(self.after)
+
+    @property
+    def prompt_share(self) -> float:
         """Of the peak of this type's arithmetic, 0 to 1."""
-        return min(1.0, self.prompt.gmacs / limits.gmacs(self.type))
+        return min(1.0, self.prompt.gmacs / self.limits.gmacs(self.type))
 
-    def decode_share(self, limits: Limits) -> float:
+    @property
+    def decode_share(self) -> float:
         """Of the read bandwidth, 0 to 1; what fits into caches may be read faster than memory."""
-        return min(1.0, self.decode.gbps / limits.read_gbps)
+        return min(1.0, self.decode.gbps / self.limits.read_gbps)
 
-    def as_json(self, limits: Limits) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """All figures under the names of docs/bench.md."""
         found: dict[str, Any] = {"model": self.name, "type": self.type_name}
         for kind, speed in (("prompt", self.prompt), ("decode", self.decode)):
             found[f"{kind}_tps"] = speed.tps
             found[f"{kind}_gmacs"] = speed.gmacs
             found[f"{kind}_gbps"] = speed.gbps
-        found["prompt_limit_share"] = self.prompt_share(limits)
-        found["decode_limit_share"] = self.decode_share(limits)
+        found["prompt_limit_share"] = self.prompt_share
+        found["decode_limit_share"] = self.decode_share
+        found |= asdict(self.limits)
         found["weights_mb"] = self.weights_bytes / 1e6
         if self.alone is not None:
             found |= _ratio("batch", self.decode, self.alone) | {"alone_tps": self.alone.tps}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from html import escape
 from pathlib import Path
 
@@ -40,20 +41,24 @@ def check_path(path: Path) -> None:
         raise InputError("--plot", f"no folder {path.parent}", "one that is there")
 
 
-def write(path: Path, results: Sequence[Result], limits: Limits, title: str) -> None:
+def write(path: Path, results: Sequence[Result], title: str) -> None:
     """Writes the drawing.
 
     Raises:
         WriteError: the file cannot be written.
     """
     try:
-        path.write_text(draw(results, limits, title), encoding="utf-8")
+        path.write_text(draw(results, title), encoding="utf-8")
     except OSError as error:
         raise WriteError(str(path), str(error.strerror), "a file that can be written") from None
 
 
-def draw(results: Sequence[Result], limits: Limits, title: str) -> str:
-    """The drawing: one point for the prompt and one for decoding, of each result."""
+def draw(results: Sequence[Result], title: str) -> str:
+    """The drawing: one point for the prompt and one for decoding, of each result.
+
+    The roof is the highest that was measured; shares are of what each result met in its minutes.
+    """
+    limits = reduce(Limits.larger, (result.limits for result in results))
     axes = _Axes(results, limits)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
@@ -62,7 +67,7 @@ def draw(results: Sequence[Result], limits: Limits, title: str) -> str:
         _text(_LEFT - 60, 26, title, "title"),
         *_grid(axes),
         *_roof(axes, limits),
-        *_points(axes, results, limits),
+        *_points(axes, results),
         "</svg>",
     ]
     return "\n".join(parts) + "\n"
@@ -157,13 +162,13 @@ def _along_slope(axes: _Axes, limits: Limits, start: float) -> str:
     return f"<g {turn}>{_text(14, -8, f'read: {limits.read_gbps:.1f} GB/s', 'small')}</g>"
 
 
-def _points(axes: _Axes, results: Sequence[Result], limits: Limits) -> Iterator[str]:
+def _points(axes: _Axes, results: Sequence[Result]) -> Iterator[str]:
     marks: list[tuple[float, float, str, str, str]] = []  # x, y, color, shape, label
     for i, result in enumerate(results):
         color = _COLORS[i % len(_COLORS)]
         for speed, share, name in (
-            (result.prompt, result.prompt_share(limits), "prompt"),
-            (result.decode, result.decode_share(limits), "decode"),
+            (result.prompt, result.prompt_share, "prompt"),
+            (result.decode, result.decode_share, "decode"),
         ):
             label = f"{result.type_name} {name}: {_figure(speed)} t/s, {share:.0%}"
             place = axes.at_x(speed.intensity), axes.at_y(speed.gmacs)

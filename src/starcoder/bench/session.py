@@ -1,4 +1,4 @@
-"""The order of runs: warm-up, then ours and the others' in turns, again and again.
+"""The order of runs: warm-up, ours and the others' in turns, the machine's limits on both sides.
 
 Machines drift and neighbors are noisy. Runs that take turns meet the same minutes, so that their
 ratio holds where no single time does.
@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from starcoder import limits
 from starcoder.bench.result import Result, Speed
 from starcoder.bench.rival import Rival
 from starcoder.bench.runner import Runner, Work
+from starcoder.limits import Limits
 
 __all__ = ["measure"]
 
@@ -21,6 +23,7 @@ def measure(
     name: str,
     type_name: str,
     *,
+    before: Limits,
     repeats: int,
     rival: Rival | None = None,
     say: Callable[[str], None] = lambda _: None,
@@ -31,12 +34,14 @@ def measure(
         runner: the model and the task.
         name: of the model, for people.
         type_name: of its weights, for people.
+        before: what the machine could do just now.
         repeats: runs of each kind; the median counts.
         rival: another program, in turns with ours.
         say: is told what comes next.
 
     Raises:
         InputError: the rival failed.
+        MemoryLimitError: no memory to measure the limits.
     """
     batch = runner.task.batch
     say("warm-up")
@@ -46,6 +51,7 @@ def measure(
     say(f"{runner.task.n_decode} tokens one by one, {repeats} times")
     alone = (lambda: runner.decode(1)) if batch > 1 else None
     decode = _turns(repeats, runner.decode, rival.decode if rival else None, alone)
+    say("measuring what the machine can do, again")
     works = runner.prompt_work, runner.decode_work(batch)
     result = Result(
         name=name,
@@ -53,6 +59,8 @@ def measure(
         type=runner.type,
         task=runner.task,
         weights_bytes=runner.read_bytes,
+        before=before,
+        after=limits.measure(),
         prompt=_speed(works[0], prompt[0]),
         decode=_speed(works[1], decode[0]),
         alone=_speed(runner.decode_work(1), decode[2]) if alone else None,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from starcoder.bench.runner import Task
     from starcoder.checkpoint import Checkpoint
     from starcoder.config import ModelConfig
+    from starcoder.limits import Limits
     from starcoder.mix import Mix
 
 __all__ = ["bench"]
@@ -85,14 +86,14 @@ def bench(
     python = rival_python or sys.executable
     with Rival(against, python) if against else nullcontext() as rival:
         report.say("measuring what the machine can do")
-        before = limits.measure()
-        results = [_measure(source, task, repeats, rival) for source in sources]
-        report.say("measuring what the machine can do, again")
-        after = limits.measure()
+        now, results = limits.measure(), []
+        for source in sources:
+            results.append(_measure(source, task, now, repeats, rival))
+            now = results[-1].after
     text = report.as_json if as_json else report.as_text
-    print(text(results, before, after, repeats), flush=True)
+    print(text(results, repeats), flush=True)
     if plot is not None:
-        roofline.write(plot, results, before.larger(after), report.title(results))
+        roofline.write(plot, results, report.title(results))
     return 0
 
 
@@ -138,7 +139,9 @@ def _sources(model: str | None, shape: str | None, types: str | None) -> list[_S
     return [_Source(config, mix=find_mix(name.strip())) for name in names]
 
 
-def _measure(source: _Source, task: Task, repeats: int, rival: Rival | None) -> Result:
+def _measure(
+    source: _Source, task: Task, before: Limits, repeats: int, rival: Rival | None
+) -> Result:
     from starcoder import ops
     from starcoder.bench import session
     from starcoder.bench.runner import Runner
@@ -155,4 +158,6 @@ def _measure(source: _Source, task: Task, repeats: int, rival: Rival | None) -> 
     if rival is not None:
         say("loading it in the other program")
         rival.load(checkpoint, task, ops.n_threads())
-    return session.measure(runner, name, type_name, repeats=repeats, rival=rival, say=say)
+    return session.measure(
+        runner, name, type_name, before=before, repeats=repeats, rival=rival, say=say
+    )

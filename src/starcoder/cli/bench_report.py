@@ -38,26 +38,25 @@ def title(results: Sequence[Result]) -> str:
     return ", ".join(words)
 
 
-def as_json(results: Sequence[Result], before: Limits, after: Limits, repeats: int) -> str:
-    """One object: the first result's figures, the machine's, and `results` if there are several."""
+def as_json(results: Sequence[Result], repeats: int) -> str:
+    """One object: the first result's figures, and `results` if there are several."""
     from starcoder import ops
 
-    best = before.larger(after)
-    found = [result.as_json(best) for result in results]
-    answer: dict[str, Any] = found[0] | asdict(best) | asdict(results[0].task)
-    answer |= {"limits_before": asdict(before), "limits_after": asdict(after)}
+    found = [result.as_json() for result in results]
+    answer: dict[str, Any] = found[0] | asdict(results[0].task)
+    answer |= {"limits_before": asdict(results[0].before)}
+    answer |= {"limits_after": asdict(results[-1].after)}
     answer |= {"repeats": repeats, "threads": ops.n_threads(), "isa": ops.isa()}
     if len(found) > 1:
         answer["results"] = found
     return json.dumps(_rounded(answer), ensure_ascii=False)
 
 
-def as_text(results: Sequence[Result], before: Limits, after: Limits, repeats: int) -> str:
-    """The machine's limits, then a row for each kind of run."""
-    best = before.larger(after)
+def as_text(results: Sequence[Result], repeats: int) -> str:
+    """The machine's limits, first and last, then a row for each kind of run."""
     lines = [f"{title(results)}; medians of {repeats}", ""]
-    lines += [*_limits(before, after), ""]
-    lines += _table(results, best)
+    lines += [*_limits(results[0].before, results[-1].after), ""]
+    lines += _table(results)
     for result in results:
         lines += _ratios(result)
     return "\n".join(lines)
@@ -73,14 +72,14 @@ def _limits(before: Limits, after: Limits) -> list[str]:
     return lines
 
 
-def _table(results: Sequence[Result], best: Limits) -> list[str]:
+def _table(results: Sequence[Result]) -> list[str]:
     head = f"{'type':8}{'run':>14}{'tokens/s':>10}{'GB/s':>8}{'GMAC/s':>9}  share of the limit"
     lines = [head]
     for r in results:
         prompt, decode = f"prompt {r.task.n_prompt}", f"decode {r.task.n_decode}"
-        of = _arithmetic(r, best)
-        lines.append(_row(r.type_name, prompt, r.prompt, f"{r.prompt_share(best):.0%} of {of}"))
-        share = f"{r.decode_share(best):.0%} of reading"
+        share = f"{r.prompt_share:.0%} of {_arithmetic(r)}"
+        lines.append(_row(r.type_name, prompt, r.prompt, share))
+        share = f"{r.decode_share:.0%} of reading"
         lines.append(_row(r.type_name, decode, r.decode, share))
     return lines
 
@@ -90,10 +89,11 @@ def _row(type_name: str, run: str, speed: Speed, share: str) -> str:
     return f"{type_name:8}{run:>14}{figures}  {share}"
 
 
-def _arithmetic(result: Result, best: Limits) -> str:
+def _arithmetic(result: Result) -> str:
     """The limit of its prompts by name."""
-    value = best.gmacs(result.type)
-    names = {best.f32_gmacs: "f32", best.int8_gmacs: "int8"}
+    limits = result.limits
+    value = limits.gmacs(result.type)
+    names = {limits.f32_gmacs: "f32", limits.int8_gmacs: "int8"}
     return names.get(value, "bf16")
 
 
