@@ -193,7 +193,9 @@ void multiply_group(const Matrix& w, int64_t pair, int64_t g, const float* x, in
     const int64_t k = w.type() == Type::BF16 ? even(w.n_cols()) : w.n_cols();
     const int64_t count = std::min<int64_t>(kGroup, k - g * kGroup);
     const uint8_t* panels[2] = {w.group(pair, g, 0), w.group(pair, g, 1)};
-    if (const int64_t few = isa().few_tokens; n <= kFewTiles * few) {
+    // F32 is multiplied as it lies: a strip would be a copy. Prompts of 512 on Zen 4, in turns: 79
+    // percent of the peak from strips, 85 without.
+    if (const int64_t few = isa().few_tokens; w.type() == Type::F32 || n <= kFewTiles * few) {
         for (int64_t i = 0; i < n; i += few)
             isa().dot_few_floats(w.type(), panels, count, x + i * kGroup, kGroup,
                                  std::min(few, n - i), acc + i * kStripRows);
