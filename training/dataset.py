@@ -14,8 +14,7 @@ prefix-suffix-middle and half suffix-first,
 
 the three pieces tokenized apart. They are cut at two random characters, or, half of the time, where
 editors ask: from the end or the midst of a line to the end of that line or of one of the next.
-What is filled is shorter than what is not, so that there are many middles to learn from: where
-they are few, prefix-suffix-middle is not learned at all (docs/log.md).
+What is filled is shorter than what is not, so that there are many middles to learn from.
 """
 
 from __future__ import annotations
