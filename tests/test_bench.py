@@ -295,6 +295,10 @@ class Llama:
 """
 
 
+# What it ends with, a while after its answers have closed.
+LATE = "Late = type('', (), {'__str__': lambda _: __import__('time').sleep(0.3) or 'late words'})"
+
+
 @pytest.fixture
 def fake_llama_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package of that name for the other program's Python."""
@@ -323,6 +327,7 @@ def test_a_rival_runs_in_turns_and_the_ratio_has_its_spread(
     [
         (("assert open", "raise RuntimeError('no ' + 'luck') #"), "RuntimeError: no luck"),
         (("assert open", "import os; sys.exit('bye' + 'bye') #"), "it ended: byebye"),
+        (("assert open", f"{LATE}; sys.exit(Late()) #"), "it ended: late words"),
     ],
 )
 def test_a_rival_that_fails_is_quoted(

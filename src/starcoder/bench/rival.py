@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +23,7 @@ from starcoder.errors import InputError
 __all__ = ["RIVALS", "Rival"]
 
 _PROGRAMS = Path(__file__).with_name("rivals")
+_PATIENCE = 5.0  # seconds for a program to end that has nothing more to answer
 RIVALS = {  # what the user calls it: the module of ours, and what to install
     "llama-cpp": ("on_llama_cpp", "llama-cpp-python"),
     "ctranslate2": ("on_ctranslate2", "ctranslate2"),
@@ -137,6 +139,9 @@ class Rival:
         return answer
 
     def _last_words(self) -> str:
+        # Its stdout closes a little before it says why.
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_PATIENCE)
         lines = self._log.read_text(errors="replace").split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), "")
         return f"it ended{': ' if last else ''}{last}"
