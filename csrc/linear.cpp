@@ -24,6 +24,7 @@ constexpr int64_t kStrips = 2;
 // Beyond, a strip pays. Q4_0 on Zen 4, 16 and 48 tokens: 168 tokens/s from strips, 289 without;
 // 292 and 340. See docs/log.md.
 constexpr int64_t kFewTiles = 6;
+bool are_few(int64_t n) { return n <= kFewTiles * isa().few_tokens; }
 
 // Tokens multiplied between one request for weights and the next; a multiple of every tile.
 constexpr int64_t kSlice = 24;
@@ -170,7 +171,7 @@ void multiply_groups(const Matrix& w, int64_t pair, int64_t g, int64_t end, cons
 void multiply(const Matrix& w, int64_t first, int64_t pairs, const Quantized& x, int64_t t,
               int64_t n, Sums& acc) {
     const int64_t groups = x.n_groups, few = isa().few_tokens;
-    if (n <= kFewTiles * few) {
+    if (are_few(n)) {
         for (int64_t p = 0; p < pairs; ++p)
             for (int64_t i = 0; i < n; i += few)
                 isa().dot_few(w.type(), w.group(first + p, 0, 0), x.at(t + i, 0), groups,
@@ -195,7 +196,7 @@ void multiply_group(const Matrix& w, int64_t pair, int64_t g, const float* x, in
     const uint8_t* panels[2] = {w.group(pair, g, 0), w.group(pair, g, 1)};
     // F32 is multiplied as it lies: a strip would be a copy. Prompts of 512 on Zen 4, in turns: 79
     // percent of the peak from strips, 85 without.
-    if (const int64_t few = isa().few_tokens; w.type() == Type::F32 || n <= kFewTiles * few) {
+    if (const int64_t few = isa().few_tokens; w.type() == Type::F32 || are_few(n)) {
         for (int64_t i = 0; i < n; i += few)
             isa().dot_few_floats(w.type(), panels, count, x + i * kGroup, kGroup,
                                  std::min(few, n - i), acc + i * kStripRows);
@@ -227,8 +228,7 @@ struct Laid {
 template <class T>
 void multiply(const Matrix& w, int64_t first, int64_t pairs, const Laid<T>& x, int64_t t, int64_t n,
               Sums& acc) {
-    const bool few = n <= kFewTiles * isa().few_tokens;
-    const int64_t groups = w.n_groups(), near = few ? groups : kNearFloatGroups;
+    const int64_t groups = w.n_groups(), near = are_few(n) ? groups : kNearFloatGroups;
     for (int64_t begin = 0; begin < groups; begin += near)
         for (int64_t p = 0; p < pairs; ++p)
             for (int64_t g = begin; g < std::min(begin + near, groups); ++g)
