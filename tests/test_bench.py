@@ -304,6 +304,7 @@ def fake_llama_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package of that name for the other program's Python."""
     (tmp_path / "llama_cpp.py").write_text(FAKE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # as most people's Python runs
     return tmp_path / "llama_cpp.py"
 
 

@@ -22,7 +22,8 @@ from typing import Any
 def main() -> None:
     """Serve until stdin ends."""
     with os.fdopen(os.dup(1), "w") as answers:
-        os.dup2(2, 1)  # what the program prints goes to stderr
+        os.dup2(2, 1)  # what the program prints goes to stderr,
+        sys.stdout = sys.stderr  # and in the order in which it was said
 
         def answer(**values: object) -> None:
             print(json.dumps(values), file=answers, flush=True)
