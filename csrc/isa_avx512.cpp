@@ -172,13 +172,14 @@ inline const int8_t* pairs_of(const float* row, int64_t first) {
     return reinterpret_cast<const int8_t*>(row) + 2 * first;
 }
 
-template <int P, int H>
+template <int P, int H, bool Soon>
 WITH_PAIRS void score_pairs_tile(const float* queries, int64_t d, const uint16_t* const* keys,
-                                 float* out, int64_t stride) {
+                                 const uint16_t* const* soon, float* out, int64_t stride) {
     F acc[P][H];
     EACH (p, P)
         EACH (h, H) acc[p][h] = set(0.0f);
     for (int64_t i = 0; i < d; i += 2) {
+        if constexpr (Soon) prefetch_blocks(soon, 4, i / 2);
         B key[P];
         EACH (p, P) key[p] = load_bytes(reinterpret_cast<const uint8_t*>(keys[p] + 16 * i));
         EACH (h, H) {
@@ -191,11 +192,18 @@ WITH_PAIRS void score_pairs_tile(const float* queries, int64_t d, const uint16_t
 }
 
 void score_pairs_packed(const float* queries, int64_t h, int64_t d, const uint16_t* const* keys,
-                        int64_t n_blocks, float*, float* out, int64_t stride) {
+                        int64_t n_blocks, const uint16_t* const* soon, float*, float* out,
+                        int64_t stride) {
     in_vectors<kTileKeys>(n_blocks, [&](auto blocks, int64_t b) {
         in_tiles<kTileHeads>(h, [&](auto heads, int64_t i) {
-            score_pairs_tile<blocks, heads>(queries + i * d, d, keys + b, out + i * stride + b * W,
-                                            stride);
+            const auto tile = [&](auto ask) {
+                score_pairs_tile<blocks, heads, ask>(queries + i * d, d, keys + b, soon,
+                                                     out + i * stride + b * W, stride);
+            };
+            if (soon && b + i == 0)  // once, however many tiles
+                tile(std::true_type());
+            else
+                tile(std::false_type());
         });
     });
 }
