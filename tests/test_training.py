@@ -169,11 +169,11 @@ def test_rows_are_full_reproducible_and_half_filled_in(bpe: Tokenizer, tmp_path:
 @pytest.mark.parametrize("seed", range(30))
 def test_lines_are_cut_where_they_end(seed: int) -> None:
     text = ADD * 4
-    a, b = dataset._lines(text, random.Random(seed))
+    a, b = dataset.lines(text, random.Random(seed))
     assert 0 <= a <= b < len(text)
     assert text[b] == "\n"
     assert text[a:b].count("\n") <= dataset.GAP_LINES
-    assert dataset._lines("x", random.Random(seed)) in ((0, 0), (0, 1), (1, 1))
+    assert dataset.lines("x", random.Random(seed)) in ((0, 0), (0, 1), (1, 1))
 
 
 def test_every_middle_ends(bpe: Tokenizer, tmp_path: Path) -> None:
@@ -329,6 +329,95 @@ def test_a_run_that_was_interrupted_goes_on_as_if_it_had_not_been(
         Trainer(other, tmp_path / "cut", [rows], rows, 3.0)
     with pytest.raises(ValueError, match="take fewer steps"):
         Trainer(plan, tmp_path / "new", [rows[:9, :9], rows], rows, 3.0)
+
+
+# ---- filling ----
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_gaps_have_what_is_next_to_them_and_an_end(bpe: Tokenizer, seed: int) -> None:
+    fill = pytest.importorskip("training.fill", reason="PyTorch is for training alone")
+    text = ADD * 4
+    gap = fill.cut(bpe, text, random.Random(seed), prefix=7, suffix=5)
+    assert len(gap.prefix) <= 7
+    assert len(gap.suffix) <= 5
+    assert gap.middle[-1] == 0
+    assert bpe.decode([*gap.prefix, *gap.middle, *gap.suffix]) in text
+
+
+def test_gaps_grow_to_what_editors_send() -> None:
+    fill = pytest.importorskip("training.fill", reason="PyTorch is for training alone")
+    for phase in fill.Course().phases:
+        lengths = [fill.longest(phase, step) for step in range(phase.steps)]
+        assert lengths == sorted(lengths)
+        assert lengths[0] == (phase.prefix_tokens[0], phase.suffix_tokens[0])
+        assert lengths[-1] == (phase.prefix_tokens[1], phase.suffix_tokens[1])
+
+
+def test_as_many_gaps_as_asked_for_have_the_longest_context(bpe: Tokenizer) -> None:
+    fill = pytest.importorskip("training.fill", reason="PyTorch is for training alone")
+    phase = fill.Phase(1, 200, 0, (9, 9), (6, 6), 1.0, 0.5, (), 1.0)
+    files = [File("p", "a.py", ADD * 4)]
+    gaps = list(fill._gaps(fill.Course((phase,)), 0, files, bpe))
+    longest = sum((len(gap.prefix), len(gap.suffix)) == (9, 6) for gap in gaps)
+    assert len(gaps) == 200
+    assert 60 < longest < 140
+
+
+def test_filling_learns_and_goes_on_where_it_was(
+    tmp_path: Path, bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is for training alone")
+    from dataclasses import asdict
+
+    from training import fill
+    from training.model import GPTBigCode
+    from training.shape import Shape
+    from training.train import Plan
+
+    torch.manual_seed(1)
+    shape = Shape(32, 2, 2, 64, 128, bpe.get_vocab_size())
+    trained = {
+        "plan": asdict(Plan(shape)),
+        "seconds": 1.0,
+        "model": GPTBigCode(shape).state_dict(),
+    }
+    files = [File("p", f"{i}.py", ADD * 4) for i in range(4)]
+    rows = np.random.default_rng(1).integers(20, 64, (8, 17)).astype(np.uint16)
+    monkeypatch.setattr(fill, "CHECKPOINT_EVERY", 6)
+    monkeypatch.setattr(fill, "LOG_EVERY", 4)
+    phases = (
+        fill.Phase(8, 8, 2, (4, 24), (2, 12), 0.5, 0.0, (2.0,), 1.0),
+        fill.Phase(4, 8, 1, (12, 24), (6, 12), 0.5, 0.5, (4.0, 2.0), 0.5),
+    )
+    course = fill.Course(phases, 2, matrix_lr=0.02, other_lr=0.02, warmup=2)
+
+    def run(name: str) -> dict[str, Any]:
+        (tmp_path / name / "run").mkdir(parents=True, exist_ok=True)
+        torch.save(trained, tmp_path / name / "run" / "checkpoint.pt")
+        state = torch.load(fill.fill(course, tmp_path / name, files, rows, bpe))
+        return state["model"]
+
+    whole = run("whole")
+    log = (tmp_path / "whole" / "run" / "fill.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["middles"] for line in log]
+    assert losses[-1] < losses[0]
+
+    save = fill.save
+
+    def save_and_die(path: Path, state: dict[str, Any]) -> None:
+        save(path, state)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fill, "save", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        run("cut")
+    monkeypatch.setattr(fill, "save", save)
+    for name, value in run("cut").items():
+        assert torch.equal(value, whole[name]), name
+    course = fill.Course(phases[:1])
+    with pytest.raises(ValueError, match="another course"):
+        run("cut")
 
 
 # ---- refining ----

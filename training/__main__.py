@@ -23,7 +23,7 @@ MAX_ROWS = {256: 20_000, 1024: 20_000}  # of each length, a little more than the
 PACKAGED = Path(__file__).parent.parent / "src" / "starcoder" / "starcoder-pocket-q8_0.gguf"
 
 
-STAGES = ("corpus", "rows", "train", "refine", "export", "measure")
+STAGES = ("corpus", "rows", "train", "fill", "refine", "export", "measure")
 
 
 def main() -> int:
@@ -54,12 +54,17 @@ def main() -> int:
         trainer = Trainer(plan, work / "run", train_rows, dev_rows, bytes_per_token)
         if not trainer.run():
             return 1
-    if last >= STAGES.index("refine"):
-        from training.refine import Course, refine
-
+        files = corpus.read_split(work, "train")
         phase = plan.phases[-1]
         unseen = train_rows[-1][phase.steps * phase.rows :]
-        checkpoint = refine(Course(), work, corpus.read_split(work, "train"), unseen)
+    if last >= STAGES.index("fill"):
+        from training import fill
+
+        fill.fill(fill.Course(), work, files, unseen, tokenizer.load(work / "tokenizer.json"))
+    if last >= STAGES.index("refine"):
+        from training import refine
+
+        checkpoint = refine.refine(refine.Course(), work, files, unseen)
     if last >= STAGES.index("export"):
         from training.export import export
 

@@ -163,7 +163,7 @@ def _mean_of_log_uniform(low: float, high: float) -> float:
 def fill_in_middle(tokenizer: Tokenizer, ids: list[int], rng: random.Random) -> list[int]:
     """One part of a document, cut in three, in one of the two trained orders."""
     text = tokenizer.decode(ids, skip_special_tokens=False)
-    a, b = _lines(text, rng) if rng.random() < LINES_RATE else _anywhere(text, rng)
+    a, b = lines(text, rng) if rng.random() < LINES_RATE else _anywhere(text, rng)
     suffix_first = rng.random() < SUFFIX_FIRST_RATE
     return fim_prompt(tokenizer, text[:a], text[b:], suffix_first) + _ids(tokenizer, text[a:b])
 
@@ -173,8 +173,8 @@ def _anywhere(text: str, rng: random.Random) -> tuple[int, int]:
     return a, b
 
 
-def _lines(text: str, rng: random.Random) -> tuple[int, int]:
-    """From the end of a line, or from anywhere in the next, to the end of one that follows."""
+def lines(text: str, rng: random.Random) -> tuple[int, int]:
+    """A gap from the end of a line, or anywhere in the next, to the end of one that follows."""
     ends = [i for i, character in enumerate(text) if character == "\n"]
     if len(ends) < 2:
         return _anywhere(text, rng)
@@ -186,12 +186,18 @@ def _lines(text: str, rng: random.Random) -> tuple[int, int]:
 
 def fim_prompt(tokenizer: Tokenizer, prefix: str, suffix: str, suffix_first: bool) -> list[int]:
     """The tokens before the middle, in either order; the pieces are tokenized apart."""
+    return fim_tokens(tokenizer, _ids(tokenizer, prefix), _ids(tokenizer, suffix), suffix_first)
+
+
+def fim_tokens(
+    tokenizer: Tokenizer, prefix: list[int], suffix: list[int], suffix_first: bool
+) -> list[int]:
+    """The same, from tokens."""
     names = ("<fim_prefix>", "<fim_middle>", "<fim_suffix>")
     fim_prefix, fim_middle, fim_suffix = (token_id(tokenizer, name) for name in names)
-    before, after = _ids(tokenizer, prefix), _ids(tokenizer, suffix)
     if suffix_first:
-        return [fim_prefix, fim_suffix, *after, fim_middle, *before]
-    return [fim_prefix, *before, fim_suffix, *after, fim_middle]
+        return [fim_prefix, fim_suffix, *suffix, fim_middle, *prefix]
+    return [fim_prefix, *prefix, fim_suffix, *suffix, fim_middle]
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from training.model import GPTBigCode
-from training.optimizer import make_optimizers, schedule
+from training.optimizer import Optimizer, schedule
 from training.shape import Shape
 
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -127,8 +127,7 @@ class Trainer:
         torch.manual_seed(plan.seed)
         torch.set_flush_denormal(True)  # arithmetic on numbers near 0 is slow, and teaches nothing
         self.model = GPTBigCode(plan.shape)
-        self.optimizers = make_optimizers(self.model, plan.matrix_lr, plan.other_lr)
-        self.peaks = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
+        self.optimizer = Optimizer(self.model, plan.matrix_lr, plan.other_lr)
         self.step = 0
         self.seconds = 0.0
         self.asked_to_end = False
@@ -169,10 +168,6 @@ class Trainer:
 
     def _update(self, loss_of: Loss) -> float:
         plan = self.plan
-        share = schedule(self.step, plan.steps, plan.warmup)
-        for optimizer, peaks in zip(self.optimizers, self.peaks, strict=True):
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * share
         which, before = plan.at(self.step)
         phase = plan.phases[which]
         rows = self.train_rows[which][before * phase.rows : (before + 1) * phase.rows]
@@ -182,10 +177,7 @@ class Trainer:
                 loss = loss_of(*self._tensors(rows[at : at + phase.micro_rows]))
             (loss * (phase.micro_rows / phase.rows)).backward()
             total += loss.item() * phase.micro_rows / phase.rows
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step(schedule(self.step, plan.steps, plan.warmup))
         return total
 
     def _precision(self) -> torch.autocast:
@@ -203,7 +195,7 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "model": self.model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "optimizers": self.optimizer.state(),
         }
         save(self.folder / "checkpoint.pt", state)
 
@@ -218,8 +210,7 @@ class Trainer:
                 "go on with that plan, or choose another folder"
             )
         self.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        self.optimizer.load(state["optimizers"])
         self.step, self.seconds = state["step"], state["seconds"]
         print(f"going on from step {self.step}", flush=True)
 
