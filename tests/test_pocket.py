@@ -12,10 +12,10 @@ from starcoder import LLM, ops, pocket
 
 PREFIX, SUFFIX = "def area(width, height):\n    return ", "\n\n\ndef volume("
 GREEDY = {
-    "def fibonacci(": "self, name, value):\n    return self.name\n",
-    "import ": " # type: ignore[arg-type]\n    return self",
-    f"<fim_prefix>{PREFIX}<fim_suffix>{SUFFIX}<fim_middle>": "\n",
-    f"<fim_prefix><fim_suffix>{SUFFIX}<fim_middle>{PREFIX}": "1\n",
+    "def fibonacci(": "self, *args: Any) -> None:\n    return",
+    "import ": " # type: ignore[arg-type]\n        return _",
+    f"<fim_prefix>{PREFIX}<fim_suffix>{SUFFIX}<fim_middle>": "width, width)",
+    f"<fim_prefix><fim_suffix>{SUFFIX}<fim_middle>{PREFIX}": "100000000000",
 }
 
 

@@ -58,6 +58,8 @@ def _training(work: Path) -> dict[str, Any]:
             for phase in phases
         ),
         "tokens": f"{sum(p['steps'] * p['rows'] * p['context'] for p in phases) / 1e6:.1f} million",
+        "gaps": f"{sum(p['steps'] * p['gaps'] for p in state['course']['phases']):,}",
+        "fill_steps": f"{sum(p['steps'] for p in state['course']['phases']):,}",
         "minutes": f"{state['seconds'] / 60:.0f}",
         "precision": "bf16, weights and residual stream in f32" if plan["bf16"] else "f32",
         "matrix_lr": plan["matrix_lr"],
