@@ -54,12 +54,13 @@ inline constexpr int64_t kAhead = 3072;
 // more requests may be under way. F16, two threads on Zen 4, in turns: 9.1 tokens/s in bursts of a
 // group into the first, 12.9 line by line into the second.
 inline constexpr int64_t kFloatsAhead = 16384;
-// Asks for the line `i` of each of `n` blocks of the key/value cache, into the second cache.
-inline void prefetch_blocks(const uint16_t* const* blocks, int n, int64_t i) {
-    for (int b = 0; b < n; ++b) __builtin_prefetch(blocks[b] + 32 * i, 0, 2);
-}
-
 inline void prefetch_floats(const uint8_t* line) { __builtin_prefetch(line + kFloatsAhead, 0, 2); }
+
+// Blocks of the key/value cache that are asked for while scores are computed, line by line.
+inline constexpr int kSoon = 4;
+inline void prefetch_soon(const uint16_t* const blocks[kSoon], int64_t line) {
+    for (int b = 0; b < kSoon; ++b) __builtin_prefetch(blocks[b] + 32 * line, 0, 2);
+}
 
 struct Isa {
     const char* name;
@@ -121,7 +122,8 @@ struct Isa {
     // The same three with bf16. Queries and weights are first rounded to pairs: x (n) in place.
     void (*round_pairs)(float* x, int64_t n);
     // scores (h, 16 n_blocks) = queries (h, d) in pairs times n_blocks <= 2 blocks of keys
-    // (d / 2, 16, 2); `room` is for 32 d floats. `soon`: 4 blocks to ask for meanwhile, or null.
+    // (d / 2, 16, 2); `room` is for 32 d floats. `soon`: kSoon blocks that may be asked for
+    // meanwhile; or null.
     void (*score_pairs)(const float* queries, int64_t h, int64_t d, const uint16_t* const* keys,
                         int64_t n_blocks, const uint16_t* const* soon, float* room, float* scores,
                         int64_t stride);

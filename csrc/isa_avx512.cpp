@@ -179,7 +179,7 @@ WITH_PAIRS void score_pairs_tile(const float* queries, int64_t d, const uint16_t
     EACH (p, P)
         EACH (h, H) acc[p][h] = set(0.0f);
     for (int64_t i = 0; i < d; i += 2) {
-        if constexpr (Soon) prefetch_blocks(soon, 4, i / 2);
+        if constexpr (Soon) prefetch_soon(soon, i / 2);
         B key[P];
         EACH (p, P) key[p] = load_bytes(reinterpret_cast<const uint8_t*>(keys[p] + 16 * i));
         EACH (h, H) {

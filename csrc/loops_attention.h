@@ -131,9 +131,8 @@ void widen_pairs(const uint16_t* x, int64_t n_rows, int64_t len, float* out) {
 }
 
 void score_pairs(const float* queries, int64_t h, int64_t d, const uint16_t* const* keys,
-                 int64_t n_blocks, const uint16_t* const* soon, float* room, float* out,
+                 int64_t n_blocks, const uint16_t* const*, float* room, float* out,
                  int64_t stride) {
-    for (int64_t i = 0; soon && i < d / 2; ++i) prefetch_blocks(soon, 4, i);
     for (int64_t b = 0; b < n_blocks; ++b) widen_pairs(keys[b], d / 2, 16, room + b * 16 * d);
     scores(queries, h, d, room, n_blocks, out, stride);
 }
