@@ -6,6 +6,7 @@ import io
 import json
 import math
 import random
+import signal
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -318,6 +319,7 @@ def test_a_run_that_was_interrupted_goes_on_as_if_it_had_not_been(
 
     monkeypatch.setattr(cut, "_update", update_and_interrupt)
     assert not cut.run()
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler  # for the next stage
     again = trainer("cut")
     assert again.step == 3
     assert again.run()

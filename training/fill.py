@@ -13,7 +13,6 @@ A run is a function of its `Course`; it goes on from its last checkpoint.
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -28,9 +27,9 @@ from torch.nn import functional
 from training import dataset
 from training.corpus import File
 from training.model import GPTBigCode
-from training.optimizer import Optimizer, schedule
+from training.optimizer import Optimizer, phase_at, schedule
 from training.shape import Shape
-from training.train import save
+from training.train import backward_rows, log, save
 
 MIDDLE_TOKENS = 64  # with the end; longer ones are not asked for
 CHECKPOINT_EVERY = 50
@@ -48,7 +47,7 @@ class Phase:
         prefix_tokens: The longest prefix at the beginning, and from `grown` on.
         suffix_tokens: The same of the suffix.
         grown: Share of the updates in which they grow.
-        longest: Share of the gaps that have the longest; half of the others have under a quarter.
+        full: Share of the gaps that have the longest; half of the others have under a quarter.
         first_weights: Of a middle's first tokens in the loss; all others have 1.
         rate: Share of the course's learning rates that is reached.
     """
@@ -59,7 +58,7 @@ class Phase:
     prefix_tokens: tuple[int, int]
     suffix_tokens: tuple[int, int]
     grown: float
-    longest: float
+    full: float
     first_weights: tuple[float, ...]
     rate: float
 
@@ -99,11 +98,8 @@ class Course:
 
     def at(self, step: int) -> tuple[Phase, int]:
         """The phase that a step belongs to, and how many steps of it were before."""
-        for phase in self.phases:
-            if step < phase.steps:
-                return phase, step
-            step -= phase.steps
-        raise IndexError("the course has no such step")
+        i, before = phase_at([phase.steps for phase in self.phases], step)
+        return self.phases[i], before
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +155,7 @@ def fill(
         sums = {name: sums[name] + losses[name] for name in sums}
         if (step + 1) % LOG_EVERY == 0:
             means = {name: round(value / LOG_EVERY, 4) for name, value in sums.items()}
-            _log(folder / "fill.jsonl", {"step": step + 1, **means})
+            log(folder / "fill.jsonl", {"step": step + 1, **means})
             sums = dict.fromkeys(sums, 0.0)
         if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == course.steps:
             state["seconds"] += time.monotonic() - started
@@ -186,7 +182,7 @@ def _gaps(course: Course, step: int, files: Sequence[File], tokenizer: Tokenizer
     made = 0
     while made < phase.gaps:
         text = rng.choice(files).text
-        if phase.longest and rng.random() < phase.longest:
+        if phase.full and rng.random() < phase.full:
             gap = cut(tokenizer, text, rng, prefix, suffix)
         else:
             around = 1 + int(prefix * rng.random() ** 2), 1 + int(suffix * rng.random() ** 2)
@@ -224,7 +220,7 @@ def _backward(
     gaps = sorted(gaps, key=lambda gap: len(gap.prefix) + len(gap.suffix) + len(gap.middle))
     size = -(-len(gaps) // course.parts)
     total = sum(float(_weights(phase, len(gap.middle)).sum()) for gap in gaps)
-    sums = {"source": 0.0, "middles": 0.0, "first": 0.0}
+    sums = {"source": backward_rows(model, rows), "middles": 0.0, "first": 0.0}
     for at in range(0, len(gaps), size):
         part = gaps[at : at + size]
         with torch.no_grad():
@@ -239,11 +235,6 @@ def _backward(
         firsts = np.cumsum([0, *(len(gap.middle) for gap in part[:-1])])
         sums["middles"] += (weights * source).sum().item() / total
         sums["first"] += source[firsts].sum().item() / len(gaps)
-    for row in torch.from_numpy(rows.astype(np.int64)).split(4):
-        positions = torch.arange(row.shape[1] - 1).expand(len(row), -1)
-        loss = model.loss(row[:, :-1], row[:, 1:], positions) * (len(row) / len(rows))
-        loss.backward()
-        sums["source"] += loss.item()
     return sums
 
 
@@ -259,21 +250,14 @@ def _log_p(
 ) -> torch.Tensor:
     """What the model says at all tokens of the middles: (tokens, vocabulary), in nats."""
     prompts = [dataset.fim_tokens(tokenizer, gap.prefix, gap.suffix, suffix_first) for gap in gaps]
-    longest_ = max(len(prompt) + len(gap.middle) for prompt, gap in zip(prompts, gaps, strict=True))
-    ids = torch.zeros(len(gaps), longest_, dtype=torch.int64)
-    said = torch.zeros(len(gaps), longest_ - 1, dtype=torch.bool)
+    length = max(len(prompt) + len(gap.middle) for prompt, gap in zip(prompts, gaps, strict=True))
+    ids = torch.zeros(len(gaps), length, dtype=torch.int64)
+    said = torch.zeros(len(gaps), length - 1, dtype=torch.bool)
     for i, (prompt, gap) in enumerate(zip(prompts, gaps, strict=True)):
         n = len(prompt) + len(gap.middle)
         ids[i, :n] = torch.tensor(prompt + gap.middle)
         said[i, len(prompt) - 1 : n - 1] = True
-    positions = torch.arange(longest_ - 1).expand(len(gaps), -1)
+    positions = torch.arange(length - 1).expand(len(gaps), -1)
     hidden = model(ids[:, :-1], positions)[said]
     logits = functional.linear(hidden, model.transformer["wte"].weight)
     return functional.log_softmax(logits.float(), dim=-1)
-
-
-def _log(path: Path, figures: dict[str, float]) -> None:
-    line = json.dumps(figures)
-    with path.open("a") as log:
-        log.write(line + "\n")
-    print(line, flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -60,6 +61,15 @@ class Optimizer:
         """Go on from what `state` returned."""
         for (optimizer, _), saved in zip(self._peaks, state, strict=True):
             optimizer.load_state_dict(saved)
+
+
+def phase_at(steps: Sequence[int], step: int) -> tuple[int, int]:
+    """Which of some phases, of so many steps each, a step belongs to; and how many were before."""
+    for i, n in enumerate(steps):
+        if step < n:
+            return i, step
+        step -= n
+    raise IndexError("there is no such step")
 
 
 def schedule(step: int, steps: int, warmup: int) -> float:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import ast
 import bisect
-import json
 import random
 import textwrap
 import time
@@ -39,7 +38,7 @@ from training.export import export
 from training.model import GPTBigCode
 from training.optimizer import Optimizer
 from training.shape import Shape
-from training.train import save
+from training.train import backward_rows, log, save
 
 NGRAM = 8
 N_SAMPLED = 1
@@ -119,10 +118,7 @@ def refine(course: Course, work: Path, files: Sequence[File], rows: np.ndarray) 
         state["rounds"] = number + 1
         state["seconds"] += time.monotonic() - started
         save(path, state)
-        line = json.dumps({name: round(value, 4) for name, value in figures.items()})
-        print(line, flush=True)
-        with (folder / "refine.jsonl").open("a") as log:
-            log.write(line + "\n")
+        log(folder / "refine.jsonl", {name: round(value, 4) for name, value in figures.items()})
     return path
 
 
@@ -247,13 +243,9 @@ def learn(
             ((likelihood + unlikelihood) / n_signed).backward()
             sums["likelihood"] += likelihood.item() / n_signed / len(batches)
             sums["unlikelihood"] += unlikelihood.item() / n_signed / len(batches)
-        some = rows[order[i * course.rows : (i + 1) * course.rows]].astype(np.int64)
-        for row in torch.from_numpy(some).split(4):
-            positions = torch.arange(row.shape[1] - 1).expand(len(row), -1)
-            with precision:
-                loss = model.loss(row[:, :-1], row[:, 1:], positions) * (len(row) / course.rows)
-            loss.backward()
-            sums["source"] += loss.item() / len(batches)
+        with precision:
+            some = rows[order[i * course.rows : (i + 1) * course.rows]]
+            sums["source"] += backward_rows(model, some) / len(batches)
         # Each round begins slowly, for its optimizer begins anew, and the last ends slowly.
         done = (number + i / len(batches)) / course.rounds
         optimizer.step(min(1.0, (i + 1) / 8) * (1 - 0.9 * done))

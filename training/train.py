@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from training.model import GPTBigCode
-from training.optimizer import Optimizer, schedule
+from training.optimizer import Optimizer, phase_at, schedule
 from training.shape import Shape
 
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -76,11 +76,7 @@ class Plan:
 
     def at(self, step: int) -> tuple[int, int]:
         """The phase that a step belongs to, and how many steps of it were before."""
-        for i, phase in enumerate(self.phases):
-            if step < phase.steps:
-                return i, step
-            step -= phase.steps
-        raise IndexError("the run has no such step")
+        return phase_at([phase.steps for phase in self.phases], step)
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -91,6 +87,25 @@ def save(path: Path, state: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.rename(path)
+
+
+def log(path: Path, figures: dict[str, float]) -> None:
+    """Add a line of JSON to a log, and print it."""
+    line = json.dumps(figures)
+    with path.open("a") as file:
+        file.write(line + "\n")
+    print(line, flush=True)
+
+
+def backward_rows(model: GPTBigCode, rows: np.ndarray) -> float:
+    """Add the gradients of the mean loss over rows of source (n, tokens + 1); return that loss."""
+    total = 0.0
+    for some in torch.from_numpy(rows.astype(np.int64)).split(4):
+        positions = torch.arange(some.shape[1] - 1).expand(len(some), -1)
+        loss = model.loss(some[:, :-1], some[:, 1:], positions) * (len(some) / len(rows))
+        loss.backward()
+        total += loss.item()
+    return total
 
 
 class Trainer:
@@ -136,8 +151,14 @@ class Trainer:
 
     def run(self) -> bool:
         """Train to the end, or until asked to end; return whether the end was reached."""
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signum, self._ask)
+        before = {s: signal.signal(s, self._ask) for s in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            return self._run()
+        finally:  # what comes after ends when it is asked to
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+    def _run(self) -> bool:
         loss_of = torch.compile(self.model.loss, dynamic=False)  # a graph for every length
         while self.step < self.plan.steps and not self.asked_to_end:
             started = time.monotonic()
@@ -184,10 +205,7 @@ class Trainer:
         return torch.autocast("cpu", torch.bfloat16, enabled=self.plan.bf16)
 
     def _log(self, **figures: float) -> None:
-        line = json.dumps({"step": self.step, **figures})
-        with (self.folder / "log.jsonl").open("a") as log:
-            log.write(line + "\n")
-        print(line, flush=True)
+        log(self.folder / "log.jsonl", {"step": self.step, **figures})
 
     def _save(self) -> None:
         state = {
