@@ -14,7 +14,7 @@
 namespace starcoder {
 
 // A group of activations, rounded to 8 bits by `quantize_row`, with what its products need: one
-// stretch of memory, so that a tile of tokens is addressed by one distance.
+// stretch of memory, and one stream for the tokens of a tile.
 struct alignas(64) Rounded {
     int8_t q[kGroup];      // zeros after the last input
     union {                // of each sub,
@@ -30,11 +30,12 @@ struct Coding {
     bool min;        // with minima
 };
 
-// Rows of them: row r has groups r * n_groups .. (r + 1) * n_groups.
+// Groups of them, (n_groups, n_rows): a row after the other they would lie 2^n bytes apart, and
+// the rows of a tile in one set of cache lines. See docs/log.md.
 struct Quantized {
     Rounded* groups;
-    int64_t n_groups;
-    Rounded* at(int64_t row, int64_t g) const { return groups + row * n_groups + g; }
+    int64_t n_rows;
+    Rounded* at(int64_t row, int64_t g) const { return groups + g * n_rows + row; }
 };
 
 // Multiply-adds that were done, and the sum of their products.
@@ -71,8 +72,8 @@ struct Isa {
     // Up to this many tokens `dot_few` and `dot_few_floats` multiply at a time.
     int few_tokens;
 
-    // x (k) -> groups of out, for weights coded like this.
-    void (*quantize_row)(const float* x, int64_t k, Coding coding, Rounded* out);
+    // x (k) -> groups of out, `stride` from one to the next, for weights coded like this.
+    void (*quantize_row)(const float* x, int64_t k, Coding coding, Rounded* out, int64_t stride);
 
     // Half (0 or 1) of a strip = one group of a panel of this type.
     void (*unpack)(Type type, const uint8_t* group, int half, Strip& strip);
@@ -80,13 +81,13 @@ struct Isa {
     // each pair the second input stands first: see `dot_pairs`.
     void (*unpack_floats)(Type type, const uint8_t* panel, int64_t k, int half, float* strip);
 
-    // acc (n, 32) += the strips' rows times n rows of x, `stride` groups from one to the next.
+    // acc (n, 32) += the strips' rows times n rows of x, whose groups lie `stride` apart.
     void (*dot)(Type type, const Strip* strips, int64_t n_strips, const Rounded* x, int64_t stride,
                 int64_t n, float* acc);
-    // acc (n, 32) += the pair of panels at `groups`, `stride` groups of 128 inputs, times n rows of
-    // x, for n <= few_tokens: no strip in between.
-    void (*dot_few)(Type type, const uint8_t* groups, const Rounded* x, int64_t stride, int64_t n,
-                    float* acc);
+    // acc (n, 32) += the pair of panels at `groups` times n rows of x, whose groups lie `stride`
+    // apart, for n <= few_tokens: no strip in between.
+    void (*dot_few)(Type type, const uint8_t* groups, int64_t n_groups, const Rounded* x,
+                    int64_t stride, int64_t n, float* acc);
     // acc (n, 32) += strip (k, 32) times x (n, k) at a distance of `stride` floats; k <= 128.
     void (*dot_floats)(const float* strip, int64_t k, const float* x, int64_t stride, int64_t n,
                        float* acc);

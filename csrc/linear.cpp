@@ -74,7 +74,7 @@ Prepared cut_prepared(Cutter& cutter, const Matrix& w, int64_t n) {
     const int64_t len = n * w.n_groups() * kGroup;
     if (w.type() == Type::BF16 && isa().dot_pairs) return {nullptr, cutter.take<uint16_t>(len), {}};
     if (is_float(w.type())) return {cutter.take<float>(len), nullptr, {}};
-    return {nullptr, nullptr, {cutter.take<Rounded>(n * w.n_groups()), w.n_groups()}};
+    return {nullptr, nullptr, {cutter.take<Rounded>(n * w.n_groups()), n}};
 }
 
 // Row i of n, to the groups of `to`.
@@ -118,7 +118,7 @@ void prepare_rows(const Matrix& w, const Input& x, int64_t n, Team::Range rows,
             row = normalized;
         }
         if (quantizes)
-            isa().quantize_row(row, k, c, out.rounded.at(i, 0));
+            isa().quantize_row(row, k, c, out.rounded.at(i, 0), n);
         else if (w.type() == Type::BF16)
             round_row(row, k, n, i, out);
         else
@@ -127,7 +127,7 @@ void prepare_rows(const Matrix& w, const Input& x, int64_t n, Team::Range rows,
 }
 
 Prepared prepare(Team& team, const Matrix& w, const Input& x, int64_t n, uint8_t* shared) {
-    if (x.rounded) return {nullptr, nullptr, {const_cast<Rounded*>(x.rounded), w.n_groups()}};
+    if (x.rounded) return {nullptr, nullptr, {const_cast<Rounded*>(x.rounded), n}};
     if (n < kAlone) {
         Cutter measure(nullptr);
         cut_prepared(measure, w, n);
@@ -161,7 +161,7 @@ void multiply_groups(const Matrix& w, int64_t pair, int64_t g, int64_t end, cons
         const int64_t slice_bytes = divide_up(count * bytes_a_group, divide_up(n, kSlice));
         for (int64_t i = 0; i < n; i += kSlice, ahead += slice_bytes) {
             prefetch(ahead, slice_bytes);
-            isa().dot(w.type(), strips, count, x.at(t + i, g), x.n_groups, std::min(kSlice, n - i),
+            isa().dot(w.type(), strips, count, x.at(t + i, g), x.n_rows, std::min(kSlice, n - i),
                       acc + i * kStripRows);
         }
     }
@@ -170,11 +170,11 @@ void multiply_groups(const Matrix& w, int64_t pair, int64_t g, int64_t end, cons
 // Pairs first .. first + pairs times tokens t .. t + n.
 void multiply(const Matrix& w, int64_t first, int64_t pairs, const Quantized& x, int64_t t,
               int64_t n, Sums& acc) {
-    const int64_t groups = x.n_groups, few = isa().few_tokens;
+    const int64_t groups = w.n_groups(), few = isa().few_tokens;
     if (are_few(n)) {
         for (int64_t p = 0; p < pairs; ++p)
             for (int64_t i = 0; i < n; i += few)
-                isa().dot_few(w.type(), w.group(first + p, 0, 0), x.at(t + i, 0), groups,
+                isa().dot_few(w.type(), w.group(first + p, 0, 0), groups, x.at(t + i, 0), x.n_rows,
                               std::min(few, n - i), acc[p] + i * kStripRows);
         return;
     }
@@ -240,7 +240,9 @@ struct Finish {
     const float* bias;
     Activation activation;
     const float* residual;
-    Output y;
+    float* floats;
+    const Matrix* reader;  // which takes them rounded; or null
+    Quantized rounded;
 };
 
 // Tokens t .. t + n of outputs 32 * first .. 32 * (first + pairs), to floats.
@@ -253,15 +255,14 @@ void write(const Matrix& w, int64_t first, int64_t pairs, int64_t t, int64_t n, 
             isa().finish(acc[p] + i * kStripRows, std::min(kFinished, n - i),
                          static_cast<int>(std::min<int64_t>(kStripRows, m - row)),
                          to.bias ? to.bias + row : nullptr, to.activation,
-                         to.residual ? to.residual + at : nullptr, to.y.floats + at, m);
+                         to.residual ? to.residual + at : nullptr, to.floats + at, m);
         }
 }
 
 // The same, rounded for the next product: its inputs are one group of these outputs.
 void write_rounded(const Matrix& w, int64_t first, int64_t pairs, int64_t t, int64_t n,
                    const Sums& acc, const Finish& to) {
-    const Matrix& reader = *to.y.reader;
-    const Coding code = coding(reader.type(), isa().signed_bytes);
+    const Coding code = coding(to.reader->type(), isa().signed_bytes);
     const int64_t row = first * kStripRows, valid = std::min<int64_t>(kGroup, w.n_rows() - row);
     alignas(64) float rows[kFinished][kGroup];
     for (int64_t i = 0; i < n; i += kFinished) {
@@ -274,8 +275,7 @@ void write_rounded(const Matrix& w, int64_t first, int64_t pairs, int64_t t, int
                          rows[0] + at, kGroup);
         }
         for (int64_t j = 0; j < count; ++j)
-            isa().quantize_row(rows[j], valid, code,
-                               to.y.rounded + (t + i + j) * reader.n_groups() + first / kPairs);
+            isa().quantize_row(rows[j], valid, code, to.rounded.at(t + i + j, first / kPairs), 0);
     }
 }
 
@@ -291,7 +291,7 @@ void multiply_range(const Matrix& w, int64_t begin, int64_t end, const X& x, int
             for (int64_t p = 0; p < pairs; ++p)
                 std::memset(acc[p], 0, static_cast<size_t>(count * kStripRows) * sizeof(float));
             multiply(w, first, pairs, x, t, count, acc);
-            (to.y.rounded ? write_rounded : write)(w, first, pairs, t, count, acc, to);
+            (to.reader ? write_rounded : write)(w, first, pairs, t, count, acc, to);
         }
     }
 }
@@ -300,7 +300,7 @@ void multiply_range(const Matrix& w, int64_t begin, int64_t end, const X& x, int
 // or whole groups of outputs where they are rounded.
 template <class X>
 void multiply_share(Team& team, const Matrix& w, const X& x, int64_t n, const Finish& to) {
-    const int64_t all = divide_up(w.n_rows(), kStripRows), unit = to.y.rounded ? kPairs : 1;
+    const int64_t all = divide_up(w.n_rows(), kStripRows), unit = to.reader ? kPairs : 1;
     const auto [begin, end] = team.share(divide_up(all, unit));
     multiply_range(w, begin * unit, std::min(end * unit, all), x, n, to);
 }
@@ -322,7 +322,7 @@ void linear(Team& team, const Matrix& w, const Input& x, int64_t n, const float*
             Activation activation, const float* residual, const Output& y, uint8_t* shared) {
     if (n == 0) return;
     const Prepared inputs = prepare(team, w, x, n, shared);
-    const Finish to{bias, activation, residual, y};
+    const Finish to{bias, activation, residual, y.floats, y.reader, {y.rounded, n}};
     if (inputs.pairs)
         multiply_share(team, w, Laid<uint16_t>{inputs.pairs, n}, n, to);
     else if (inputs.floats)

@@ -5,6 +5,8 @@
 // Vectors hold W lanes: F of float, I of int32, B of 4 W bytes. See isa_scalar.cpp for the words.
 #pragma once
 
+#include <atomic>
+
 // EACH(i, N): a loop over registers, which must be unrolled to be one.
 #if defined(__clang__)
 #define EACH(i, n) _Pragma("clang loop unroll(full)") for (int i = 0; i < n; ++i)

@@ -40,8 +40,8 @@ void sum_subs(const int8_t* q, int32_t* sums) {
     }
 }
 
-void quantize_row(const float* x, int64_t k, Coding coding, Rounded* out) {
-    for (int64_t first = 0; first < k; first += kGroup, ++out) {
+void quantize_row(const float* x, int64_t k, Coding coding, Rounded* out, int64_t stride) {
+    for (int64_t first = 0; first < k; first += kGroup, out += stride) {
         const int64_t n = k - first < kGroup ? k - first : kGroup;
         alignas(64) float padded[kGroup];
         const float* group = x + first;
@@ -187,39 +187,44 @@ template <int P, int T, int Subs, bool Min, bool Bytes>
 void dot_tile(const Strip* strips, int64_t n_strips, int v, const Rounded* x, int64_t stride,
               float* acc) {
     constexpr int kSteps = kBlocks * 8 / Subs;  // vectors of 4 inputs in a sub
-    for (int64_t s = 0; s < n_strips; ++s, ++x) {
+    for (int64_t s = 0; s < n_strips; ++s, x += stride) {
         const Strip& strip = strips[s];
         F inner[P][T];
         EACH (t, T)
             EACH (p, P) inner[p][t] = set(0.0f);
-        for (int sub = 0; sub < Subs; ++sub) {
+        EACH (sub, Subs) {
             I dot[P][T];
             EACH (t, T)
-                EACH (p, P) dot[p][t] = set_int(Min ? 0 : x[t * stride].start[sub]);
+                EACH (p, P) dot[p][t] = set_int(Min ? 0 : x[t].start[sub]);
             EACH (j, kSteps) {
                 B w[P];
                 EACH (p, P) w[p] = load_bytes(strip.code[kSteps * sub + j] + 4 * W * (v + p));
                 EACH (t, T) {
-                    const B q = set_four(x[t * stride].q + 4 * (kSteps * sub + j));
+                    const B q = set_four(x[t].q + 4 * (kSteps * sub + j));
                     EACH (p, P) dot[p][t] = dot4<Bytes>(dot[p][t], w[p], q);
                 }
             }
-            EACH (p, P) {
-                const F scale = load(strip.scale[sub] + W * (v + p));
-                EACH (t, T) inner[p][t] = fma(to_float(dot[p][t]), scale, inner[p][t]);
-                if constexpr (Min) {
-                    const F least = load(strip.min[sub] + W * (v + p));
-                    EACH (t, T) inner[p][t] = fma(least, set(x[t * stride].sum[sub]), inner[p][t]);
+            F scale[P];
+            EACH (p, P) scale[p] = load(strip.scale[sub] + W * (v + p));
+            EACH (t, T)
+                EACH (p, P) inner[p][t] = fma(to_float(dot[p][t]), scale[p], inner[p][t]);
+            if constexpr (Min) {
+                F least[P];
+                EACH (p, P) least[p] = load(strip.min[sub] + W * (v + p));
+                EACH (t, T) {
+                    const F sum = set(x[t].sum[sub]);
+                    EACH (p, P) inner[p][t] = fma(least[p], sum, inner[p][t]);
                 }
             }
         }
         EACH (t, T) {
-            const F scale = set(x[t * stride].scale);
+            const F scale = set(x[t].scale);
             EACH (p, P) {
                 float* to = acc + t * kStripRow + W * (v + p);
                 store(to, fma(inner[p][t], scale, load(to)));
             }
         }
+        std::atomic_signal_fence(std::memory_order_seq_cst);
     }
 }
 
@@ -229,12 +234,11 @@ void dot_tiles(const Strip* strips, int64_t n_strips, int v, const Rounded* x, i
                int64_t n, float* acc) {
     int64_t t = 0;
     for (; t + T <= n; t += T)
-        dot_tile<P, T, Subs, Min, Bytes>(strips, n_strips, v, x + t * stride, stride,
-                                         acc + t * kStripRow);
+        dot_tile<P, T, Subs, Min, Bytes>(strips, n_strips, v, x + t, stride, acc + t * kStripRow);
     if constexpr (T > 1)
         if (t < n)
-            dot_tiles<P, T - 1, Subs, Min, Bytes>(strips, n_strips, v, x + t * stride, stride,
-                                                  n - t, acc + t * kStripRow);
+            dot_tiles<P, T - 1, Subs, Min, Bytes>(strips, n_strips, v, x + t, stride, n - t,
+                                                  acc + t * kStripRow);
 }
 
 template <class Panel>
@@ -270,12 +274,12 @@ void dot(Type type, const Strip* strips, int64_t n_strips, const Rounded* x, int
 
 // Vectors J and J + 4 of block b times the activations of T tokens.
 template <class P, int T, int J>
-void dot_vectors(const P& panel, int b, int i, const Rounded* x, int64_t stride, I* low, I* high) {
+void dot_vectors(const P& panel, int b, int i, const Rounded* x, I* low, I* high) {
     B low_codes, high_codes;
     read_codes<P, J>(panel, b, i, low_codes, high_codes);
     constexpr bool Bytes = P::Bits == 8 || P::Codebook;
     EACH (t, T) {
-        const int8_t* q = x[t * stride].q + 32 * b + 4 * J;
+        const int8_t* q = x[t].q + 32 * b + 4 * J;
         low[t] = dot4<Bytes>(low[t], low_codes, set_four(q));
         high[t] = dot4<Bytes>(high[t], high_codes, set_four(q + 16));
     }
@@ -293,14 +297,14 @@ void prefetch_quarter(const P& panel, int b) {
 
 // Rows r .. r + W of one group: the same operations as in dot_tile, without a strip in between.
 template <class P, int T>
-void dot_rows(const P& panel, int r, const Rounded* x, int64_t stride, float* acc) {
+void dot_rows(const P& panel, int r, const Rounded* x, float* acc) {
     F inner[T];
     EACH (t, T) inner[t] = set(0.0f);
     const auto add_sub = [&](int s, const I* dot) {
         const F scale = read_scale(panel, s, r), least = read_min(panel, s, r);
         EACH (t, T) {
             inner[t] = fma(to_float(dot[t]), scale, inner[t]);
-            if (P::Min) inner[t] = fma(least, set(x[t * stride].sum[s]), inner[t]);
+            if (P::Min) inner[t] = fma(least, set(x[t].sum[s]), inner[t]);
         }
     };
     for (int b = 0; b < kBlocks; ++b) {
@@ -309,13 +313,13 @@ void dot_rows(const P& panel, int r, const Rounded* x, int64_t stride, float* ac
         if (r == 0) prefetch_quarter(panel, b);
         I low[T], high[T];
         EACH (t, T) {
-            low[t] = set_int(P::Min ? 0 : x[t * stride].start[s]);
-            high[t] = set_int(P::Min || !Halves ? 0 : x[t * stride].start[s + 1]);
+            low[t] = set_int(P::Min ? 0 : x[t].start[s]);
+            high[t] = set_int(P::Min || !Halves ? 0 : x[t].start[s + 1]);
         }
-        dot_vectors<P, T, 0>(panel, b, 4 * r, x, stride, low, high);
-        dot_vectors<P, T, 1>(panel, b, 4 * r, x, stride, low, high);
-        dot_vectors<P, T, 2>(panel, b, 4 * r, x, stride, low, high);
-        dot_vectors<P, T, 3>(panel, b, 4 * r, x, stride, low, high);
+        dot_vectors<P, T, 0>(panel, b, 4 * r, x, low, high);
+        dot_vectors<P, T, 1>(panel, b, 4 * r, x, low, high);
+        dot_vectors<P, T, 2>(panel, b, 4 * r, x, low, high);
+        dot_vectors<P, T, 3>(panel, b, 4 * r, x, low, high);
         if constexpr (!Halves)
             EACH (t, T) low[t] = add_int(low[t], high[t]);
         add_sub(s, low);
@@ -323,37 +327,37 @@ void dot_rows(const P& panel, int r, const Rounded* x, int64_t stride, float* ac
     }
     EACH (t, T) {
         float* to = acc + t * kStripRow + r;
-        store(to, fma(inner[t], set(x[t * stride].scale), load(to)));
+        store(to, fma(inner[t], set(x[t].scale), load(to)));
     }
 }
 
 template <class P, int T>
-void dot_pair(const uint8_t* groups, const Rounded* x, int64_t stride, int64_t n, float* acc) {
+void dot_pair(const uint8_t* groups, int64_t n_groups, const Rounded* x, int64_t stride, int64_t n,
+              float* acc) {
     if constexpr (T > 1)
-        if (n < T) return dot_pair<P, T - 1>(groups, x, stride, n, acc);
-    for (const Rounded* end = x + stride; x < end; ++x)
+        if (n < T) return dot_pair<P, T - 1>(groups, n_groups, x, stride, n, acc);
+    for (const Rounded* end = x + n_groups * stride; x < end; x += stride)
         for (int half = 0; half < 2; ++half, groups += sizeof(P)) {
             for (int r = 0; r < kRows; r += W)
-                dot_rows<P, T>(*reinterpret_cast<const P*>(groups), r, x, stride,
-                               acc + kRows * half);
+                dot_rows<P, T>(*reinterpret_cast<const P*>(groups), r, x, acc + kRows * half);
         }
 }
 
-void dot_few(Type type, const uint8_t* groups, const Rounded* x, int64_t stride, int64_t n,
-             float* acc) {
+void dot_few(Type type, const uint8_t* groups, int64_t n_groups, const Rounded* x, int64_t stride,
+             int64_t n, float* acc) {
     constexpr int T = kFewTokens;
     switch (type) {
-        case Type::Q4_0: return dot_pair<PanelQ4_0, T>(groups, x, stride, n, acc);
-        case Type::Q4_1: return dot_pair<PanelQ4_1, T>(groups, x, stride, n, acc);
-        case Type::Q5_0: return dot_pair<PanelQ5_0, T>(groups, x, stride, n, acc);
-        case Type::Q5_1: return dot_pair<PanelQ5_1, T>(groups, x, stride, n, acc);
-        case Type::Q2_K: return dot_pair<PanelQ2_K, T>(groups, x, stride, n, acc);
-        case Type::Q3_K: return dot_pair<PanelQ3_K, T>(groups, x, stride, n, acc);
-        case Type::Q4_K: return dot_pair<PanelQ4_K, T>(groups, x, stride, n, acc);
-        case Type::Q5_K: return dot_pair<PanelQ5_K, T>(groups, x, stride, n, acc);
-        case Type::Q6_K: return dot_pair<PanelQ6_K, T>(groups, x, stride, n, acc);
-        case Type::IQ4_NL: return dot_pair<PanelIQ4_NL, T>(groups, x, stride, n, acc);
-        default: return dot_pair<PanelQ8_0, T>(groups, x, stride, n, acc);
+        case Type::Q4_0: return dot_pair<PanelQ4_0, T>(groups, n_groups, x, stride, n, acc);
+        case Type::Q4_1: return dot_pair<PanelQ4_1, T>(groups, n_groups, x, stride, n, acc);
+        case Type::Q5_0: return dot_pair<PanelQ5_0, T>(groups, n_groups, x, stride, n, acc);
+        case Type::Q5_1: return dot_pair<PanelQ5_1, T>(groups, n_groups, x, stride, n, acc);
+        case Type::Q2_K: return dot_pair<PanelQ2_K, T>(groups, n_groups, x, stride, n, acc);
+        case Type::Q3_K: return dot_pair<PanelQ3_K, T>(groups, n_groups, x, stride, n, acc);
+        case Type::Q4_K: return dot_pair<PanelQ4_K, T>(groups, n_groups, x, stride, n, acc);
+        case Type::Q5_K: return dot_pair<PanelQ5_K, T>(groups, n_groups, x, stride, n, acc);
+        case Type::Q6_K: return dot_pair<PanelQ6_K, T>(groups, n_groups, x, stride, n, acc);
+        case Type::IQ4_NL: return dot_pair<PanelIQ4_NL, T>(groups, n_groups, x, stride, n, acc);
+        default: return dot_pair<PanelQ8_0, T>(groups, n_groups, x, stride, n, acc);
     }
 }
 
