@@ -88,20 +88,19 @@ struct Isa {
     // apart, for n <= few_tokens: no strip in between.
     void (*dot_few)(Type type, const uint8_t* groups, int64_t n_groups, const Rounded* x,
                     int64_t stride, int64_t n, float* acc);
-    // acc (n, 32) += strip (k, 32) times x (n, k) at a distance of `stride` floats; k <= 128.
-    void (*dot_floats)(const float* strip, int64_t k, const float* x, int64_t stride, int64_t n,
-                       float* acc);
+    // acc (n, 32) += strip (k, 32) times the first k <= 128 of x (n, 128).
+    void (*dot_floats)(const float* strip, int64_t k, const float* x, int64_t n, float* acc);
     // The same from k inputs of two panels of floats, for n <= few_tokens.
     void (*dot_few_floats)(Type type, const uint8_t* const panels[2], int64_t k, const float* x,
-                           int64_t stride, int64_t n, float* acc);
+                           int64_t n, float* acc);
 
     // to (k) = x (k), rounded to nearest even; what is smaller than 2^-126 becomes 0.
     void (*round_bf16)(const float* x, int64_t k, uint16_t* to);
-    // acc (n, 32) += `n_pairs` pairs of inputs of two panels times x (n, 2 n_pairs), all bf16, rows
-    // of x at a distance of `stride`. Null where the machine has no such product; then the same
-    // bits come from `dot_floats`, if of each pair the second input stands first.
-    void (*dot_pairs)(const uint8_t* const panels[2], int64_t n_pairs, const uint16_t* x,
-                      int64_t stride, int64_t n, float* acc);
+    // acc (n, 32) += `n_pairs` pairs of inputs of two panels times the first of x (n, 128), all
+    // bf16. Null where the machine has no such product; then the same bits come from `dot_floats`,
+    // if of each pair the second input stands first.
+    void (*dot_pairs)(const uint8_t* const panels[2], int64_t n_pairs, const uint16_t* x, int64_t n,
+                      float* acc);
 
     // y (n, valid) = activation(acc (n, 32) + bias) + residual; rows of y, residual: `stride`.
     void (*finish)(const float* acc, int64_t n, int valid, const float* bias, Activation activation,

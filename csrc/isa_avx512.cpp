@@ -119,7 +119,7 @@ WITH_PAIRS inline F dot2(F acc, B a, B b) {
 // `First` of the tiles of a group: it asks for the weights that are read next.
 template <int T, bool First>
 WITH_PAIRS void pair_tile(const uint8_t* const panels[2], int64_t n_pairs, const uint16_t* x,
-                          int64_t stride, float* acc) {
+                          float* acc) {
     F sum[2][T];
     EACH (t, T) sum[0][t] = sum[1][t] = set(0.0f);
     for (int64_t i = 0; i < n_pairs; ++i) {
@@ -127,7 +127,7 @@ WITH_PAIRS void pair_tile(const uint8_t* const panels[2], int64_t n_pairs, const
             for (int p = 0; p < 2; ++p) prefetch_floats(panels[p] + 64 * i);
         const B w[2] = {load_bytes(panels[0] + 64 * i), load_bytes(panels[1] + 64 * i)};
         EACH (t, T) {
-            const B a = set_four(reinterpret_cast<const int8_t*>(x + t * stride + 2 * i));
+            const B a = set_four(reinterpret_cast<const int8_t*>(x + t * kGroup + 2 * i));
             sum[0][t] = dot2(sum[0][t], w[0], a);
             sum[1][t] = dot2(sum[1][t], w[1], a);
         }
@@ -141,22 +141,21 @@ WITH_PAIRS void pair_tile(const uint8_t* const panels[2], int64_t n_pairs, const
 
 template <int T, bool First>
 WITH_PAIRS void pair_tiles(const uint8_t* const panels[2], int64_t n_pairs, const uint16_t* x,
-                           int64_t stride, int64_t n, float* acc) {
+                           int64_t n, float* acc) {
     if constexpr (T > 1)
-        if (n < T) return pair_tiles<T - 1, First>(panels, n_pairs, x, stride, n, acc);
-    pair_tile<T, First>(panels, n_pairs, x, stride, acc);
+        if (n < T) return pair_tiles<T - 1, First>(panels, n_pairs, x, n, acc);
+    pair_tile<T, First>(panels, n_pairs, x, acc);
     int64_t t = T;
     for (; t + T <= n; t += T)
-        pair_tile<T, false>(panels, n_pairs, x + t * stride, stride, acc + t * kStripRow);
+        pair_tile<T, false>(panels, n_pairs, x + t * kGroup, acc + t * kStripRow);
     if constexpr (T > 1)
         if (t < n)
-            pair_tiles<T - 1, false>(panels, n_pairs, x + t * stride, stride, n - t,
-                                     acc + t * kStripRow);
+            pair_tiles<T - 1, false>(panels, n_pairs, x + t * kGroup, n - t, acc + t * kStripRow);
 }
 
 WITH_PAIRS void dot_pairs(const uint8_t* const panels[2], int64_t n_pairs, const uint16_t* x,
-                          int64_t stride, int64_t n, float* acc) {
-    pair_tiles<kFloatTileTokens, true>(panels, n_pairs, x, stride, n, acc);
+                          int64_t n, float* acc) {
+    pair_tiles<kFloatTileTokens, true>(panels, n_pairs, x, n, acc);
 }
 
 void round_pairs_packed(float* x, int64_t n) {

@@ -198,8 +198,8 @@ void multiply_group(const Matrix& w, int64_t pair, int64_t g, const float* x, in
     // percent of the peak from strips, 85 without.
     if (const int64_t few = isa().few_tokens; w.type() == Type::F32 || are_few(n)) {
         for (int64_t i = 0; i < n; i += few)
-            isa().dot_few_floats(w.type(), panels, count, x + i * kGroup, kGroup,
-                                 std::min(few, n - i), acc + i * kStripRows);
+            isa().dot_few_floats(w.type(), panels, count, x + i * kGroup, std::min(few, n - i),
+                                 acc + i * kStripRows);
         return;
     }
     for (const uint8_t* panel : panels)
@@ -207,14 +207,14 @@ void multiply_group(const Matrix& w, int64_t pair, int64_t g, const float* x, in
     alignas(64) float strip[kGroup * kStripRows];
     for (int half = 0; half < 2; ++half)
         isa().unpack_floats(w.type(), panels[half], count, half, strip);
-    isa().dot_floats(strip, count, x, kGroup, n, acc);
+    isa().dot_floats(strip, count, x, n, acc);
 }
 
 void multiply_group(const Matrix& w, int64_t pair, int64_t g, const uint16_t* x, int64_t n,
                     float* acc) {
     const int64_t count = std::min<int64_t>(kGroup, even(w.n_cols()) - g * kGroup);
     const uint8_t* panels[2] = {w.group(pair, g, 0), w.group(pair, g, 1)};
-    isa().dot_pairs(panels, count / 2, x, kGroup, n, acc);
+    isa().dot_pairs(panels, count / 2, x, n, acc);
 }
 
 // Inputs of `all` tokens, in groups.

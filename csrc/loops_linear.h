@@ -364,7 +364,7 @@ void dot_few(Type type, const uint8_t* groups, int64_t n_groups, const Rounded* 
 // ---- dot products with float weights ----
 
 template <int P, int T>
-void float_tile(const float* strip, int64_t k, int v, const float* x, int64_t stride, float* acc) {
+void float_tile(const float* strip, int64_t k, int v, const float* x, float* acc) {
     F sum[P][T];
     EACH (t, T)
         EACH (p, P) sum[p][t] = set(0.0f);
@@ -372,7 +372,7 @@ void float_tile(const float* strip, int64_t k, int v, const float* x, int64_t st
         F w[P];
         EACH (p, P) w[p] = load(strip + i * kStripRow + W * (v + p));
         EACH (t, T) {
-            const F a = set(x[t * stride + i]);
+            const F a = set(x[t * kGroup + i]);
             EACH (p, P) sum[p][t] = fma(w[p], a, sum[p][t]);
         }
     }
@@ -384,28 +384,24 @@ void float_tile(const float* strip, int64_t k, int v, const float* x, int64_t st
 }
 
 template <int P, int T>
-void float_tiles(const float* strip, int64_t k, int v, const float* x, int64_t stride, int64_t n,
-                 float* acc) {
+void float_tiles(const float* strip, int64_t k, int v, const float* x, int64_t n, float* acc) {
     int64_t t = 0;
-    for (; t + T <= n; t += T)
-        float_tile<P, T>(strip, k, v, x + t * stride, stride, acc + t * kStripRow);
+    for (; t + T <= n; t += T) float_tile<P, T>(strip, k, v, x + t * kGroup, acc + t * kStripRow);
     if constexpr (T > 1)
-        if (t < n)
-            float_tiles<P, T - 1>(strip, k, v, x + t * stride, stride, n - t, acc + t * kStripRow);
+        if (t < n) float_tiles<P, T - 1>(strip, k, v, x + t * kGroup, n - t, acc + t * kStripRow);
 }
 
-void dot_floats(const float* strip, int64_t k, const float* x, int64_t stride, int64_t n,
-                float* acc) {
+void dot_floats(const float* strip, int64_t k, const float* x, int64_t n, float* acc) {
     for (int v = 0; v < kStripRow / W; v += kTileVectors)
-        float_tiles<kTileVectors, kFloatTileTokens>(strip, k, v, x, stride, n, acc);
+        float_tiles<kTileVectors, kFloatTileTokens>(strip, k, v, x, n, acc);
 }
 
 // The same straight from the panels, for few tokens: the same operations as in float_tile.
 template <Type Kind, int T>
-void float_panels(const uint8_t* const panels[2], int64_t k, const float* x, int64_t stride,
-                  int64_t n, float* acc) {
+void float_panels(const uint8_t* const panels[2], int64_t k, const float* x, int64_t n,
+                  float* acc) {
     if constexpr (T > 1)
-        if (n < T) return float_panels<Kind, T - 1>(panels, k, x, stride, n, acc);
+        if (n < T) return float_panels<Kind, T - 1>(panels, k, x, n, acc);
     constexpr int P = kTileVectors, kInputs = Kind == Type::F32 ? 1 : 2;  // of a line
     for (int v = 0; v < kStripRow / W; v += P) {
         F sum[P][T];
@@ -420,7 +416,7 @@ void float_panels(const uint8_t* const panels[2], int64_t k, const float* x, int
                 w[p] = read_floats<Kind>(panel, i, at * W);
             }
             EACH (t, T) {
-                const F a = set(x[t * stride + i]);
+                const F a = set(x[t * kGroup + i]);
                 EACH (p, P) sum[p][t] = fma(w[p], a, sum[p][t]);
             }
         }
@@ -432,13 +428,13 @@ void float_panels(const uint8_t* const panels[2], int64_t k, const float* x, int
     }
 }
 
-void dot_few_floats(Type type, const uint8_t* const panels[2], int64_t k, const float* x,
-                    int64_t stride, int64_t n, float* acc) {
+void dot_few_floats(Type type, const uint8_t* const panels[2], int64_t k, const float* x, int64_t n,
+                    float* acc) {
     constexpr int T = kFewTokens;
     switch (type) {
-        case Type::F32: return float_panels<Type::F32, T>(panels, k, x, stride, n, acc);
-        case Type::F16: return float_panels<Type::F16, T>(panels, k, x, stride, n, acc);
-        default: return float_panels<Type::BF16, T>(panels, k, x, stride, n, acc);
+        case Type::F32: return float_panels<Type::F32, T>(panels, k, x, n, acc);
+        case Type::F16: return float_panels<Type::F16, T>(panels, k, x, n, acc);
+        default: return float_panels<Type::BF16, T>(panels, k, x, n, acc);
     }
 }
 
