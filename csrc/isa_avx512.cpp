@@ -124,7 +124,7 @@ WITH_PAIRS void pair_tile(const uint8_t* const panels[2], int64_t n_pairs, const
     EACH (t, T) sum[0][t] = sum[1][t] = set(0.0f);
     for (int64_t i = 0; i < n_pairs; ++i) {
         if constexpr (First)
-            for (int p = 0; p < 2; ++p) prefetch_floats(panels[p] + 64 * i);
+            for (int p = 0; p < 2; ++p) prefetch_far(panels[p] + 64 * i);
         const B w[2] = {load_bytes(panels[0] + 64 * i), load_bytes(panels[1] + 64 * i)};
         EACH (t, T) {
             const B a = set_four(reinterpret_cast<const int8_t*>(x + t * kGroup + 2 * i));

@@ -203,7 +203,7 @@ void multiply_group(const Matrix& w, int64_t pair, int64_t g, const float* x, in
         return;
     }
     for (const uint8_t* panel : panels)
-        for (int64_t i = 0; i < w.group_bytes(); i += 64) prefetch_floats(panel + i);
+        for (int64_t i = 0; i < w.group_bytes(); i += 64) prefetch_far(panel + i);
     alignas(64) float strip[kGroup * kStripRows];
     for (int half = 0; half < 2; ++half)
         isa().unpack_floats(w.type(), panels[half], count, half, strip);

@@ -79,7 +79,7 @@ void read_lines(const uint8_t* data, int64_t n_lines, uint8_t* line) {
     EACH (j, kPieces) all[j] = load_bytes(line + 4 * W * j);
     for (int64_t i = 0; i < n_lines; ++i) {
         const uint8_t* at = data + 64 * i;
-        __builtin_prefetch(at + kAhead);
+        prefetch_near(at);
         EACH (j, kPieces) all[j] = either(all[j], load_bytes(at + 4 * W * j));
     }
     EACH (j, kPieces) store_codes(line + 4 * W * j, all[j]);

@@ -285,14 +285,17 @@ void dot_vectors(const P& panel, int b, int i, const Rounded* x, I* low, I* high
     }
 }
 
-// Asks for a quarter of the panel kAhead bytes further on. Spread out like this, the requests of
-// one quarter are answered while the next is multiplied.
-template <class P>
+// Asks for a quarter of a panel further on, for T tokens. Spread out like this, the requests of one
+// quarter are answered while the next is multiplied.
+template <class P, int T>
 void prefetch_quarter(const P& panel, int b) {
     constexpr size_t kLines = sizeof(P) / 64;
-    const auto* ahead = reinterpret_cast<const uint8_t*>(&panel) + kAhead;
+    const auto* lines = reinterpret_cast<const uint8_t*>(&panel);
     for (size_t i = kLines * b / kBlocks; i < kLines * (b + 1) / kBlocks; ++i)
-        __builtin_prefetch(ahead + 64 * i);
+        if constexpr (T <= 2)
+            prefetch_near(lines + 64 * i);
+        else
+            prefetch_far(lines + 64 * i);
 }
 
 // Rows r .. r + W of one group: the same operations as in dot_tile, without a strip in between.
@@ -310,7 +313,7 @@ void dot_rows(const P& panel, int r, const Rounded* x, float* acc) {
     for (int b = 0; b < kBlocks; ++b) {
         constexpr bool Halves = P::Subs == 8;  // low and high nibbles have scales of their own
         const int s = Halves ? 2 * b : b;
-        if (r == 0) prefetch_quarter(panel, b);
+        if (r == 0) prefetch_quarter<P, T>(panel, b);
         I low[T], high[T];
         EACH (t, T) {
             low[t] = set_int(P::Min ? 0 : x[t].start[s]);
@@ -412,7 +415,7 @@ void float_panels(const uint8_t* const panels[2], int64_t k, const float* x, int
             EACH (p, P) {
                 const uint8_t* panel = panels[(v + p) / kVectors];
                 const int at = (v + p) % kVectors;
-                if (at == 0 && i % kInputs == 0) prefetch_floats(panel + i / kInputs * 64);
+                if (at == 0 && i % kInputs == 0) prefetch_far(panel + i / kInputs * 64);
                 w[p] = read_floats<Kind>(panel, i, at * W);
             }
             EACH (t, T) {
