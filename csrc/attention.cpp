@@ -220,9 +220,7 @@ class Attention {
     }
 
     void merge(const Sums& into, const Sums& part, int64_t n_queries) const {
-        for (int64_t i = 0; i < n_queries; ++i)
-            isa().merge(into.acc + i * width_, into.max + i, into.sum + i, part.acc + i * width_,
-                        part.max[i], part.sum[i], width_);
+        isa().merge(into.acc, into.max, into.sum, part.acc, part.max, part.sum, n_queries, width_);
     }
 
     void write(const Queries& q, const Sums& sums) const {

@@ -96,7 +96,7 @@ struct Isa {
     void (*dot_few_floats)(Type type, const uint8_t* const panels[2], int64_t k, const float* x,
                            int64_t n, float* acc);
 
-    // to (k) = x (k), rounded to nearest even; what is smaller than 2^-126 becomes 0.
+    // to (k) = x (k), rounded to nearest even; what is smaller than 2^-126 becomes 0, or -0.
     void (*round_bf16)(const float* x, int64_t k, uint16_t* to);
     // acc (n, 32) += `n_pairs` pairs of inputs of two panels times the first of x (n, 128), all
     // bf16. Null where the machine has no such product; then the same bits come from `dot_floats`,
@@ -133,9 +133,9 @@ struct Isa {
     // values (16 / 2, d, 2); `room` is for 16 d floats a block.
     void (*mix_pairs)(const float* weights, int64_t stride, int64_t key, int64_t valid, int64_t h,
                       int64_t d, const uint16_t* const* values, float* room, float* acc);
-    // Merges two parts of a softmax: acc (d), max, sum of one into those of the other.
-    void (*merge)(float* acc, float* max, float* sum, const float* acc2, float max2, float sum2,
-                  int64_t d);
+    // Merges two parts of n softmaxes: acc (n, d), max (n), sum (n) of one into those of the other.
+    void (*merge)(float* acc, float* max, float* sum, const float* acc2, const float* max2,
+                  const float* sum2, int64_t n, int64_t d);
 
     // x (n) -> blocks of this type, n in whole blocks; see `requantize`.
     void (*encode)(Type type, const float* x, int64_t n, bool fused, void* out);

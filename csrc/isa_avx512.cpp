@@ -158,13 +158,18 @@ WITH_PAIRS void dot_pairs(const uint8_t* const panels[2], int64_t n_pairs, const
     pair_tiles<kFloatTileTokens, true>(panels, n_pairs, x, n, acc);
 }
 
+// The instruction takes numbers below 2^-126 for 0 of their sign, as `round_bf16` does.
+WITH_PAIRS void round_bf16_packed(const float* x, int64_t k, uint16_t* to) {
+    int64_t i = 0;
+    for (; i + W <= k; i += W)
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i),
+                            __builtin_bit_cast(__m256i, _mm512_cvtneps_pbh(load(x + i))));
+    round_bf16(x + i, k - i, to + i);
+}
+
+// In place: what is written lies behind what is still to be read.
 void round_pairs_packed(float* x, int64_t n) {
-    auto* to = reinterpret_cast<uint8_t*>(x);  // behind what is still to be read
-    for (int64_t i = 0; i < n; i += 16) {
-        alignas(64) uint16_t rounded[16];
-        round_bf16(x + i, 16, rounded);
-        __builtin_memcpy(to + 2 * i, rounded, sizeof(rounded));
-    }
+    round_bf16_packed(x, n, reinterpret_cast<uint16_t*>(x));
 }
 
 inline const int8_t* pairs_of(const float* row, int64_t first) {
@@ -259,6 +264,7 @@ Isa table() {
         // round.
         if (!__builtin_cpu_is("intel")) {
             isa.dot_pairs = dot_pairs;
+            isa.round_bf16 = round_bf16_packed;
             isa.round_pairs = round_pairs_packed;
             isa.score_pairs = score_pairs_packed;
             isa.mix_pairs = mix_pairs_packed;

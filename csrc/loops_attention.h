@@ -62,18 +62,29 @@ float largest(const float* x, int64_t n) {
     for (; i + 16 <= n; i += 16)
         for (int v = 0; v < kVectors; ++v) tops[v] = max(tops[v], load(x + i + v * W));
     for (int v = 0; v < kVectors; ++v) store(lanes + v * W, tops[v]);
-    float top = lanes[0];
-    for (const float lane : lanes) top = lane > top ? lane : top;
-    for (; i < n; ++i) top = x[i] > top ? x[i] : top;
-    return top;
+    for (int lane = 0; i < n; ++i, ++lane) lanes[lane] = x[i] > lanes[lane] ? x[i] : lanes[lane];
+    for (int width = 8; width; width /= 2)
+        for (int j = 0; j < width; ++j)
+            lanes[j] = lanes[j + width] > lanes[j] ? lanes[j + width] : lanes[j];
+    return lanes[0];
 }
 
 void softmax(float* x, int64_t n, int64_t valid, float* max_out, float* sum_out) {
     const float top = largest(x, valid);
-    for (int64_t i = 0; i < n; i += W) store(x + i, exp(sub(load(x + i), set(top))));
-    for (int64_t i = valid; i < n; ++i) x[i] = 0.0f;
+    F sums[kVectors];
+    for (int v = 0; v < kVectors; ++v) sums[v] = set(0.0f);
+    for (int64_t i = 0; i < n; i += 16) {
+        for (int v = 0; v < kVectors; ++v) {
+            float* at = x + i + v * W;
+            store(at, exp(sub(load(at), set(top))));
+        }
+        for (int64_t j = valid > i ? valid : i; j < i + 16; ++j) x[j] = 0.0f;
+        for (int v = 0; v < kVectors; ++v) sums[v] = add(sums[v], load(x + i + v * W));
+    }
+    alignas(64) float lanes[16];
+    for (int v = 0; v < kVectors; ++v) store(lanes + v * W, sums[v]);
     *max_out = top;
-    *sum_out = sum_of(n, [&](int64_t i) { return load(x + i); }, [&](int64_t i) { return x[i]; });
+    *sum_out = sum16(lanes);
 }
 
 // P vectors of dimensions, for H heads.
@@ -147,18 +158,28 @@ void mix_pairs(const float* weights, int64_t stride, int64_t key, int64_t valid,
         mix(weights + key + valid, stride, 1, h, d, room + valid * d, acc);
 }
 
-void merge(float* acc, float* max_, float* sum, const float* acc2, float max2, float sum2,
-           int64_t d) {
-    alignas(64) float shift[16] = {};
-    const float top = max2 > *max_ ? max2 : *max_;
-    shift[0] = *max_ - top;
-    shift[1] = max2 - top;
-    for (int i = 0; i < 16; i += W) store(shift + i, exp(load(shift + i)));
-    const float a = shift[0], b = shift[1];
-    for (int64_t i = 0; i < d; i += W)
-        store(acc + i, fma(load(acc + i), set(a), mul(load(acc2 + i), set(b))));
-    *sum = *sum * a + sum2 * b;
-    *max_ = top;
+void merge(float* acc, float* max_, float* sum, const float* acc2, const float* max2,
+           const float* sum2, int64_t n, int64_t d) {
+    for (int64_t first = 0; first < n; first += 16) {
+        const int64_t count = n - first < 16 ? n - first : 16;
+        alignas(64) float a[16] = {}, b[16] = {};
+        for (int64_t i = 0; i < count; ++i) {
+            const float one = max_[first + i], other = max2[first + i];
+            const float top = other > one ? other : one;
+            a[i] = one - top;
+            b[i] = other - top;
+            max_[first + i] = top;
+        }
+        for (int i = 0; i < 16; i += W) {
+            store(a + i, exp(load(a + i)));
+            store(b + i, exp(load(b + i)));
+        }
+        for (int64_t i = 0; i < count; ++i, acc += d, acc2 += d) {
+            sum[first + i] = sum[first + i] * a[i] + sum2[first + i] * b[i];
+            for (int64_t j = 0; j < d; j += W)
+                store(acc + j, fma(load(acc + j), set(a[i]), mul(load(acc2 + j), set(b[i]))));
+        }
+    }
 }
 
 }  // namespace

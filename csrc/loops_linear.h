@@ -7,37 +7,37 @@ namespace {
 
 // ---- activations in 8 bits ----
 
-// One group: x (128) -> q, returns the scale. Not-a-numbers and infinities make the scale NaN, so
-// that they stay visible in the result.
-float quantize_group(const float* x, int8_t* q) {
+// One group: x (128) -> q and its scale, and the sums of q over each of `Subs` parts. Not-a-numbers
+// and infinities make the scale NaN, so that they stay visible in the result.
+template <int Subs>
+void quantize_group(const float* x, Rounded* out, int32_t* sums) {
+    constexpr int kSub = kGroup / Subs;
     I largest = set_int(0);  // of the magnitudes' bits, which order like the magnitudes
     for (int i = 0; i < kGroup; i += W) largest = max_int(largest, magnitude_bits(load(x + i)));
     const int32_t bits = max_lane(largest);
     const float top = __builtin_bit_cast(float, bits);
     if (bits >= 0x7f800000 || top < 1e-30f) {  // not finite, or nothing
-        for (int i = 0; i < kGroup; ++i) q[i] = 0;
-        return bits >= 0x7f800000 ? __builtin_nanf("") : 0.0f;
+        for (int8_t& q : out->q) q = 0;
+        for (int s = 0; s < Subs; ++s) sums[s] = 0;
+        out->scale = bits >= 0x7f800000 ? __builtin_nanf("") : 0.0f;
+        return;
     }
     const F inverse = set(127.0f / top);
-    for (int i = 0; i < kGroup; i += W) store_bytes(q + i, round(mul(load(x + i), inverse)));
-    return top / 127.0f;
-}
-
-// The sums of each `SubLen` of 128 numbers.
-template <int SubLen>
-void sum_subs(const int8_t* q, int32_t* sums) {
-    alignas(64) uint8_t ones[4 * W];
-    for (uint8_t& one : ones) one = 1;
-    alignas(64) int32_t fours[kGroup / 4];
-    for (int i = 0; i < kGroup / 4; i += W) {
-        const B four = load_bytes(reinterpret_cast<const uint8_t*>(q) + 4 * i);
-        store_int(fours + i, dot4<false>(set_int(0), load_bytes(ones), four));
+    alignas(64) int32_t lanes[Subs][W];
+    for (int s = 0; s < Subs; ++s) {
+        I sum = set_int(0);
+        for (int i = s * kSub; i < (s + 1) * kSub; i += W) {
+            const I q = round(mul(load(x + i), inverse));
+            store_bytes(out->q + i, q);
+            sum = add_int(sum, q);
+        }
+        store_int(lanes[s], sum);
     }
-    for (int s = 0; s < kGroup / SubLen; ++s) {
-        int32_t sum = 0;
-        EACH (i, SubLen / 4) sum += fours[s * SubLen / 4 + i];
-        sums[s] = sum;
+    for (int s = 0; s < Subs; ++s) {
+        sums[s] = 0;
+        for (const int32_t lane : lanes[s]) sums[s] += lane;
     }
+    out->scale = top / 127.0f;
 }
 
 void quantize_row(const float* x, int64_t k, Coding coding, Rounded* out, int64_t stride) {
@@ -49,12 +49,11 @@ void quantize_row(const float* x, int64_t k, Coding coding, Rounded* out, int64_
             for (int i = 0; i < kGroup; ++i) padded[i] = i < n ? group[i] : 0.0f;
             group = padded;
         }
-        out->scale = quantize_group(group, out->q);
         int32_t sums[8] = {};
         if (coding.subs == 4)
-            sum_subs<32>(out->q, sums);
+            quantize_group<4>(group, out, sums);
         else
-            sum_subs<16>(out->q, sums);
+            quantize_group<8>(group, out, sums);
         for (int s = 0; s < coding.subs; ++s) {
             if (coding.min)
                 out->sum[s] = static_cast<float>(sums[s]);
@@ -444,7 +443,8 @@ void dot_few_floats(Type type, const uint8_t* const panels[2], int64_t k, const 
 void round_bf16(const float* x, int64_t k, uint16_t* to) {
     encode_bf16(x, k, to);
     for (int64_t i = 0; i < k; ++i)
-        if (!(to[i] & 0x7f80)) to[i] = 0;
+        if (const auto bits = __builtin_bit_cast(uint32_t, x[i]); !(bits & 0x7f800000))
+            to[i] = bits >> 16 & 0x8000;
 }
 
 // ---- sums -> results ----

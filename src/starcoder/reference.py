@@ -350,9 +350,10 @@ def _rows(batch: Batch) -> Iterator[tuple[int, int, Array]]:
 
 
 def _bf16_bits(x: Array) -> NDArray[np.uint16]:
-    """To nearest even; what is smaller than 2^-126 becomes 0."""
-    bits = _to_bf16(np.ascontiguousarray(x, np.float32), False).view(np.uint16)
-    return np.where(bits & 0x7F80, bits, 0).astype(np.uint16)
+    """To nearest even; what is smaller than 2^-126 becomes 0, or -0."""
+    floats = np.ascontiguousarray(x, np.float32)
+    bits = _to_bf16(floats, False).view(np.uint16)
+    return np.where(np.abs(floats) < 2.0**-126, bits & 0x8000, bits).astype(np.uint16)
 
 
 def _from_bits(bits: NDArray[np.uint16]) -> Array:
