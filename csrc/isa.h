@@ -143,7 +143,7 @@ struct Isa {
     void (*widen_half)(const half* x, int64_t n, float* out);
 
     // What the machine can do at best: as many independent sums as hide the latency of products, of
-    // `rounds` products each. Operands are kPeakBytes long. Codes are below 128. See limits.cpp.
+    // `rounds` products each. Operands are kPeakBytes long. Codes are of 4 bits. See limits.cpp.
     Products (*int8_peak)(const uint8_t* codes, const int8_t* x, int64_t rounds);
     Products (*bf16_peak)(const uint16_t* w, const uint16_t* x, int64_t rounds);  // or null
     Products (*f32_peak)(const float* w, const float* x, int64_t rounds);

@@ -94,9 +94,12 @@ inline B lookup(B b) {
     return _mm512_shuffle_epi8(codes, b);
 }
 
-template <bool Bytes>
-inline I dot4(I acc, B codes, B a) {
-    return _mm512_dpbusd_epi32(acc, codes, a);
+constexpr int at_once(int) { return 1; }
+
+template <bool Bytes, int N>
+inline I dot4(I acc, const B (&codes)[N], const B (&a)[N]) {
+    for (int n = 0; n < N; ++n) acc = _mm512_dpbusd_epi32(acc, codes[n], a[n]);
+    return acc;
 }
 
 }  // namespace

@@ -15,9 +15,12 @@ constexpr int kTileKeys = 1;
 
 inline B lookup(B b) { return flip_signs(lookup_signed(b)); }
 
-template <bool Bytes>
-inline I dot4(I acc, B codes, B a) {
-    return _mm256_dpbusd_avx_epi32(acc, codes, a);
+constexpr int at_once(int) { return 1; }
+
+template <bool Bytes, int N>
+inline I dot4(I acc, const B (&codes)[N], const B (&a)[N]) {
+    for (int n = 0; n < N; ++n) acc = _mm256_dpbusd_avx_epi32(acc, codes[n], a[n]);
+    return acc;
 }
 
 }  // namespace

@@ -87,10 +87,14 @@ inline B to_bit_4(B b) {
 }
 inline B lookup(B b) { return vreinterpretq_u8_s8(vqtbl1q_s8(vld1q_s8(kCodebookIQ4NL), b)); }
 
+constexpr int at_once(int) { return 1; }
+
 // Codes are below 128, or signed already: a signed dot product does for both.
-template <bool Bytes>
-inline I dot4(I acc, B codes, B a) {
-    return vdotq_s32(acc, vreinterpretq_s8_u8(codes), vreinterpretq_s8_u8(a));
+template <bool Bytes, int N>
+inline I dot4(I acc, const B (&codes)[N], const B (&a)[N]) {
+    for (int n = 0; n < N; ++n)
+        acc = vdotq_s32(acc, vreinterpretq_s8_u8(codes[n]), vreinterpretq_s8_u8(a[n]));
+    return acc;
 }
 
 }  // namespace

@@ -89,11 +89,15 @@ B lookup(B b) {  // nibbles -> IQ4_NL's values, as codes of 8 bits
     return b;
 }
 
-// acc + the sum of four products: codes, unsigned, times activations, signed. `Bytes`: the codes
-// may be above 127 (and are signed if kSignedBytes).
-template <bool Bytes>
-I dot4(I acc, B codes, B a) {
-    for (int i = 0; i < 4; ++i) acc += codes.lane[i] * static_cast<int8_t>(a.lane[i]);
+// Vectors that `dot4` takes at once, with codes of so many bits.
+constexpr int at_once(int) { return 1; }
+
+// acc + the sums of four products each: codes, unsigned, times activations, signed. `Bytes`: the
+// codes may be above 127 (and are signed if kSignedBytes).
+template <bool Bytes, int N>
+I dot4(I acc, const B (&codes)[N], const B (&a)[N]) {
+    for (int n = 0; n < N; ++n)
+        for (int i = 0; i < 4; ++i) acc += codes[n].lane[i] * static_cast<int8_t>(a[n].lane[i]);
     return acc;
 }
 

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <atomic>
+#include <utility>
 
 // EACH(i, N): a loop over registers, which must be unrolled to be one.
 #if defined(__clang__)

@@ -20,24 +20,26 @@ constexpr int kRoundsAtOnce = 4;
 
 // As many sums at once as the kernels have, codes from the first cache, activations in registers.
 Products int8_peak(const uint8_t* codes, const int8_t* x, int64_t rounds) {
+    constexpr int N = at_once(4);
     I sum[kTileVectors][kTileTokens];
-    B a[kTileTokens];
+    B a[kTileTokens][N], w[N];
     EACH (t, kTileTokens) {
-        a[t] = set_four(x + 4 * t);
+        EACH (n, N) a[t][n] = set_four(x + 4 * t);
         EACH (v, kTileVectors) sum[v][t] = set_int(0);
     }
     for (int64_t i = 0; i < rounds; i += kRoundsAtOnce) {
         const uint8_t* at = codes + i / kRoundsAtOnce % 2 * (kPeakBytes / 2);
         EACH (j, kRoundsAtOnce)
             EACH (v, kTileVectors) {
-                const B w = load_bytes(at + j * (kPeakBytes / 2 / kRoundsAtOnce) + 4 * W * v);
+                EACH (n, N)
+                    w[n] = load_bytes(at + j * (kPeakBytes / 2 / kRoundsAtOnce) + 4 * W * (v + n));
                 EACH (t, kTileTokens) sum[v][t] = dot4<false>(sum[v][t], w, a[t]);
             }
     }
     double total = 0;
     EACH (v, kTileVectors)
         EACH (t, kTileTokens) total += lane_total(sum[v][t]);
-    return {rounds * kTileVectors * kTileTokens * W * 4, total};
+    return {rounds * kTileVectors * kTileTokens * N * W * 4, total};
 }
 
 // The sums that hide the latency of `fma`: they start above and below 0, and together from 0.

@@ -180,9 +180,13 @@ void unpack_floats(Type type, const uint8_t* panel, int64_t k, int half, float* 
 
 // ---- dot products ----
 
+// Codes of this type that `dot4` takes at once.
+template <class P>
+constexpr int kAtOnce = at_once(P::Codebook ? 8 : P::Bits);
+
 // P vectors of rows times T tokens. For each sub: an exact integer dot product, then one fused
 // multiply-add by the weights' scale; for each group one by the activations' scale.
-template <int P, int T, int Subs, bool Min, bool Bytes>
+template <int P, int T, int Subs, bool Min, bool Bytes, int N>
 void dot_tile(const Strip* strips, int64_t n_strips, int v, const Rounded* x, int64_t stride,
               float* acc) {
     constexpr int kSteps = kBlocks * 8 / Subs;  // vectors of 4 inputs in a sub
@@ -195,11 +199,13 @@ void dot_tile(const Strip* strips, int64_t n_strips, int v, const Rounded* x, in
             I dot[P][T];
             EACH (t, T)
                 EACH (p, P) dot[p][t] = set_int(Min ? 0 : x[t].start[sub]);
-            EACH (j, kSteps) {
-                B w[P];
-                EACH (p, P) w[p] = load_bytes(strip.code[kSteps * sub + j] + 4 * W * (v + p));
+            EACH (j, kSteps / N) {
+                const int first = kSteps * sub + N * j;
+                B w[P][N], q[N];
+                EACH (p, P)
+                    EACH (n, N) w[p][n] = load_bytes(strip.code[first + n] + 4 * W * (v + p));
                 EACH (t, T) {
-                    const B q = set_four(x[t].q + 4 * (kSteps * sub + j));
+                    EACH (n, N) q[n] = set_four(x[t].q + 4 * (first + n));
                     EACH (p, P) dot[p][t] = dot4<Bytes>(dot[p][t], w[p], q);
                 }
             }
@@ -228,16 +234,17 @@ void dot_tile(const Strip* strips, int64_t n_strips, int v, const Rounded* x, in
 }
 
 // Tiles of kTileTokens tokens, then one of what is left.
-template <int P, int T, int Subs, bool Min, bool Bytes>
+template <int P, int T, int Subs, bool Min, bool Bytes, int N>
 void dot_tiles(const Strip* strips, int64_t n_strips, int v, const Rounded* x, int64_t stride,
                int64_t n, float* acc) {
     int64_t t = 0;
     for (; t + T <= n; t += T)
-        dot_tile<P, T, Subs, Min, Bytes>(strips, n_strips, v, x + t, stride, acc + t * kStripRow);
+        dot_tile<P, T, Subs, Min, Bytes, N>(strips, n_strips, v, x + t, stride,
+                                            acc + t * kStripRow);
     if constexpr (T > 1)
         if (t < n)
-            dot_tiles<P, T - 1, Subs, Min, Bytes>(strips, n_strips, v, x + t, stride, n - t,
-                                                  acc + t * kStripRow);
+            dot_tiles<P, T - 1, Subs, Min, Bytes, N>(strips, n_strips, v, x + t, stride, n - t,
+                                                     acc + t * kStripRow);
 }
 
 template <class Panel>
@@ -246,7 +253,8 @@ void dot_panels(const Strip* strips, int64_t n_strips, const Rounded* x, int64_t
     constexpr bool Bytes = Panel::Bits == 8 || Panel::Codebook;
     constexpr int P = kTileVectors, T = kTileTokens;
     for (int v = 0; v < kStripRow / W; v += P)
-        dot_tiles<P, T, Panel::Subs, Panel::Min, Bytes>(strips, n_strips, v, x, stride, n, acc);
+        dot_tiles<P, T, Panel::Subs, Panel::Min, Bytes, kAtOnce<Panel>>(strips, n_strips, v, x,
+                                                                        stride, n, acc);
 }
 
 // What a dot product needs to know of a type are its subs, minima and bytes: five kinds.
@@ -271,17 +279,24 @@ void dot(Type type, const Strip* strips, int64_t n_strips, const Rounded* x, int
 
 // ---- dot products straight from a panel, for few tokens ----
 
-// Vectors J and J + 4 of block b times the activations of T tokens.
-template <class P, int T, int J>
-void dot_vectors(const P& panel, int b, int i, const Rounded* x, I* low, I* high) {
-    B low_codes, high_codes;
-    read_codes<P, J>(panel, b, i, low_codes, high_codes);
+// Vectors J .. 3 and J + 4 .. 7 of block b times the activations of T tokens.
+template <class P, int T, int J = 0>
+[[gnu::always_inline]] inline void dot_vectors(const P& panel, int b, int i, const Rounded* x,
+                                               I* low, I* high) {
     constexpr bool Bytes = P::Bits == 8 || P::Codebook;
+    constexpr int N = kAtOnce<P>;
+    B low_codes[N], high_codes[N], q[N];
+    [&]<int... n>(std::integer_sequence<int, n...>) {
+        (read_codes<P, J + n>(panel, b, i, low_codes[n], high_codes[n]), ...);
+    }(std::make_integer_sequence<int, N>());
     EACH (t, T) {
-        const int8_t* q = x[t].q + 32 * b + 4 * J;
-        low[t] = dot4<Bytes>(low[t], low_codes, set_four(q));
-        high[t] = dot4<Bytes>(high[t], high_codes, set_four(q + 16));
+        const int8_t* first = x[t].q + 32 * b + 4 * J;
+        EACH (n, N) q[n] = set_four(first + 4 * n);
+        low[t] = dot4<Bytes>(low[t], low_codes, q);
+        EACH (n, N) q[n] = set_four(first + 4 * n + 16);
+        high[t] = dot4<Bytes>(high[t], high_codes, q);
     }
+    if constexpr (J + N < 4) dot_vectors<P, T, J + N>(panel, b, i, x, low, high);
 }
 
 // Asks for a quarter of a panel further on, for T tokens. Spread out like this, the requests of one
@@ -318,10 +333,7 @@ void dot_rows(const P& panel, int r, const Rounded* x, float* acc) {
             low[t] = set_int(P::Min ? 0 : x[t].start[s]);
             high[t] = set_int(P::Min || !Halves ? 0 : x[t].start[s + 1]);
         }
-        dot_vectors<P, T, 0>(panel, b, 4 * r, x, low, high);
-        dot_vectors<P, T, 1>(panel, b, 4 * r, x, low, high);
-        dot_vectors<P, T, 2>(panel, b, 4 * r, x, low, high);
-        dot_vectors<P, T, 3>(panel, b, 4 * r, x, low, high);
+        dot_vectors<P, T>(panel, b, 4 * r, x, low, high);
         if constexpr (!Halves)
             EACH (t, T) low[t] = add_int(low[t], high[t]);
         add_sub(s, low);
