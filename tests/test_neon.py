@@ -33,7 +33,8 @@ SOURCES = [
     "isa_scalar",
     "isa_neon",
 ]
-COMPILER, EMULATOR = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64")
+COMPILER = shutil.which("aarch64-linux-gnu-g++")
+EMULATOR = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
 
 pytestmark = [
     pytest.mark.skipif(platform.machine() in ("aarch64", "arm64"), reason="this machine is ARM"),
