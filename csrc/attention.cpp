@@ -26,8 +26,8 @@ constexpr int64_t kPart = 256;
 constexpr int64_t kTileQueries = 64;
 
 // Blocks of keys that queries meet at once: two of them share each load of a query.
-constexpr int64_t kAtOnce = 2;
-static_assert(kSoon == 2 * kAtOnce);  // their values, and the keys after them
+constexpr int64_t kBlocksAtOnce = 2;
+static_assert(kSoon == 2 * kBlocksAtOnce);  // their values, and the keys after them
 
 // Values that queries meet at once: their sums wait in registers meanwhile.
 constexpr int64_t kMixed = 128;
@@ -76,7 +76,7 @@ struct Workspace {
     Workspace(Cutter& cutter, int64_t n_queries, int64_t width)
         : queries(cutter.take<float>(n_queries * width)),
           weights(cutter.take<float>(n_queries * kPart)),
-          block(cutter.take<float>(std::max(kAtOnce * kBlock, kMixed) * width)),
+          block(cutter.take<float>(std::max(kBlocksAtOnce * kBlock, kMixed) * width)),
           total(Sums::cut(cutter, n_queries, width)),
           next(Sums::cut(cutter, n_queries, width)) {}
 };
@@ -163,19 +163,19 @@ class Attention {
         const auto at = [&](int64_t key) {  // of a block's keys and values in the cache
             return blocks[key / kBlock] * cache_.block_len + q.kv_head * width_ * kBlock;
         };
-        for (int64_t key = 0; key < keys; key += kAtOnce * kBlock) {
-            const int64_t n_blocks = std::min(kAtOnce, divide_up(keys - key, kBlock));
+        for (int64_t key = 0; key < keys; key += kBlocksAtOnce * kBlock) {
+            const int64_t n_blocks = std::min(kBlocksAtOnce, divide_up(keys - key, kBlock));
             if (heads_.bf16) {
-                const uint16_t *pairs[kAtOnce], *soon[kSoon];
+                const uint16_t *pairs[kBlocksAtOnce], *soon[kSoon];
                 for (int64_t b = 0; b < n_blocks; ++b)
                     pairs[b] = cache_.keys + at(key + b * kBlock);
                 // One row waits for memory: at 4,000 keys 4.1 ms a token so, 5.0 without. More rows
                 // wait for the multipliers, and lose 4 percent to the requests.
-                const bool waits = q.n == 1 && n_blocks == kAtOnce;
-                for (int64_t b = 0; waits && b < kAtOnce; ++b) {
-                    const int64_t now = key + b * kBlock, next = now + kAtOnce * kBlock;
+                const bool waits = q.n == 1 && n_blocks == kBlocksAtOnce;
+                for (int64_t b = 0; waits && b < kBlocksAtOnce; ++b) {
+                    const int64_t now = key + b * kBlock, next = now + kBlocksAtOnce * kBlock;
                     soon[b] = cache_.keys + at(next < keys ? next : now);
-                    soon[kAtOnce + b] = cache_.values + at(now);
+                    soon[kBlocksAtOnce + b] = cache_.values + at(now);
                 }
                 isa().score_pairs(space.queries, count, width_, pairs, n_blocks,
                                   waits ? soon : nullptr, space.block, space.weights + key, kPart);

@@ -35,7 +35,7 @@ struct Coding {
 struct Quantized {
     Rounded* groups;
     int64_t n_rows;
-    Rounded* at(int64_t row, int64_t g) const { return groups + g * n_rows + row; }
+    Rounded* at(int64_t g, int64_t row) const { return groups + g * n_rows + row; }
 };
 
 // Multiply-adds that were done, and the sum of their products.

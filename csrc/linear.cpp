@@ -118,7 +118,7 @@ void prepare_rows(const Matrix& w, const Input& x, int64_t n, Team::Range rows,
             row = normalized;
         }
         if (quantizes)
-            isa().quantize_row(row, k, c, out.rounded.at(i, 0), n);
+            isa().quantize_row(row, k, c, out.rounded.at(0, i), n);
         else if (w.type() == Type::BF16)
             round_row(row, k, n, i, out);
         else
@@ -161,7 +161,7 @@ void multiply_groups(const Matrix& w, int64_t pair, int64_t g, int64_t end, cons
         const int64_t slice_bytes = divide_up(count * bytes_a_group, divide_up(n, kSlice));
         for (int64_t i = 0; i < n; i += kSlice, ahead += slice_bytes) {
             prefetch(ahead, slice_bytes);
-            isa().dot(w.type(), strips, count, x.at(t + i, g), x.n_rows, std::min(kSlice, n - i),
+            isa().dot(w.type(), strips, count, x.at(g, t + i), x.n_rows, std::min(kSlice, n - i),
                       acc + i * kStripRows);
         }
     }
@@ -174,7 +174,7 @@ void multiply(const Matrix& w, int64_t first, int64_t pairs, const Quantized& x,
     if (are_few(n)) {
         for (int64_t p = 0; p < pairs; ++p)
             for (int64_t i = 0; i < n; i += few)
-                isa().dot_few(w.type(), w.group(first + p, 0, 0), groups, x.at(t + i, 0), x.n_rows,
+                isa().dot_few(w.type(), w.group(first + p, 0, 0), groups, x.at(0, t + i), x.n_rows,
                               std::min(few, n - i), acc[p] + i * kStripRows);
         return;
     }
@@ -275,7 +275,7 @@ void write_rounded(const Matrix& w, int64_t first, int64_t pairs, int64_t t, int
                          rows[0] + at, kGroup);
         }
         for (int64_t j = 0; j < count; ++j)
-            isa().quantize_row(rows[j], valid, code, to.rounded.at(t + i + j, first / kPairs), 0);
+            isa().quantize_row(rows[j], valid, code, to.rounded.at(first / kPairs, t + i + j), 0);
     }
 }
 
