@@ -20,6 +20,9 @@ struct alignas(64) Rounded {
     union {                // of each sub,
         int32_t start[8];  // what its dot product starts from: -zero * sum(q);
         float sum[8];      // for weights with minima: sum(q)
+        struct {           // for whole scales, of each two subs, in two words: see whole_tile
+            int32_t start[4], sum[4];
+        } pair;
     };
     float scale;
 };
@@ -28,6 +31,7 @@ struct alignas(64) Rounded {
 struct Coding {
     int zero, subs;  // the code that stands for 0; scales in a group
     bool min;        // with minima
+    bool whole;      // scales are multiplied as whole numbers
 };
 
 // Groups of them, (n_groups, n_rows): a row after the other they would lie 2^n bytes apart, and
@@ -47,9 +51,9 @@ struct Products {
 inline constexpr int kPeakBytes = 1024;  // of operands: four rounds' of the widest tile
 
 // How far ahead weights are asked for, in bytes. One or two tokens take them as fast as they come,
-// from the first cache. Q4_0, one thread, beside 12 GB/s of plain reading: 10.4 GB/s at 1024, 11.0
-// at 2048, 11.0 and 11.7 at 3072; two threads lose at 6144. See docs/log.md.
-inline constexpr int64_t kAhead = 3072;
+// from the first cache. Two threads on Zen 4, beside 3072: Q4_0 1.02 at 4096 and 1.01 at 5120, where
+// memory reads 57 GB/s; 1.00 to 1.02, where it reads 34. Both lose at 6144. See docs/log.md.
+inline constexpr int64_t kAhead = 4096;
 inline void prefetch_near(const uint8_t* line) { __builtin_prefetch(line + kAhead); }
 
 // What is multiplied more slowly, by more tokens or as floats, is asked for into the second cache,
@@ -104,9 +108,10 @@ struct Isa {
     void (*dot_pairs)(const uint8_t* const panels[2], int64_t n_pairs, const uint16_t* x, int64_t n,
                       float* acc);
 
-    // y (n, valid) = activation(acc (n, 32) + bias) + residual; rows of y, residual: `stride`.
-    void (*finish)(const float* acc, int64_t n, int valid, const float* bias, Activation activation,
-                   const float* residual, float* y, int64_t stride);
+    // y (n, valid) = activation(acc (n, 32) * units + bias) + residual; rows of y, residual:
+    // `stride`. Units, bias and residual may be null.
+    void (*finish)(const float* acc, int64_t n, int valid, const float* units, const float* bias,
+                   Activation activation, const float* residual, float* y, int64_t stride);
     void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, int64_t k,
                        float* y);
 

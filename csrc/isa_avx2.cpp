@@ -14,6 +14,7 @@ constexpr int kTileHeads = 8;
 constexpr int kTileKeys = 1;
 
 inline B lookup(B b) { return lookup_signed(b); }
+inline I dot_words(I acc, I a, I b) { return add_int(acc, _mm256_madd_epi16(a, b)); }
 
 // Sums of products stay in 16 bits as long as they are exact: 8 * 31 * 127 = 31496 with codes of 5
 // bits, 4 * 63 * 127 = 32004 with 6.

@@ -39,6 +39,7 @@ inline F zero_where_less(F value, F x, F limit) {
 }
 
 inline I set_int(int32_t x) { return _mm512_set1_epi32(x); }
+inline I load_int(const int32_t* p) { return _mm512_loadu_si512(p); }
 inline void store_int(int32_t* p, I x) { _mm512_storeu_si512(p, x); }
 inline I add_int(I a, I b) { return _mm512_add_epi32(a, b); }
 inline I max_int(I a, I b) { return _mm512_max_epi32(a, b); }
@@ -51,6 +52,18 @@ inline I magnitude_bits(F x) {
 inline F times_power_of_two(F x, I n) {
     return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x), _mm512_slli_epi32(n, 23)));
 }
+inline I pair_words(I high, I low) {
+    return _mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_slli_epi32(high, 16));
+}
+// By a shuffle: vprold and vpshldd take the place of a product on Zen 4, this does not.
+inline I load_words(const int16_t* p) { return _mm512_loadu_si512(p); }
+inline I swap_words(I x) {
+    return _mm512_shuffle_epi8(x,
+                               _mm512_set4_epi32(0x0d0c0f0e, 0x09080b0a, 0x05040706, 0x01000302));
+}
+inline I flip_words(I x) { return _mm512_xor_si512(x, _mm512_set1_epi16(-32768)); }
+inline I dot_words(I acc, I a, I b) { return _mm512_dpwssd_epi32(acc, a, b); }
+
 inline void store_bytes(int8_t* p, I x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x));
 }

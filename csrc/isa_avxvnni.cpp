@@ -14,6 +14,7 @@ constexpr int kTileHeads = 8;
 constexpr int kTileKeys = 1;
 
 inline B lookup(B b) { return flip_signs(lookup_signed(b)); }
+inline I dot_words(I acc, I a, I b) { return _mm256_dpwssd_avx_epi32(acc, a, b); }
 
 constexpr int at_once(int) { return 1; }
 

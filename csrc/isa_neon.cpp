@@ -40,6 +40,7 @@ inline F zero_where_less(F value, F x, F limit) {
 }
 
 inline I set_int(int32_t x) { return vdupq_n_s32(x); }
+inline I load_int(const int32_t* p) { return vld1q_s32(p); }
 inline void store_int(int32_t* p, I x) { vst1q_s32(p, x); }
 inline I add_int(I a, I b) { return vaddq_s32(a, b); }
 inline I max_int(I a, I b) { return vmaxq_s32(a, b); }
@@ -52,6 +53,16 @@ inline I magnitude_bits(F x) {
 inline F times_power_of_two(F x, I n) {
     return vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(x), vshlq_n_s32(n, 23)));
 }
+inline I pair_words(I high, I low) { return vsliq_n_s32(low, high, 16); }
+inline I load_words(const int16_t* p) { return vreinterpretq_s32_s16(vld1q_s16(p)); }
+inline I swap_words(I x) { return vreinterpretq_s32_s16(vrev32q_s16(vreinterpretq_s16_s32(x))); }
+inline I flip_words(I x) { return veorq_s32(x, vdupq_n_s32(static_cast<int32_t>(0x80008000))); }
+inline I dot_words(I acc, I a, I b) {
+    const int16x8_t p = vreinterpretq_s16_s32(a), q = vreinterpretq_s16_s32(b);
+    return vaddq_s32(acc,
+                     vpaddq_s32(vmull_s16(vget_low_s16(p), vget_low_s16(q)), vmull_high_s16(p, q)));
+}
+
 inline void store_bytes(int8_t* p, I x) {
     const int8x8_t bytes = vmovn_s16(vcombine_s16(vmovn_s32(x), vdup_n_s16(0)));
     vst1_lane_s32(reinterpret_cast<int32_t*>(p), vreinterpret_s32_s8(bytes), 0);

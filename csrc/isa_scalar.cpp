@@ -39,6 +39,7 @@ F select_less(F a, F b, F then, F otherwise) { return a < b ? then : otherwise; 
 F zero_where_less(F value, F x, F limit) { return x < limit ? 0.0f : value; }
 
 I set_int(int32_t x) { return x; }
+I load_int(const int32_t* p) { return *p; }
 void store_int(int32_t* p, I x) { *p = x; }
 I add_int(I a, I b) { return a + b; }
 I max_int(I a, I b) { return a > b ? a : b; }
@@ -49,6 +50,20 @@ I magnitude_bits(F x) { return __builtin_bit_cast(I, x) & 0x7fffffff; }
 F times_power_of_two(F x, I n) {  // n such that the result is a normal number
     return __builtin_bit_cast(F, __builtin_bit_cast(I, x) + n * (1 << 23));
 }
+
+// Two numbers of 16 bits in a lane.
+I pair_words(I high, I low) {
+    return static_cast<I>(static_cast<uint32_t>(high) << 16 |
+                          (static_cast<uint32_t>(low) & 0xffff));
+}
+I load_words(const int16_t* p) { return pair_words(p[1], p[0]); }
+I swap_words(I x) { return pair_words(x, x >> 16); }
+I flip_words(I x) { return x ^ static_cast<I>(0x80008000); }  // adds 32768 to both
+I dot_words(I acc, I a, I b) {
+    const auto low = [](I x) { return static_cast<I>(static_cast<int16_t>(x)); };
+    return acc + (a >> 16) * (b >> 16) + low(a) * low(b);
+}
+
 void store_bytes(int8_t* p, I x) { *p = static_cast<int8_t>(x); }  // |x| <= 127
 I load_int8(const int8_t* p) { return *p; }
 

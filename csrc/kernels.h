@@ -92,11 +92,15 @@ class Matrix {
         return data_.get() + ((pair * n_groups_ + g) * 2 + half) * group_bytes_;
     }
 
+    // What the numbers of each row are multiplied by in the end; null for types without: whole.h.
+    const float* units() const { return units_; }
+
   private:
     Type type_;
     int64_t n_rows_, n_cols_, n_groups_, group_bytes_;
     size_t nbytes_;
     std::shared_ptr<uint8_t> data_;
+    float* units_ = nullptr;
 };
 
 // ---- operations (linear.cpp, attention.cpp) ----

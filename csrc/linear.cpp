@@ -51,7 +51,8 @@ Coding coding(Type type, bool signed_bytes) {
     return dispatch(type, [&](auto, auto panel) {
         using P = typename decltype(panel)::type;
         const bool is_signed = signed_bytes && (P::Bits == 8 || P::Codebook);
-        return Coding{P::Min || is_signed ? 0 : P::Zero, P::Subs, P::Min};
+        if (P::Whole) return Coding{P::Middle, P::Subs, P::Min, true};
+        return Coding{P::Min || is_signed ? 0 : P::Zero, P::Subs, P::Min, false};
     });
 }
 
@@ -235,8 +236,11 @@ void multiply(const Matrix& w, int64_t first, int64_t pairs, const Laid<T>& x, i
                 multiply_group(w, first + p, g, x.at(g, t), n, acc[p]);
 }
 
+const float* from(const float* numbers, int64_t i) { return numbers ? numbers + i : nullptr; }
+
 // What is done with the sums of a product.
 struct Finish {
+    const float* units;
     const float* bias;
     Activation activation;
     const float* residual;
@@ -254,8 +258,8 @@ void write(const Matrix& w, int64_t first, int64_t pairs, int64_t t, int64_t n, 
             const int64_t row = (first + p) * kStripRows, at = (t + i) * m + row;
             isa().finish(acc[p] + i * kStripRows, std::min(kFinished, n - i),
                          static_cast<int>(std::min<int64_t>(kStripRows, m - row)),
-                         to.bias ? to.bias + row : nullptr, to.activation,
-                         to.residual ? to.residual + at : nullptr, to.floats + at, m);
+                         from(to.units, row), from(to.bias, row), to.activation,
+                         from(to.residual, at), to.floats + at, m);
         }
 }
 
@@ -271,7 +275,7 @@ void write_rounded(const Matrix& w, int64_t first, int64_t pairs, int64_t t, int
             const int64_t at = p * kStripRows;
             isa().finish(acc[p] + i * kStripRows, count,
                          static_cast<int>(std::min<int64_t>(kStripRows, valid - at)),
-                         to.bias ? to.bias + row + at : nullptr, to.activation, nullptr,
+                         from(to.units, row + at), from(to.bias, row + at), to.activation, nullptr,
                          rows[0] + at, kGroup);
         }
         for (int64_t j = 0; j < count; ++j)
@@ -322,7 +326,7 @@ void linear(Team& team, const Matrix& w, const Input& x, int64_t n, const float*
             Activation activation, const float* residual, const Output& y, uint8_t* shared) {
     if (n == 0) return;
     const Prepared inputs = prepare(team, w, x, n, shared);
-    const Finish to{bias, activation, residual, y.floats, y.reader, {y.rounded, n}};
+    const Finish to{w.units(), bias, activation, residual, y.floats, y.reader, {y.rounded, n}};
     if (inputs.pairs)
         multiply_share(team, w, Laid<uint16_t>{inputs.pairs, n}, n, to);
     else if (inputs.floats)
@@ -361,10 +365,20 @@ void embed_group(const Matrix& w, int64_t row, int64_t g, int64_t count, float* 
         const bool is_signed = isa().signed_bytes && (P::Bits == 8 || P::Codebook);
         for (int64_t i = 0; i < count; ++i) {
             const uint8_t code = strip.code[i / 4][4 * lane + i % 4];
-            const int value = is_signed ? static_cast<int8_t>(code) : code - P::Zero;
+            const int value = is_signed ? static_cast<int8_t>(code) : code - P::Middle;
             const int64_t sub = i * P::Subs / kGroup;
-            y[i] = strip.scale[sub][lane] * static_cast<float>(value);
-            if constexpr (P::Min) y[i] += strip.min[sub][lane];
+            if constexpr (P::Whole) {
+                const auto word = [&](const int32_t (&pairs)[4][kStripRows]) {
+                    const int32_t pair = pairs[sub / 2][lane];
+                    return sub % 2 ? static_cast<int16_t>(pair) : pair >> 16;
+                };
+                const int sum =
+                    word(strip.whole_scale) * value + (P::Min ? word(strip.whole_min) : 0);
+                y[i] = static_cast<float>(sum) * w.units()[row];
+            } else {
+                y[i] = strip.scale[sub][lane] * static_cast<float>(value);
+                if constexpr (P::Min) y[i] += strip.min[sub][lane];
+            }
         }
     });
 }

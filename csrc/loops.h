@@ -30,7 +30,11 @@ constexpr int kStripRow = 2 * kRows;  // rows of a strip
 //
 #include "loops_limits.h"
 //
+#include "loops_panels.h"
+//
 #include "loops_linear.h"
+//
+#include "loops_floats.h"
 //
 #include "loops_attention.h"
 

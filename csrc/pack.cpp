@@ -1,5 +1,5 @@
-// Rows of blocks, as files hold them -> panels, as kernels read them. Exact: every code and scale
-// of the file is kept.
+// Rows of blocks, as files hold them -> panels, as kernels read them. Every code is kept, and every
+// scale, but that whole scales are rounded: whole.h says how far.
 #include <algorithm>
 #include <cstring>
 #include <memory>
@@ -9,6 +9,7 @@
 #include "kernels.h"
 #include "quantize.h"
 #include "threads.h"
+#include "whole.h"
 
 namespace starcoder {
 
@@ -66,48 +67,54 @@ void pack_codes(const uint8_t* code, int r, P& panel) {
 }
 
 template <class P>
-void pack_scales(const RowGroup& row, int r, P& panel) {
+void pack_scales(const RowGroup& row, int r, float unit, P& panel) {
     for (int s = 0; s < P::Subs; ++s) {
         if constexpr (P::Nested) {
             panel.scales.sc[s][r] = row.sc[s];
             if constexpr (P::Min) panel.scales.m[s][r] = row.m[s];
-        } else {
+        } else if constexpr (!P::Whole) {
             panel.scales.scale[s][r] = row.scale[s];
             if constexpr (P::Min) panel.scales.min[s][r] = row.min[s];
         }
     }
     if constexpr (P::Nested) {
-        panel.scales.d[r] = row.d;
-        if constexpr (P::Min) panel.scales.dmin[r] = row.dmin;
+        panel.scales.d[r] = P::Whole ? in_units(row.d, unit) : row.d;
+        if constexpr (P::Min) panel.scales.dmin[r] = P::Whole ? in_units(row.dmin, unit) : row.dmin;
     }
 }
 
 // Blocks of 32 nibbles hold their codes in the order of a panel: they are moved, not taken apart.
 template <class Block, class P>
 void pack_nibbles(const Block* rows, int64_t n_rows, int64_t blocks_a_row, int64_t first,
-                  P& panel) {
+                  const WholeRows<Block, P>& whole, P& panel) {
     for (int64_t r = 0; r < n_rows; ++r)
         for (int b = 0; b < kBlocks && first + b < blocks_a_row; ++b) {
             const Block& block = rows[r * blocks_a_row + first + b];
             for (int j = 0; j < 4; ++j)
                 put_four(panel.codes.nibble[b][j], static_cast<int>(r), block.qs + 4 * j);
-            panel.scales.scale[b][r] = block.d;
-            if constexpr (P::Min) panel.scales.min[b][r] = block.m;
+            if constexpr (P::Whole) {
+                const int64_t i = r * blocks_a_row + first + b;
+                panel.scales.scale[b / 2][r][1 - b % 2] = whole.scale[i];
+                if constexpr (P::Min) panel.scales.min[b / 2][r][1 - b % 2] = whole.min[i];
+            } else {
+                panel.scales.scale[b][r] = block.d;
+            }
         }
 }
 
 // Fills one group of one panel. Missing rows stay zero, scales included.
 template <class Block, class P>
-void pack_group(const Block* rows, int64_t n_rows, int64_t n_cols, int64_t g, uint8_t* out) {
+void pack_group(const Block* rows, int64_t n_rows, int64_t n_cols, int64_t g,
+                const WholeRows<Block, P>& whole, uint8_t* out) {
     const int64_t blocks_a_row = n_cols * int64_t{P::Nested ? 1 : 8} / 256;
     P& panel = *reinterpret_cast<P*>(out);
     if constexpr (P::Bits == 4 && !P::Nested)
-        return pack_nibbles(rows, n_rows, blocks_a_row, g * kBlocks, panel);
+        return pack_nibbles(rows, n_rows, blocks_a_row, g * kBlocks, whole, panel);
     RowGroup group;
     for (int64_t r = 0; r < n_rows; ++r) {
         split(rows + r * blocks_a_row, g, n_cols, group);
         pack_codes<P>(group.code, static_cast<int>(r), panel);
-        pack_scales<P>(group, static_cast<int>(r), panel);
+        pack_scales<P>(group, static_cast<int>(r), whole.unit[r], panel);
     }
 }
 
@@ -132,8 +139,10 @@ Matrix::Matrix(Type type, const void* data, int64_t n_rows, int64_t n_cols)
         group_bytes_ = dispatch(
             type, [](auto, auto p) { return int64_t{sizeof(typename decltype(p)::type)}; });
     const int64_t pairs = divide_up(n_rows, 2 * kRows);
-    nbytes_ = static_cast<size_t>(pairs * n_groups_ * 2 * group_bytes_);
+    const auto panels_bytes = static_cast<size_t>(pairs * n_groups_ * 2 * group_bytes_);
+    nbytes_ = panels_bytes + (is_whole(type) ? sizeof(float[2 * kRows]) * pairs : 0);
     data_ = allocate(nbytes_);
+    if (is_whole(type)) units_ = reinterpret_cast<float*>(data_.get() + panels_bytes);
 
     const auto* bytes = static_cast<const uint8_t*>(data);
     const int64_t row_bytes = n_cols / block_len(type) * block_bytes(type);
@@ -158,9 +167,14 @@ Matrix::Matrix(Type type, const void* data, int64_t n_rows, int64_t n_cols)
                 dispatch(type, [&](auto b, auto p) {
                     using Block = typename decltype(b)::type;
                     using P = typename decltype(p)::type;
+                    const int64_t row = panel * kRows;
+                    const WholeRows<Block, P> whole(
+                        reinterpret_cast<const Block*>(bytes + row * row_bytes),
+                        std::clamp<int64_t>(n_rows - row, 0, kRows), n_cols);
+                    if (units_) std::copy_n(whole.unit, kRows, units_ + row);
                     pack_panel(panel, [&](const uint8_t* rows, int64_t n, int64_t g, uint8_t* out) {
                         pack_group<Block, P>(reinterpret_cast<const Block*>(rows), n, n_cols, g,
-                                             out);
+                                             whole, out);
                     });
                 });
         }

@@ -17,7 +17,8 @@
 //   byte[block][j]            8 bits: vector j itself
 //
 // Scales are f16, one a sub ("plain": Q4_0 and its kin); or small integers, one a sub, times one
-// f16 a group ("nested": the K types). Both give the scale of the file exactly, in f32.
+// f16 a group ("nested": the K types). Both give the scale of the file exactly, in f32; with codes
+// of 4 bits they become whole numbers of a unit of the row, and are rounded: whole.h says how far.
 #pragma once
 
 #include <cstddef>
@@ -58,6 +59,15 @@ struct PlainScales<Subs, true> {
     half min[Subs][kRows];
 };
 template <int Subs, bool Min>
+struct WholeScales {  // of two subs side by side, the second first: the words of one lane
+    int16_t scale[Subs / 2][kRows][2];
+};
+template <int Subs>
+struct WholeScales<Subs, true> {
+    int16_t scale[Subs / 2][kRows][2];
+    int16_t min[Subs / 2][kRows][2];
+};
+template <int Subs, bool Min>
 struct NestedScales {  // scale = d * sc
     int8_t sc[Subs][kRows];
     half d[kRows];
@@ -79,7 +89,13 @@ struct alignas(64) Panel {
     static constexpr int Zero = Zero_;           // the code that stands for 0
     static constexpr bool Codebook = Codebook_;  // the nibble indexes IQ4_NL's values
 
-    using Scales = std::conditional_t<Nested, NestedScales<Subs, Min>, PlainScales<Subs, Min>>;
+    // Scales are multiplied as whole numbers: see whole.h. The code that dot products count from
+    // then lies in the middle.
+    static constexpr bool Whole = Bits == 4 && !Codebook;
+    static constexpr int Middle = !Whole || !Min ? Zero : Subs == 8 ? 2 : 8;  // Q2_K ends at 3
+
+    using Plain = std::conditional_t<Whole, WholeScales<Subs, Min>, PlainScales<Subs, Min>>;
+    using Scales = std::conditional_t<Nested, NestedScales<Subs, Min>, Plain>;
 
     Codes<Bits> codes;
     Scales scales;
@@ -114,8 +130,14 @@ static_assert(sizeof(PanelQ6_K) == 1728);
 // of a sub are consecutive, and each is 128 bytes: the 16 rows of one panel, then of the other.
 struct alignas(64) Strip {
     uint8_t code[kBlocks * 8][2 * 64];  // [input / 4][4 row + input % 4]
-    float scale[8][2 * kRows];          // [sub][row]
-    float min[8][2 * kRows];
+    union {
+        float scale[8][2 * kRows];          // [sub][row]
+        int32_t whole_scale[4][2 * kRows];  // [sub / 2][row], two words each
+    };
+    union {
+        float min[8][2 * kRows];
+        int32_t whole_min[4][2 * kRows];
+    };
 };
 
 // Float weights (F32, F16, BF16): a panel is [input][row] of the type itself; BF16 keeps pairs of

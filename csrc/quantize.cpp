@@ -103,7 +103,8 @@ void six_bits(const uint8_t* s, int i, int8_t& sc, int8_t& m) {
 }
 
 template <class Block>
-void scales_45(const Block& b, int h, RowGroup& out) {
+    requires std::is_same_v<Block, BlockQ4_K> || std::is_same_v<Block, BlockQ5_K>
+void scales_half(const Block& b, int h, RowGroup& out) {
     for (int i = 0; i < 4; ++i) six_bits(b.scales, 4 * h + i, out.sc[i], out.m[i]);
     out.d = b.d;
     out.dmin = b.dmin;
@@ -124,8 +125,7 @@ void codes_23(const uint8_t* qs, int h, uint8_t* code) {
         for (int l = 0; l < 32; ++l) code[32 * s + l] = (qs[32 * h + l] >> (2 * s)) & 3;
 }
 
-void split_half(const BlockQ2_K& b, int h, RowGroup& out) {
-    codes_23(b.qs, h, out.code);
+void scales_half(const BlockQ2_K& b, int h, RowGroup& out) {
     for (int i = 0; i < 8; ++i) {
         out.sc[i] = static_cast<int8_t>(b.scales[8 * h + i] & 15);
         out.m[i] = static_cast<int8_t>(b.scales[8 * h + i] >> 4);
@@ -134,11 +134,12 @@ void split_half(const BlockQ2_K& b, int h, RowGroup& out) {
     out.dmin = b.dmin;
 }
 
-void split_half(const BlockQ3_K& b, int h, RowGroup& out) {
+void split_half(const BlockQ2_K& b, int h, RowGroup& out) {
     codes_23(b.qs, h, out.code);
-    for (int s = 0; s < 4; ++s)
-        for (int l = 0; l < 32; ++l)
-            out.code[32 * s + l] |= static_cast<uint8_t>(((b.hmask[l] >> (4 * h + s)) & 1) << 2);
+    scales_half(b, h, out);
+}
+
+void scales_half(const BlockQ3_K& b, int h, RowGroup& out) {
     for (int i = 0; i < 8; ++i) {  // scale 8 h + i: nibble h of byte i, two bits of bytes 8..11
         const int low = (b.scales[i] >> (4 * h)) & 15;
         const int high = (b.scales[8 + i % 4] >> (2 * (2 * h + i / 4))) & 3;
@@ -147,9 +148,17 @@ void split_half(const BlockQ3_K& b, int h, RowGroup& out) {
     out.d = b.d;
 }
 
+void split_half(const BlockQ3_K& b, int h, RowGroup& out) {
+    codes_23(b.qs, h, out.code);
+    for (int s = 0; s < 4; ++s)
+        for (int l = 0; l < 32; ++l)
+            out.code[32 * s + l] |= static_cast<uint8_t>(((b.hmask[l] >> (4 * h + s)) & 1) << 2);
+    scales_half(b, h, out);
+}
+
 void split_half(const BlockQ4_K& b, int h, RowGroup& out) {
     codes_45(b.qs, h, out.code);
-    scales_45(b, h, out);
+    scales_half(b, h, out);
 }
 
 void split_half(const BlockQ5_K& b, int h, RowGroup& out) {
@@ -157,7 +166,7 @@ void split_half(const BlockQ5_K& b, int h, RowGroup& out) {
     for (int s = 0; s < 4; ++s)
         for (int l = 0; l < 32; ++l)
             out.code[32 * s + l] |= static_cast<uint8_t>(((b.qh[l] >> (4 * h + s)) & 1) << 4);
-    scales_45(b, h, out);
+    scales_half(b, h, out);
 }
 
 void split_half(const BlockQ6_K& b, int h, RowGroup& out) {
@@ -190,6 +199,15 @@ void split(const Block* row, int64_t g, int64_t n_cols, RowGroup& out) {
     else
         split_plain<Block, PanelQ4_1>(row, g, n_cols, out);
 }
+
+template <class Block>
+void split_scales(const Block* row, int64_t g, RowGroup& out) {
+    scales_half(row[g / 2], static_cast<int>(g % 2), out);
+}
+
+template void split_scales(const BlockQ2_K*, int64_t, RowGroup&);
+template void split_scales(const BlockQ3_K*, int64_t, RowGroup&);
+template void split_scales(const BlockQ4_K*, int64_t, RowGroup&);
 
 template void split(const BlockQ4_0*, int64_t, int64_t, RowGroup&);
 template void split(const BlockQ4_1*, int64_t, int64_t, RowGroup&);

@@ -26,6 +26,10 @@ struct RowGroup {
 template <class Block>
 void split(const Block* row, int64_t g, int64_t n_cols, RowGroup& out);
 
+// The scales alone, of nested types.
+template <class Block>
+void split_scales(const Block* row, int64_t g, RowGroup& out);
+
 // Calls f(std::type_identity<Block>, std::type_identity<Panel>) for a quantized type.
 template <class F>
 auto dispatch(Type type, F&& f) {

@@ -33,6 +33,9 @@ inline F zero_where_less(F value, F x, F limit) {
 }
 
 inline I set_int(int32_t x) { return _mm256_set1_epi32(x); }
+inline I load_int(const int32_t* p) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+}
 inline void store_int(int32_t* p, I x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }
 inline I add_int(I a, I b) { return _mm256_add_epi32(a, b); }
 inline I max_int(I a, I b) { return _mm256_max_epi32(a, b); }
@@ -49,6 +52,18 @@ inline I magnitude_bits(F x) {
 inline F times_power_of_two(F x, I n) {
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), _mm256_slli_epi32(n, 23)));
 }
+inline I pair_words(I high, I low) {
+    return _mm256_blend_epi16(low, _mm256_slli_epi32(high, 16), 0xaa);
+}
+inline I load_words(const int16_t* p) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+}
+inline I swap_words(I x) {
+    return _mm256_shuffle_epi8(x, _mm256_broadcastsi128_si256(_mm_set_epi32(
+                                      0x0d0c0f0e, 0x09080b0a, 0x05040706, 0x01000302)));
+}
+inline I flip_words(I x) { return _mm256_xor_si256(x, _mm256_set1_epi16(-32768)); }
+
 inline void store_bytes(int8_t* p, I x) {
     const I words = _mm256_packs_epi32(x, x), bytes = _mm256_packs_epi16(words, words);
     const int32_t low = _mm256_extract_epi32(bytes, 0), high = _mm256_extract_epi32(bytes, 4);

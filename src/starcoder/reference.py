@@ -1,8 +1,8 @@
 """The kernels again, in numpy: slow, obvious, and written without a look at the fast ones.
 
 The same names as `ops`, with the weights as a Tensor rather than a packed Matrix. Arithmetic is
-float64, but for what is rounded on purpose: activations to 8 bits, keys and values to f16, or all
-that attention multiplies to bf16.
+float64, but for what is rounded on purpose: activations to 8 bits, scales of 4-bit weights to whole
+numbers, keys and values to f16, or all that attention multiplies to bf16.
 Tests hold `ops` against it; nothing else imports it.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ __all__ = [
     "embed",
     "layer_norm",
     "linear",
+    "packed",
     "quantize",
     "quantize_activations",
     "store_kv",
@@ -59,12 +60,32 @@ def _fifth_bits(qh: Bytes) -> Array:
     return np.unpackbits(qh, axis=1, bitorder="little").astype(np.int32) * 16
 
 
-def _q4_0(b: Bytes) -> Array:
-    return _half(b, 0) * (_nibbles(b[:, 2:]) - 8)
+class _Parts(NamedTuple):
+    """Blocks taken apart: weight = d * sc * code - dmin * m."""
+
+    codes: Array  # (blocks, subs, weights)
+    d: Array  # (blocks, 1)
+    sc: Array  # (blocks, subs), integers in K types
+    dmin: Array
+    m: Array
+
+    def weights(self) -> Array:
+        scales, minima = self.d * self.sc, self.dmin * self.m
+        return _flat(self.codes * scales[:, :, None] - minima[:, :, None])
 
 
-def _q4_1(b: Bytes) -> Array:
-    return _half(b, 0) * _nibbles(b[:, 4:]) + _half(b, 2)
+def _flat(x: Array) -> Array:
+    return x.reshape(len(x), -1)
+
+
+def _q4_0(b: Bytes) -> _Parts:
+    one = np.ones((len(b), 1), np.float32)
+    return _Parts(_nibbles(b[:, 2:])[:, None] - 8, _half(b, 0), one, 0 * one, 0 * one)
+
+
+def _q4_1(b: Bytes) -> _Parts:
+    one = np.ones((len(b), 1), np.float32)
+    return _Parts(_nibbles(b[:, 4:])[:, None], _half(b, 0), one, -_half(b, 2), one)
 
 
 def _q5_0(b: Bytes) -> Array:
@@ -90,21 +111,12 @@ def _two_bits(qs: Bytes) -> Array:
     return ((halves >> shifts) & 3).reshape(-1, 256).astype(np.int32)
 
 
-def _grouped(codes: Array, scales: Array, minima: Array | float = 0.0) -> Array:
-    """scale * code - minimum, each scale and minimum for an equal share of the 256 codes."""
-    n_groups = scales.shape[1]
-    grouped = codes.reshape(len(codes), n_groups, -1) * scales[:, :, None]
-    if isinstance(minima, np.ndarray):
-        grouped = grouped - minima[:, :, None]
-    return grouped.reshape(len(codes), 256)
+def _q2_k(b: Bytes) -> _Parts:
+    codes = _two_bits(b[:, 16:80]).reshape(-1, 16, 16)
+    return _Parts(codes, _half(b, 80), b[:, :16] & 15, _half(b, 82), b[:, :16] >> 4)
 
 
-def _q2_k(b: Bytes) -> Array:
-    scales, minima = b[:, :16] & 15, b[:, :16] >> 4
-    return _grouped(_two_bits(b[:, 16:80]), _half(b, 80) * scales, _half(b, 82) * minima)
-
-
-def _q3_k(b: Bytes) -> Array:
+def _q3_k(b: Bytes) -> _Parts:
     # bit 32 g + l of the mask's transposed bytes is the third bit of weight 32 g + l
     high = np.unpackbits(b[:, :32], axis=1, bitorder="little").reshape(-1, 32, 8)
     codes = _two_bits(b[:, 32:96]) + 4 * high.transpose(0, 2, 1).reshape(-1, 256).astype(np.int32)
@@ -112,7 +124,8 @@ def _q3_k(b: Bytes) -> Array:
     low16 = np.concatenate([low & 15, low >> 4], axis=1)
     top16 = np.concatenate([(top >> shift) & 3 for shift in (0, 2, 4, 6)], axis=1)
     scales = (low16 | top16 << 4).astype(np.int32) - 32
-    return _grouped(codes - 4, _half(b, 108) * scales)
+    nothing = np.zeros((len(b), 1), np.float32)
+    return _Parts(codes.reshape(-1, 16, 16) - 4, _half(b, 108), scales, nothing, nothing)
 
 
 def _six_bits(b: Bytes) -> tuple[Array, Array]:
@@ -129,16 +142,16 @@ def _pairs(qs: Bytes) -> Array:
     return np.concatenate([chunks & 15, chunks >> 4], axis=2).reshape(-1, 256).astype(np.int32)
 
 
-def _q4_k(b: Bytes) -> Array:
+def _q4_k(b: Bytes) -> _Parts:
     scales, minima = _six_bits(b[:, 4:16])
-    return _grouped(_pairs(b[:, 16:]), _half(b, 0) * scales, _half(b, 2) * minima)
+    return _Parts(_pairs(b[:, 16:]).reshape(-1, 8, 32), _half(b, 0), scales, _half(b, 2), minima)
 
 
 def _q5_k(b: Bytes) -> Array:
     scales, minima = _six_bits(b[:, 4:16])
     high = np.unpackbits(b[:, 16:48], axis=1, bitorder="little").reshape(-1, 32, 8)
     codes = _pairs(b[:, 48:]) + 16 * high.transpose(0, 2, 1).reshape(-1, 256).astype(np.int32)
-    return _grouped(codes, _half(b, 0) * scales, _half(b, 2) * minima)
+    return _Parts(codes.reshape(-1, 8, 32), _half(b, 0), scales, _half(b, 2), minima).weights()
 
 
 def _q6_k(b: Bytes) -> Array:
@@ -146,7 +159,8 @@ def _q6_k(b: Bytes) -> Array:
     nibbles = np.concatenate([low & 15, low >> 4], axis=2).reshape(-1, 256).astype(np.int32)
     codes = nibbles + 16 * _two_bits(b[:, 128:192])
     scales = b[:, 192:208].copy().view(np.int8).astype(np.int32)
-    return _grouped(codes - 32, _half(b, 208) * scales)
+    nothing = np.zeros((len(b), 1), np.float32)
+    return _Parts(codes.reshape(-1, 16, 16) - 32, _half(b, 208), scales, nothing, nothing).weights()
 
 
 def _f32(b: Bytes) -> Array:
@@ -161,19 +175,23 @@ def _bf16(b: Bytes) -> Array:
     return (b.copy().view(np.uint16).astype(np.uint32) << 16).view(np.float32)
 
 
+# Types whose scales become whole numbers when they are packed.
+_WHOLE: dict[TensorType, Callable[[Bytes], _Parts]] = {
+    TensorType.Q4_0: _q4_0,
+    TensorType.Q4_1: _q4_1,
+    TensorType.Q2_K: _q2_k,
+    TensorType.Q3_K: _q3_k,
+    TensorType.Q4_K: _q4_k,
+}
+
 _WIDEN: dict[TensorType, Callable[[Bytes], Array]] = {
     TensorType.F32: _f32,
     TensorType.F16: _f16,
     TensorType.BF16: _bf16,
-    TensorType.Q4_0: _q4_0,
-    TensorType.Q4_1: _q4_1,
     TensorType.Q5_0: _q5_0,
     TensorType.Q5_1: _q5_1,
     TensorType.Q8_0: _q8_0,
     TensorType.IQ4_NL: _iq4_nl,
-    TensorType.Q2_K: _q2_k,
-    TensorType.Q3_K: _q3_k,
-    TensorType.Q4_K: _q4_k,
     TensorType.Q5_K: _q5_k,
     TensorType.Q6_K: _q6_k,
 }
@@ -182,7 +200,43 @@ _WIDEN: dict[TensorType, Callable[[Bytes], Array]] = {
 def dequantize(tensor: Tensor) -> Floats:
     """The floats (rows, columns) that a tensor's blocks stand for."""
     blocks = tensor.data.reshape(-1, tensor.type.block_bytes)
-    return _WIDEN[tensor.type](blocks).astype(np.float32).reshape(tensor.shape)
+    parts = _WHOLE.get(tensor.type)
+    weights = parts(blocks).weights() if parts else _WIDEN[tensor.type](blocks)
+    return weights.astype(np.float32).reshape(tensor.shape)
+
+
+def packed(tensor: Tensor) -> Floats:
+    """The floats (rows, columns) that `ops.pack` keeps of a tensor.
+
+    Those of the file; but scales and minima of types with 4 bits are rounded to whole numbers of a
+    unit of their row, as `csrc/whole.h` says.
+    """
+    if tensor.type not in _WHOLE:
+        return dequantize(tensor)
+    parts = _WHOLE[tensor.type](tensor.data.reshape(-1, tensor.type.block_bytes))
+    signed = tensor.type in (TensorType.Q4_0, TensorType.Q3_K)
+    middle = np.float32(0 if signed else 2 if tensor.type is TensorType.Q2_K else 8)
+
+    scales, minima = parts.d * parts.sc, -parts.dmin * parts.m
+    tops = np.maximum(abs(scales), np.float32(0.13) * abs(minima))
+    if not signed:
+        tops = np.maximum(tops, np.float32(0.26) * abs(scales * middle + minima))
+    top = tops.reshape(tensor.shape[0], -1).max(axis=1)
+    exponent = np.frexp(top)[1] - 1
+    units = np.where(top > 0, np.ldexp(np.float32(1), exponent) / (8192 if signed else 4096), 1)
+    units = np.where(np.isfinite(top), units, np.nan).astype(np.float32)
+    unit = np.repeat(units, len(tops) // len(units))[:, None]
+
+    def in_units(d: Array) -> Array:
+        return np.clip(d / unit, -65504, 65504).astype(np.float16).astype(np.float64)
+
+    nested = parts.sc.dtype != np.float32
+    scales = in_units(parts.d) * parts.sc if nested else scales / unit.astype(np.float64)
+    minima = -in_units(parts.dmin) * parts.m if nested else minima / unit.astype(np.float64)
+    whole = np.rint(scales)
+    least = np.rint((scales * middle + minima).astype(np.float32))
+    sums = (parts.codes - middle) * whole[:, :, None] + least[:, :, None]
+    return (_flat(sums) * unit).astype(np.float32).reshape(tensor.shape)
 
 
 # ---- floats to bytes, as ggml's reference does it: (blocks, weights) -> (blocks, bytes) ----------
@@ -324,14 +378,14 @@ def linear(
     if w.type.block_len > 1:
         q, scales = quantize_activations(x)
         inputs = q * np.repeat(scales.astype(np.float64), GROUP, axis=1)[:, : x.shape[1]]
-    y = inputs @ dequantize(w).astype(np.float64).T
+    y = inputs @ packed(w).astype(np.float64).T
     y = _ACTIVATIONS[activation](y if bias is None else y + bias)
     return (y if residual is None else y + residual).astype(np.float32)
 
 
 def embed(ids: NDArray[np.int32], w: Tensor) -> Floats:
     """(n, k): the rows `ids` (n) of w (m, k)."""
-    return dequantize(w)[ids]
+    return packed(w)[ids]
 
 
 def layer_norm(x: Floats, weight: Floats, bias: Floats, eps: float) -> Floats:
