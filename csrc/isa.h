@@ -51,8 +51,8 @@ struct Products {
 inline constexpr int kPeakBytes = 1024;  // of operands: four rounds' of the widest tile
 
 // How far ahead weights are asked for, in bytes. One or two tokens take them as fast as they come,
-// from the first cache. Two threads on Zen 4, beside 3072: Q4_0 1.02 at 4096 and 1.01 at 5120, where
-// memory reads 57 GB/s; 1.00 to 1.02, where it reads 34. Both lose at 6144. See docs/log.md.
+// from the first cache. Two threads on Zen 4, beside 3072: Q4_0 1.02 at 4096 and 1.01 at 5120,
+// where memory reads 57 GB/s; 1.00 to 1.02, where it reads 34. Both lose at 6144. See docs/log.md.
 inline constexpr int64_t kAhead = 4096;
 inline void prefetch_near(const uint8_t* line) { __builtin_prefetch(line + kAhead); }
 
