@@ -16,14 +16,12 @@ namespace starcoder {
 // A group of activations, rounded to 8 bits by `quantize_row`, with what its products need: one
 // stretch of memory, and one stream for the tokens of a tile.
 struct alignas(64) Rounded {
-    int8_t q[kGroup];      // zeros after the last input
+    int8_t q[kGroup];      // zeros after the last input; for whole scales, four of two subs in turn
     union {                // of each sub,
         int32_t start[8];  // what its dot product starts from: -zero * sum(q);
         float sum[8];      // for weights with minima: sum(q)
-        struct {           // for whole scales, of each two subs, in two words: see whole_tile
-            int32_t start[4], sum[4];
-        } pair;
     };
+    int32_t pair_sum[4];  // for whole scales, of each two subs: both sum(q), in words
     float scale;
 };
 

@@ -55,17 +55,22 @@ inline F times_power_of_two(F x, I n) {
 inline I pair_words(I high, I low) {
     return _mm512_mask_blend_epi16(0xaaaaaaaa, low, _mm512_slli_epi32(high, 16));
 }
-// By a shuffle: vprold and vpshldd take the place of a product on Zen 4, this does not.
 inline I load_words(const int16_t* p) { return _mm512_loadu_si512(p); }
-inline I swap_words(I x) {
-    return _mm512_shuffle_epi8(x,
-                               _mm512_set4_epi32(0x0d0c0f0e, 0x09080b0a, 0x05040706, 0x01000302));
+inline I pack_words(I a, I b) { return _mm512_packs_epi32(a, b); }
+inline I set_two(const int32_t* p, int) {
+    int64_t two;
+    __builtin_memcpy(&two, p, 8);
+    return _mm512_set1_epi64(two);
 }
-inline I flip_words(I x) { return _mm512_xor_si512(x, _mm512_set1_epi16(-32768)); }
 inline I dot_words(I acc, I a, I b) { return _mm512_dpwssd_epi32(acc, a, b); }
 
 inline void store_bytes(int8_t* p, I x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x));
+}
+inline void store_in_turn(int8_t* p, I a, I b) {
+    const __m128i x = _mm512_cvtepi32_epi8(a), y = _mm512_cvtepi32_epi8(b);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_unpacklo_epi32(x, y));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p) + 1, _mm_unpackhi_epi32(x, y));
 }
 inline I load_int8(const int8_t* p) {
     return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
@@ -90,6 +95,11 @@ inline B set_four(const int8_t* p) {
     int32_t four;
     __builtin_memcpy(&four, p, 4);
     return _mm512_set1_epi32(four);
+}
+inline B set_eight(const int8_t* p, int) {
+    int64_t eight;
+    __builtin_memcpy(&eight, p, 8);
+    return _mm512_set1_epi64(eight);
 }
 inline B low_nibbles(B b) { return _mm512_and_si512(b, _mm512_set1_epi8(15)); }
 inline B high_nibbles(B b) { return low_nibbles(_mm512_srli_epi16(b, 4)); }

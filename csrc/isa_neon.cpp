@@ -55,8 +55,13 @@ inline F times_power_of_two(F x, I n) {
 }
 inline I pair_words(I high, I low) { return vsliq_n_s32(low, high, 16); }
 inline I load_words(const int16_t* p) { return vreinterpretq_s32_s16(vld1q_s16(p)); }
-inline I swap_words(I x) { return vreinterpretq_s32_s16(vrev32q_s16(vreinterpretq_s16_s32(x))); }
-inline I flip_words(I x) { return veorq_s32(x, vdupq_n_s32(static_cast<int32_t>(0x80008000))); }
+inline I pack_words(I a, I b) {
+    return vreinterpretq_s32_s16(vcombine_s16(vmovn_s32(a), vmovn_s32(b)));
+}
+inline I set_two(const int32_t* p, int) {
+    const int32x2_t two = vld1_s32(p);
+    return vcombine_s32(two, two);
+}
 inline I dot_words(I acc, I a, I b) {
     const int16x8_t p = vreinterpretq_s16_s32(a), q = vreinterpretq_s16_s32(b);
     return vaddq_s32(acc,
@@ -66,6 +71,10 @@ inline I dot_words(I acc, I a, I b) {
 inline void store_bytes(int8_t* p, I x) {
     const int8x8_t bytes = vmovn_s16(vcombine_s16(vmovn_s32(x), vdup_n_s16(0)));
     vst1_lane_s32(reinterpret_cast<int32_t*>(p), vreinterpret_s32_s8(bytes), 0);
+}
+inline void store_in_turn(int8_t* p, I a, I b) {
+    store_bytes(p, a);
+    store_bytes(p + 4, b);
 }
 inline I load_int8(const int8_t* p) {
     int32_t four;
@@ -87,6 +96,10 @@ inline B set_four(const int8_t* p) {
     int32_t four;
     __builtin_memcpy(&four, p, 4);
     return vreinterpretq_u8_s32(vdupq_n_s32(four));
+}
+inline B set_eight(const int8_t* p, int) {
+    const uint8x8_t eight = vreinterpret_u8_s8(vld1_s8(p));
+    return vcombine_u8(eight, eight);
 }
 inline B low_nibbles(B b) { return vandq_u8(b, vdupq_n_u8(15)); }
 inline B high_nibbles(B b) { return vshrq_n_u8(b, 4); }

@@ -51,20 +51,26 @@ F times_power_of_two(F x, I n) {  // n such that the result is a normal number
     return __builtin_bit_cast(F, __builtin_bit_cast(I, x) + n * (1 << 23));
 }
 
-// Two numbers of 16 bits in a lane.
+// Two numbers of 16 bits in a lane, as whole scales are multiplied: see whole.h. Lanes with sums of
+// two subs in turn, of two vectors of rows, become lanes with both sums of a row. Where a vector is
+// one lane, it is of sub h; elsewhere h does not matter.
 I pair_words(I high, I low) {
     return static_cast<I>(static_cast<uint32_t>(high) << 16 |
                           (static_cast<uint32_t>(low) & 0xffff));
 }
 I load_words(const int16_t* p) { return pair_words(p[1], p[0]); }
-I swap_words(I x) { return pair_words(x, x >> 16); }
-I flip_words(I x) { return x ^ static_cast<I>(0x80008000); }  // adds 32768 to both
+I pack_words(I a, I b) { return pair_words(b, a); }
+I set_two(const int32_t* p, int h) { return p[h]; }
 I dot_words(I acc, I a, I b) {
     const auto low = [](I x) { return static_cast<I>(static_cast<int16_t>(x)); };
     return acc + (a >> 16) * (b >> 16) + low(a) * low(b);
 }
 
 void store_bytes(int8_t* p, I x) { *p = static_cast<int8_t>(x); }  // |x| <= 127
+void store_in_turn(int8_t* p, I a, I b) {  // four inputs of two subs in turn
+    store_bytes(p, a);
+    store_bytes(p + 4, b);
+}
 I load_int8(const int8_t* p) { return *p; }
 
 F load_half(const half* p) { return half_to_float(*p); }
@@ -78,6 +84,7 @@ B load_bytes(const uint8_t* p) {
 }
 void store_codes(uint8_t* p, B b) { std::memcpy(p, b.lane, 4); }
 B set_four(const int8_t* p) { return load_bytes(reinterpret_cast<const uint8_t*>(p)); }
+B set_eight(const int8_t* p, int h) { return set_four(p + 4 * h); }  // as set_two
 B low_nibbles(B b) {
     for (uint8_t& x : b.lane) x &= 15;
     return b;

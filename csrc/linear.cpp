@@ -364,18 +364,22 @@ void embed_group(const Matrix& w, int64_t row, int64_t g, int64_t count, float* 
         using P = typename decltype(p)::type;
         const bool is_signed = isa().signed_bytes && (P::Bits == 8 || P::Codebook);
         for (int64_t i = 0; i < count; ++i) {
-            const uint8_t code = strip.code[i / 4][4 * lane + i % 4];
-            const int value = is_signed ? static_cast<int8_t>(code) : code - P::Middle;
             const int64_t sub = i * P::Subs / kGroup;
             if constexpr (P::Whole) {
+                const int64_t step = sub / 2 * P::Steps + i / 4 % P::Steps;
+                const int row_of_16 = static_cast<int>(lane);
+                const int64_t at = 64 * pair_half(row_of_16) + 4 * (pair_lane(row_of_16) + sub % 2);
                 const auto word = [&](const int32_t (&pairs)[4][kStripRows]) {
                     const int32_t pair = pairs[sub / 2][lane];
-                    return sub % 2 ? static_cast<int16_t>(pair) : pair >> 16;
+                    return sub % 2 ? pair >> 16 : static_cast<int16_t>(pair);
                 };
+                const int value = strip.code[2 * step][at + i % 4] - P::Middle;
                 const int sum =
                     word(strip.whole_scale) * value + (P::Min ? word(strip.whole_min) : 0);
                 y[i] = static_cast<float>(sum) * w.units()[row];
             } else {
+                const uint8_t code = strip.code[i / 4][4 * lane + i % 4];
+                const int value = is_signed ? static_cast<int8_t>(code) : code - P::Zero;
                 y[i] = strip.scale[sub][lane] * static_cast<float>(value);
                 if constexpr (P::Min) y[i] += strip.min[sub][lane];
             }

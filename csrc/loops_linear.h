@@ -69,73 +69,77 @@ void dot_tile(const Strip* strips, int64_t n_strips, int v, const Rounded* x, in
     }
 }
 
-// The same with whole scales. The dot products of a pair of subs are made one in the low half of a
-// lane, swapped, and the other in the low half: the first starts 32768 too high, so that it is
-// positive and lends nothing from the half above, and so does the second.
-template <int P, int T, int Subs, bool Min, int Bits>
+// In a step of types with whole scales: where the lanes of rows r .. r + W begin, and how far
+// behind them those of its other vector. A vector of one lane is of one sub, and the other of the
+// other.
+constexpr int paired_lanes(int r) { return W == 1 ? 64 * pair_half(r) + 4 * pair_lane(r) : 4 * r; }
+constexpr int kOther = W == 1 ? 4 : 64;
+
+// The same with whole scales, for one vector of rows: see whole.h. Its dot products are two
+// vectors, whose lanes are of two subs in turn, until they are packed.
+template <int T, int Subs, bool Min>
 void whole_tile(const Strip* strips, int64_t n_strips, int v, const Rounded* x, int64_t stride,
                 float* acc) {
-    constexpr int kSteps = kBlocks * 8 / Subs, N = at_once(Bits);
+    constexpr int kSteps = kGroup / Subs / 4, N = at_once(4);
+    const int panel = v / kVectors, r = v % kVectors * W;
     for (int64_t s = 0; s < n_strips; ++s, x += stride) {
         const Strip& strip = strips[s];
-        I whole[P][T];
-        EACH (t, T)
-            EACH (p, P) whole[p][t] = set_int(0);
+        const uint8_t* codes = strip.code[panel] + paired_lanes(r);
+        I whole[T];
+        EACH (t, T) whole[t] = set_int(0);
         EACH (pair, Subs / 2) {
-            I dot[P][T], scale[P], least[P];
-            EACH (t, T)
-                EACH (p, P) dot[p][t] = set_int(x[t].pair.start[pair]);
-            add_products<kSteps, false, N>(strip, v, x, kSteps * 2 * pair, dot);
-            EACH (t, T)
-                EACH (p, P) dot[p][t] = swap_words(dot[p][t]);
-            add_products<kSteps, false, N>(strip, v, x, kSteps * (2 * pair + 1), dot);
-            EACH (p, P) scale[p] = load_int(strip.whole_scale[pair] + W * (v + p));
-            EACH (t, T)
-                EACH (p, P) whole[p][t] = dot_words(whole[p][t], flip_words(dot[p][t]), scale[p]);
             if constexpr (Min) {
-                EACH (p, P) least[p] = load_int(strip.whole_min[pair] + W * (v + p));
-                EACH (t, T) {
-                    const I sum = set_int(x[t].pair.sum[pair]);
-                    EACH (p, P) whole[p][t] = dot_words(whole[p][t], least[p], sum);
-                }
+                const I least = load_int(strip.whole_min[pair] + W * v);
+                EACH (t, T) whole[t] = dot_words(whole[t], least, set_int(x[t].pair_sum[pair]));
             }
+            I dot[2][T];
+            EACH (t, T)
+                EACH (h, 2) dot[h][t] = set_two(x[t].start + 2 * pair, h);
+            EACH (j, kSteps / N) {
+                const int first = kSteps * pair + N * j;
+                B w[2][N], q[N];
+                EACH (h, 2)
+                    EACH (n, N) w[h][n] = load_bytes(codes + 256 * (first + n) + kOther * h);
+                EACH (t, T)
+                    EACH (h, 2) {
+                        EACH (n, N) q[n] = set_eight(x[t].q + 8 * (first + n), h);
+                        dot[h][t] = dot4<false>(dot[h][t], w[h], q);
+                    }
+            }
+            const I scale = load_int(strip.whole_scale[pair] + W * v);
+            EACH (t, T) whole[t] = dot_words(whole[t], pack_words(dot[0][t], dot[1][t]), scale);
         }
         EACH (t, T) {
-            const F scale = set(x[t].scale);
-            EACH (p, P) {
-                float* to = acc + t * kStripRow + W * (v + p);
-                store(to, fma(to_float(whole[p][t]), scale, load(to)));
-            }
+            float* to = acc + t * kStripRow + W * v;
+            store(to, fma(to_float(whole[t]), set(x[t].scale), load(to)));
         }
         std::atomic_signal_fence(std::memory_order_seq_cst);  // as in dot_tile
     }
 }
 
-// Tiles of kTileTokens tokens, then one of what is left.
-template <int P, int T, int Subs, bool Min, int Bits, bool Whole>
+// Tiles of T tokens, then one of what is left: rows from vector v on.
+template <class P, int T>
 void dot_tiles(const Strip* strips, int64_t n_strips, int v, const Rounded* x, int64_t stride,
                int64_t n, float* acc) {
     int64_t t = 0;
-    for (; t + T <= n; t += T)
-        if constexpr (Whole)
-            whole_tile<P, T, Subs, Min, Bits>(strips, n_strips, v, x + t, stride,
-                                              acc + t * kStripRow);
+    for (; t + T <= n; t += T) {
+        float* to = acc + t * kStripRow;
+        if constexpr (P::Whole)
+            whole_tile<T, P::Subs, P::Min>(strips, n_strips, v, x + t, stride, to);
         else
-            dot_tile<P, T, Subs, Min, Bits>(strips, n_strips, v, x + t, stride,
-                                            acc + t * kStripRow);
+            dot_tile<kTileVectors, T, P::Subs, P::Min, kCodeBits<P>>(strips, n_strips, v, x + t,
+                                                                     stride, to);
+    }
     if constexpr (T > 1)
         if (t < n)
-            dot_tiles<P, T - 1, Subs, Min, Bits, Whole>(strips, n_strips, v, x + t, stride, n - t,
-                                                        acc + t * kStripRow);
+            dot_tiles<P, T - 1>(strips, n_strips, v, x + t, stride, n - t, acc + t * kStripRow);
 }
 
-template <class Panel>
+template <class P>
 void dot_panels(const Strip* strips, int64_t n_strips, const Rounded* x, int64_t stride, int64_t n,
                 float* acc) {
-    constexpr int P = kTileVectors, T = kTileTokens, Bits = kCodeBits<Panel>;
-    for (int v = 0; v < kStripRow / W; v += P)
-        dot_tiles<P, T, Panel::Subs, Panel::Min, Bits, Panel::Whole>(strips, n_strips, v, x, stride,
-                                                                     n, acc);
+    for (int v = 0; v < kStripRow / W; v += P::Whole ? 1 : kTileVectors)
+        dot_tiles<P, kTileTokens>(strips, n_strips, v, x, stride, n, acc);
 }
 
 // What a dot product needs to know of a type are its subs, minima, whether its scales are whole,
@@ -195,37 +199,47 @@ void prefetch_quarter(const P& panel, int b) {
 }
 
 // Rows r .. r + W of one group: the same operations as in whole_tile, without a strip in between.
-// The loops are not unrolled: the compiler would ask for the whole panel in one burst, and one
-// token would read 0.92 to 0.97 of what it does (docs/log.md).
+// The loops over quarters are not unrolled: the compiler would ask for the whole panel in one
+// burst, and one token would read 0.92 to 0.97 of what it does. A line of memory is used up before
+// the next is touched, for the same reason (docs/log.md).
 template <class P, int T>
 void whole_rows(const P& panel, int r, const Rounded* x, float* acc) {
-    constexpr int kPairs = P::Subs / 2, kBlocksOfPair = kBlocks / kPairs;
+    constexpr int kHalf = P::Steps / 2, N = at_once(4);
     I whole[T];
     EACH (t, T) whole[t] = set_int(0);
 #pragma GCC unroll 1
-    for (int pair = 0; pair < kPairs; ++pair) {
-        I low[T], high[T];  // sums of the low nibbles, then of both; of the high ones
-        EACH (t, T) {
-            low[t] = set_int(x[t].pair.start[pair]);
-            if (kBlocksOfPair > 1) low[t] = swap_words(low[t]);
-        }
+    for (int pair = 0; pair < P::Subs / 2; ++pair) {
+        I dot[2][T];
+        EACH (t, T)
+            EACH (h, 2) dot[h][t] = set_two(x[t].start + 2 * pair, h);
 #pragma GCC unroll 1
-        for (int i = 0; i < kBlocksOfPair; ++i) {
-            const int b = pair * kBlocksOfPair + i;
-            if (r == 0) prefetch_quarter<P, T>(panel, b);
-            EACH (t, T) {
-                if (kBlocksOfPair > 1) low[t] = swap_words(low[t]);
-                high[t] = set_int(0);
+        for (int i = 0; i < kHalf; i += 2) {  // two nibble vectors, each with two steps
+            const int k = pair * kHalf + i;
+            if (r == 0) prefetch_quarter<P, T>(panel, k / 2);
+            EACH (j, 4 / N) {
+                B w[2][N], q[N];
+                EACH (h, 2)
+                    EACH (n, N) {
+                        const uint8_t* at = paired_nibbles(panel, k + (N * j + n) / 2);
+                        const B nibbles = load_bytes(at + paired_lanes(r) + kOther * h);
+                        w[h][n] = (N * j + n) % 2 ? high_nibbles(nibbles) : low_nibbles(nibbles);
+                    }
+                EACH (t, T)
+                    EACH (h, 2) {
+                        EACH (n, N) {
+                            const int step = (N * j + n) % 2 * kHalf + i + (N * j + n) / 2;
+                            q[n] = set_eight(x[t].q + 8 * (P::Steps * pair + step), h);
+                        }
+                        dot[h][t] = dot4<false>(dot[h][t], w[h], q);
+                    }
             }
-            dot_vectors<P, T>(panel, b, 4 * r, x, low, high);
-            EACH (t, T) low[t] = add_int(kBlocksOfPair > 1 ? low[t] : swap_words(low[t]), high[t]);
         }
         I scales, minima;
         read_whole(panel, pair, r, scales, minima);
         EACH (t, T) {
-            whole[t] = dot_words(whole[t], flip_words(low[t]), scales);
+            whole[t] = dot_words(whole[t], pack_words(dot[0][t], dot[1][t]), scales);
             if constexpr (P::Min)
-                whole[t] = dot_words(whole[t], minima, set_int(x[t].pair.sum[pair]));
+                whole[t] = dot_words(whole[t], minima, set_int(x[t].pair_sum[pair]));
         }
     }
     EACH (t, T) {

@@ -7,11 +7,12 @@ namespace {
 
 // ---- activations in 8 bits ----
 
-// One group: x (128) -> q and its scale, and the sums of q over each of `Subs` parts. Not-a-numbers
-// and infinities make the scale NaN, so that they stay visible in the result.
-template <int Subs>
+// One group: x (128) -> q and its scale, and the sums of q over each of `Subs` parts; `Paired`:
+// four of two parts in turn. Not-a-numbers and infinities make the scale NaN, so that they stay
+// visible in the result.
+template <int Subs, bool Paired>
 void quantize_group(const float* x, Rounded* out, int32_t* sums) {
-    constexpr int kSub = kGroup / Subs;
+    constexpr int kSub = kGroup / Subs, kAtOnce = Paired ? 2 : 1;
     I largest = set_int(0);  // of the magnitudes' bits, which order like the magnitudes
     for (int i = 0; i < kGroup; i += W) largest = max_int(largest, magnitude_bits(load(x + i)));
     const int32_t bits = max_lane(largest);
@@ -24,14 +25,21 @@ void quantize_group(const float* x, Rounded* out, int32_t* sums) {
     }
     const F inverse = set(127.0f / top);
     alignas(64) int32_t lanes[Subs][W];
-    for (int s = 0; s < Subs; ++s) {
-        I sum = set_int(0);
-        for (int i = s * kSub; i < (s + 1) * kSub; i += W) {
-            const I q = round(mul(load(x + i), inverse));
-            store_bytes(out->q + i, q);
-            sum = add_int(sum, q);
+    for (int s = 0; s < Subs; s += kAtOnce) {
+        I sum[kAtOnce];
+        EACH (p, kAtOnce) sum[p] = set_int(0);
+        for (int i = 0; i < kSub; i += W) {
+            I q[kAtOnce];
+            EACH (p, kAtOnce) {
+                q[p] = round(mul(load(x + (s + p) * kSub + i), inverse));
+                sum[p] = add_int(sum[p], q[p]);
+            }
+            if constexpr (Paired)
+                store_in_turn(out->q + s * kSub + i / 4 * 8 + i % 4, q[0], q[1]);
+            else
+                store_bytes(out->q + s * kSub + i, q[0]);
         }
-        store_int(lanes[s], sum);
+        EACH (p, kAtOnce) store_int(lanes[s + p], sum[p]);
     }
     for (int s = 0; s < Subs; ++s) {
         sums[s] = 0;
@@ -55,20 +63,17 @@ void quantize_row(const float* x, int64_t k, Coding coding, Rounded* out, int64_
             group = padded;
         }
         int32_t sums[8] = {};
-        if (coding.subs == 4)
-            quantize_group<4>(group, out, sums);
-        else
-            quantize_group<8>(group, out, sums);
-        for (int p = 0; coding.whole && p < coding.subs / 2; ++p) {
-            const int32_t first = sums[2 * p], second = sums[2 * p + 1];
-            out->pair.start[p] = words(0x8000 - coding.zero * second, 0x8000 - coding.zero * first);
-            out->pair.sum[p] = words(first, second);
-        }
-        for (int s = 0; !coding.whole && s < coding.subs; ++s) {
-            if (coding.min)
+        const auto quantize =
+            coding.subs == 4 ? coding.whole ? quantize_group<4, true> : quantize_group<4, false>
+            : coding.whole   ? quantize_group<8, true>
+                             : quantize_group<8, false>;
+        quantize(group, out, sums);
+        for (int s = 0; s < coding.subs; ++s) {
+            if (coding.min && !coding.whole)
                 out->sum[s] = static_cast<float>(sums[s]);
             else
                 out->start[s] = -coding.zero * sums[s];
+            if (coding.whole && s % 2) out->pair_sum[s / 2] = words(sums[s], sums[s - 1]);
         }
     }
 }
@@ -118,7 +123,7 @@ F read_min(const P& panel, int s, int r) {
         return load_half(panel.scales.min[s] + r);
 }
 
-// Whole scales and minima of rows r .. r + W: of two subs in a lane, the first in the high word.
+// Whole scales and minima of rows r .. r + W: of two subs in a lane, the second in the high word.
 template <class P>
 [[gnu::always_inline]] inline void read_whole(const P& panel, int p, int r, I& scales, I& minima) {
     if constexpr (!P::Nested) {
@@ -130,8 +135,8 @@ template <class P>
             scale[s] = read_scale(panel, 2 * p + s, r);
             min[s] = fma(scale[s], set(P::Middle), read_min(panel, 2 * p + s, r));
         }
-        scales = pair_words(round(scale[0]), round(scale[1]));
-        if constexpr (P::Min) minima = pair_words(round(min[0]), round(min[1]));
+        scales = pair_words(round(scale[1]), round(scale[0]));
+        if constexpr (P::Min) minima = pair_words(round(min[1]), round(min[0]));
     }
 }
 
@@ -145,10 +150,29 @@ void unpack_vectors(const P& panel, int b, int half, Strip& strip) {
     }
 }
 
+// Nibble vectors 2 k and 2 k + 1 of a panel with whole scales.
+template <class P>
+const uint8_t* paired_nibbles(const P& panel, int k) {
+    return reinterpret_cast<const uint8_t*>(panel.codes.nibble) + 2 * 64 * k;
+}
+
+template <class P>
+void unpack_paired(const P& panel, int half, Strip& strip) {
+    for (int k = 0; k < kBlocks * 2; ++k) {
+        const int low = k / (P::Steps / 2) * P::Steps + k % (P::Steps / 2);
+        for (int i = 0; i < 2 * 64; i += 4 * W) {
+            const B nibbles = load_bytes(paired_nibbles(panel, k) + i);
+            store_codes(strip.code[2 * low + half] + i, low_nibbles(nibbles));
+            store_codes(strip.code[2 * low + P::Steps + half] + i, high_nibbles(nibbles));
+        }
+    }
+}
+
 template <class P>
 void unpack_panel(const uint8_t* group, int half, Strip& strip) {
     const P& panel = *reinterpret_cast<const P*>(group);
-    for (int b = 0; b < kBlocks; ++b) {
+    if constexpr (P::Whole) unpack_paired(panel, half, strip);
+    for (int b = 0; !P::Whole && b < kBlocks; ++b) {
         unpack_vectors<P, 0>(panel, b, half, strip);
         unpack_vectors<P, 1>(panel, b, half, strip);
         unpack_vectors<P, 2>(panel, b, half, strip);

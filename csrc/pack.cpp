@@ -37,8 +37,28 @@ std::shared_ptr<uint8_t> allocate(size_t nbytes) {  // a multiple of 64
 // Four inputs of a row stand together in a panel's vectors: they are moved as one word.
 void put_four(uint8_t* vector, int r, const uint8_t* four) { std::memcpy(vector + 4 * r, four, 4); }
 
+// Where inputs 4 i .. of sub s of a row are in the low nibbles of a panel with whole scales; in the
+// high ones are those half a sub on.
+template <class P>
+uint8_t* paired_codes(P& panel, int s, int i, int r) {
+    const int vector = 2 * (s / 2 * (P::Steps / 2) + i) + pair_half(r);
+    return reinterpret_cast<uint8_t*>(panel.codes.nibble) + 64 * vector +
+           4 * (pair_lane(r) + s % 2);
+}
+
+template <class P>
+void pack_paired_codes(const uint8_t* code, int r, P& panel) {
+    for (int s = 0; s < P::Subs; ++s, code += 4 * P::Steps)
+        for (int i = 0; i < P::Steps / 2; ++i) {
+            uint8_t* to = paired_codes(panel, s, i, r);
+            for (int j = 4 * i; j < 4 * i + 4; ++j)
+                *to++ = static_cast<uint8_t>((code[j] & 15) | code[j + 2 * P::Steps] << 4);
+        }
+}
+
 template <class P>
 void pack_codes(const uint8_t* code, int r, P& panel) {
+    if constexpr (P::Whole) return pack_paired_codes(code, r, panel);
     for (int b = 0; b < kBlocks; ++b, code += 32) {
         if constexpr (P::Bits == 8) {
             for (int j = 0; j < 8; ++j) put_four(panel.codes.byte[b][j], r, code + 4 * j);
@@ -90,13 +110,16 @@ void pack_nibbles(const Block* rows, int64_t n_rows, int64_t blocks_a_row, int64
     for (int64_t r = 0; r < n_rows; ++r)
         for (int b = 0; b < kBlocks && first + b < blocks_a_row; ++b) {
             const Block& block = rows[r * blocks_a_row + first + b];
-            for (int j = 0; j < 4; ++j)
-                put_four(panel.codes.nibble[b][j], static_cast<int>(r), block.qs + 4 * j);
+            const int row = static_cast<int>(r);
             if constexpr (P::Whole) {
+                for (int j = 0; j < 4; ++j)
+                    std::memcpy(paired_codes(panel, b, j, row), block.qs + 4 * j, 4);
                 const int64_t i = r * blocks_a_row + first + b;
-                panel.scales.scale[b / 2][r][1 - b % 2] = whole.scale[i];
-                if constexpr (P::Min) panel.scales.min[b / 2][r][1 - b % 2] = whole.min[i];
+                panel.scales.scale[b / 2][r][b % 2] = whole.scale[i];
+                if constexpr (P::Min) panel.scales.min[b / 2][r][b % 2] = whole.min[i];
             } else {
+                for (int j = 0; j < 4; ++j)
+                    put_four(panel.codes.nibble[b][j], row, block.qs + 4 * j);
                 panel.scales.scale[b][r] = block.d;
             }
         }

@@ -16,6 +16,11 @@
 //                             6 bits: two vectors, bits 2 (j % 4) of [j / 4] are bits 4, 5
 //   byte[block][j]            8 bits: vector j itself
 //
+// With whole scales (whole.h) the lanes of a vector are of two subs in turn, and of every other
+// two rows: lane 4 a + 2 b + s of vector h is row 4 a + 2 h + b, sub s of a pair. Four inputs of
+// both subs are a step: nibble vector 2 k + h holds a step in the low nibbles, and half a sub on,
+// another in the high ones.
+//
 // Scales are f16, one a sub ("plain": Q4_0 and its kin); or small integers, one a sub, times one
 // f16 a group ("nested": the K types). Both give the scale of the file exactly, in f32; with codes
 // of 4 bits they become whole numbers of a unit of the row, and are rounded: whole.h says how far.
@@ -59,7 +64,7 @@ struct PlainScales<Subs, true> {
     half min[Subs][kRows];
 };
 template <int Subs, bool Min>
-struct WholeScales {  // of two subs side by side, the second first: the words of one lane
+struct WholeScales {  // of each two subs, side by side: the words of one lane
     int16_t scale[Subs / 2][kRows][2];
 };
 template <int Subs>
@@ -94,12 +99,19 @@ struct alignas(64) Panel {
     static constexpr bool Whole = Bits == 4 && !Codebook;
     static constexpr int Middle = !Whole || !Min ? Zero : Subs == 8 ? 2 : 8;  // Q2_K ends at 3
 
+    static constexpr int Steps = kGroup / Subs / 4;
+
     using Plain = std::conditional_t<Whole, WholeScales<Subs, Min>, PlainScales<Subs, Min>>;
     using Scales = std::conditional_t<Nested, NestedScales<Subs, Min>, Plain>;
 
     Codes<Bits> codes;
     Scales scales;
 };
+
+// Where a row is in the vectors of types with whole scales: which of two, and its lane, of the
+// first sub.
+constexpr int pair_half(int row) { return row / 2 % 2; }
+constexpr int pair_lane(int row) { return row / 4 * 4 + row % 2 * 2; }
 
 // What each type of file is kept as. Bits a weight: in the file, here.
 using PanelQ4_0 = Panel<4, 4, false, false, 8>;            // 4.5     4.5
@@ -129,7 +141,8 @@ static_assert(sizeof(PanelQ6_K) == 1728);
 // Two panels of one group, codes and scales spread out: what the multiplying loops read. Vectors
 // of a sub are consecutive, and each is 128 bytes: the 16 rows of one panel, then of the other.
 struct alignas(64) Strip {
-    uint8_t code[kBlocks * 8][2 * 64];  // [input / 4][4 row + input % 4]
+    uint8_t code[kBlocks * 8][2 * 64];  // [input / 4][4 row + input % 4]; with whole scales
+                                        // [2 step + panel][two vectors of it]
     union {
         float scale[8][2 * kRows];          // [sub][row]
         int32_t whole_scale[4][2 * kRows];  // [sub / 2][row], two words each

@@ -58,17 +58,23 @@ inline I pair_words(I high, I low) {
 inline I load_words(const int16_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
 }
-inline I swap_words(I x) {
-    return _mm256_shuffle_epi8(x, _mm256_broadcastsi128_si256(_mm_set_epi32(
-                                      0x0d0c0f0e, 0x09080b0a, 0x05040706, 0x01000302)));
+inline I pack_words(I a, I b) { return _mm256_packs_epi32(a, b); }
+inline I set_two(const int32_t* p, int) {
+    int64_t two;
+    __builtin_memcpy(&two, p, 8);
+    return _mm256_set1_epi64x(two);
 }
-inline I flip_words(I x) { return _mm256_xor_si256(x, _mm256_set1_epi16(-32768)); }
 
 inline void store_bytes(int8_t* p, I x) {
     const I words = _mm256_packs_epi32(x, x), bytes = _mm256_packs_epi16(words, words);
     const int32_t low = _mm256_extract_epi32(bytes, 0), high = _mm256_extract_epi32(bytes, 4);
     __builtin_memcpy(p, &low, 4);
     __builtin_memcpy(p + 4, &high, 4);
+}
+inline void store_in_turn(int8_t* p, I a, I b) {
+    const I words = _mm256_packs_epi32(a, b), bytes = _mm256_packs_epi16(words, words);
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(bytes));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p + 8), _mm256_extracti128_si256(bytes, 1));
 }
 inline I load_int8(const int8_t* p) {
     return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
@@ -94,6 +100,11 @@ inline B set_four(const int8_t* p) {
     int32_t four;
     __builtin_memcpy(&four, p, 4);
     return _mm256_set1_epi32(four);
+}
+inline B set_eight(const int8_t* p, int) {
+    int64_t eight;
+    __builtin_memcpy(&eight, p, 8);
+    return _mm256_set1_epi64x(eight);
 }
 inline B low_nibbles(B b) { return _mm256_and_si256(b, _mm256_set1_epi8(15)); }
 inline B high_nibbles(B b) { return low_nibbles(_mm256_srli_epi16(b, 4)); }
