@@ -200,8 +200,9 @@ void prefetch_quarter(const P& panel, int b) {
 
 // Rows r .. r + W of one group: the same operations as in whole_tile, without a strip in between.
 // The loops over quarters are not unrolled: the compiler would ask for the whole panel in one
-// burst, and one token would read 0.92 to 0.97 of what it does. A line of memory is used up before
-// the next is touched, for the same reason (docs/log.md).
+// burst, and one token would read 0.92 to 0.97 of what it does. One or two tokens wait for memory,
+// and use up each line before they touch the next, or one would read 0.96; more tokens share what
+// they take from the activations between two lines (docs/log.md).
 template <class P, int T>
 void whole_rows(const P& panel, int r, const Rounded* x, float* acc) {
     constexpr int kHalf = P::Steps / 2, N = at_once(4);
@@ -216,6 +217,19 @@ void whole_rows(const P& panel, int r, const Rounded* x, float* acc) {
         for (int i = 0; i < kHalf; i += 2) {  // two nibble vectors, each with two steps
             const int k = pair * kHalf + i;
             if (r == 0) prefetch_quarter<P, T>(panel, k / 2);
+            if constexpr (T <= 2 && N == 1) {
+                EACH (m, 8) {
+                    const int v = m / 4, h = m / 2 % 2, high = m % 2;
+                    const B nibbles =
+                        load_bytes(paired_nibbles(panel, k + v) + paired_lanes(r) + kOther * h);
+                    const B w[1] = {high ? high_nibbles(nibbles) : low_nibbles(nibbles)};
+                    EACH (t, T) {
+                        const int step = high * kHalf + i + v;
+                        const B q[1] = {set_eight(x[t].q + 8 * (P::Steps * pair + step), h)};
+                        dot[h][t] = dot4<false>(dot[h][t], w, q);
+                    }
+                }
+            } else
             EACH (j, 4 / N) {
                 B w[2][N], q[N];
                 EACH (h, 2)
