@@ -234,15 +234,15 @@ void whole_rows(const P& panel, int r, const Rounded* x, float* acc) {
                     B w[2][N], q[N];
                     EACH (h, 2)
                         EACH (n, N) {
-                            const uint8_t* at = paired_nibbles(panel, k + (N * j + n) / 2);
+                            const uint8_t* at = paired_nibbles(panel, k + (N * j + n) % 2);
                             const B nibbles = load_bytes(at + paired_lanes(r) + kOther * h);
                             w[h][n] =
-                                (N * j + n) % 2 ? high_nibbles(nibbles) : low_nibbles(nibbles);
+                                (N * j + n) / 2 ? high_nibbles(nibbles) : low_nibbles(nibbles);
                         }
                     EACH (t, T)
                         EACH (h, 2) {
                             EACH (n, N) {
-                                const int step = (N * j + n) % 2 * kHalf + i + (N * j + n) / 2;
+                                const int step = (N * j + n) / 2 * kHalf + i + (N * j + n) % 2;
                                 q[n] = set_eight(x[t].q + 8 * (P::Steps * pair + step), h);
                             }
                             dot[h][t] = dot4<false>(dot[h][t], w[h], q);
