@@ -25,6 +25,12 @@ struct alignas(64) Rounded {
     float scale;
 };
 
+// Two numbers of 16 bits in one of 32.
+inline int32_t words(int32_t high, int32_t low) {
+    return static_cast<int32_t>(static_cast<uint32_t>(high) << 16 |
+                                (static_cast<uint32_t>(low) & 0xffff));
+}
+
 // What the rounding of activations needs to know of a quantized type of weights.
 struct Coding {
     int zero, subs;  // the code that stands for 0; scales in a group

@@ -54,10 +54,7 @@ F times_power_of_two(F x, I n) {  // n such that the result is a normal number
 // Two numbers of 16 bits in a lane, as whole scales are multiplied: see whole.h. Lanes with sums of
 // two subs in turn, of two vectors of rows, become lanes with both sums of a row. Where a vector is
 // one lane, it is of sub h; elsewhere h does not matter.
-I pair_words(I high, I low) {
-    return static_cast<I>(static_cast<uint32_t>(high) << 16 |
-                          (static_cast<uint32_t>(low) & 0xffff));
-}
+I pair_words(I high, I low) { return words(high, low); }
 I load_words(const int16_t* p) { return pair_words(p[1], p[0]); }
 I pack_words(I a, I b) { return pair_words(b, a); }
 I set_two(const int32_t* p, int h) { return p[h]; }

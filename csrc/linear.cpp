@@ -349,7 +349,7 @@ namespace {
 
 // Group g of row `row`: up to 128 floats.
 void embed_group(const Matrix& w, int64_t row, int64_t g, int64_t count, float* y) {
-    const int64_t lane = row % kRows;
+    const int lane = static_cast<int>(row % kRows);
     const uint8_t* group = w.group(row / kStripRows, g, static_cast<int>(row / kRows % 2));
     if (is_float(w.type())) {
         alignas(64) float strip[kGroup * kStripRows];
@@ -367,8 +367,7 @@ void embed_group(const Matrix& w, int64_t row, int64_t g, int64_t count, float* 
             const int64_t sub = i * P::Subs / kGroup;
             if constexpr (P::Whole) {
                 const int64_t step = sub / 2 * P::Steps + i / 4 % P::Steps;
-                const int row_of_16 = static_cast<int>(lane);
-                const int64_t at = 64 * pair_half(row_of_16) + 4 * (pair_lane(row_of_16) + sub % 2);
+                const int64_t at = 64 * pair_half(lane) + 4 * (pair_lane(lane) + sub % 2);
                 const auto word = [&](const int32_t (&pairs)[4][kStripRows]) {
                     const int32_t pair = pairs[sub / 2][lane];
                     return sub % 2 ? pair >> 16 : static_cast<int16_t>(pair);

@@ -48,11 +48,6 @@ void quantize_group(const float* x, Rounded* out, int32_t* sums) {
     out->scale = top / 127.0f;
 }
 
-int32_t words(int32_t high, int32_t low) {
-    return static_cast<int32_t>(static_cast<uint32_t>(high) << 16 |
-                                (static_cast<uint32_t>(low) & 0xffff));
-}
-
 void quantize_row(const float* x, int64_t k, Coding coding, Rounded* out, int64_t stride) {
     for (int64_t first = 0; first < k; first += kGroup, out += stride) {
         const int64_t n = k - first < kGroup ? k - first : kGroup;
