@@ -27,7 +27,6 @@ constexpr int64_t kTileQueries = 64;
 
 // Blocks of keys that queries meet at once: two of them share each load of a query.
 constexpr int64_t kBlocksAtOnce = 2;
-static_assert(kSoon == 2 * kBlocksAtOnce);  // their values, and the keys after them
 
 // Values that queries meet at once: their sums wait in registers meanwhile.
 constexpr int64_t kMixed = 128;
@@ -112,9 +111,14 @@ class Attention {
     // All parts of the keys, one after the other.
     void whole(const Queries& q, const Workspace& space) const {
         load(q, space.queries);
-        attend(q, 0, space, space.total);
-        for (int64_t part = 1; part < n_parts(rows_.positions[q.row + q.n - 1]); ++part) {
-            attend(q, part, space, space.next);
+        const int64_t parts = n_parts(rows_.positions[q.row + q.n - 1]);
+        for (int64_t part = 0; part < parts; ++part) {
+            Ahead ahead = nothing_ahead();
+            // One row waits for memory. More of them wait for the multipliers, and lose 2 percent.
+            if (q.n == 1 && part == 0) add_rest(q, part, ahead);
+            if (q.n == 1 && part + 1 < parts) add_part(q, part + 1, ahead);
+            attend(q, part, space, part ? space.next : space.total, ahead);
+            if (part == 0) continue;
             for (int64_t r = 0; r < q.n; ++r)
                 if (part < n_parts(rows_.positions[q.row + r]))
                     merge(space.total.from(r * q.size, width_), space.next.from(r * q.size, width_),
@@ -123,20 +127,6 @@ class Attention {
         write(q, space.total);
     }
 
-    // One part of the keys, its sums left at `out`; and later the merging of all of them, in order.
-    void one_part(const Queries& q, int64_t part, const Workspace& space, const Sums& out) const {
-        load(q, space.queries);
-        attend(q, part, space, out);
-    }
-    template <class SumsOf>
-    void merge_parts(const Queries& q, SumsOf&& sums_of) const {
-        const Sums total = sums_of(0);
-        for (int64_t part = 1; part < n_parts(rows_.positions[q.row]); ++part)
-            merge(total, sums_of(part), q.size);
-        write(q, total);
-    }
-
-  private:
     // Queries (count, width), scaled by 1 / sqrt(head_dim).
     void load(const Queries& q, float* queries) const {
         const int64_t d = heads_.head_dim;
@@ -152,33 +142,22 @@ class Attention {
         }
     }
 
-    // Keys of a part that row `r` of the batch may see: none, some or all of them.
-    int64_t visible(int64_t r, int64_t part) const {
-        return std::clamp<int64_t>(rows_.positions[r] + 1 - part * kPart, 0, kPart);
-    }
-
-    void attend(const Queries& q, int64_t part, const Workspace& space, const Sums& out) const {
+    // One part of the keys, its sums left at `out`. `soon` is asked for meanwhile.
+    void attend(const Queries& q, int64_t part, const Workspace& space, const Sums& out,
+                Ahead& soon) const {
         const int64_t keys = visible(q.row + q.n - 1, part), count = q.count();
-        const int32_t* blocks = block_table(rows_, q.row) + part * kPart / kBlock;
-        const auto at = [&](int64_t key) {  // of a block's keys and values in the cache
-            return blocks[key / kBlock] * cache_.block_len + q.kv_head * width_ * kBlock;
-        };
+        const auto at = [&](int64_t key) { return block_at(q, part, key); };
+        // Two steps of a part for each line of a block and each query: 8 of them share a step.
+        soon.set_rate(divide_up(soon.n_blocks(), 2 * count));
+        Ahead* ahead = soon.n_blocks() ? &soon : nullptr;
         for (int64_t key = 0; key < keys; key += kBlocksAtOnce * kBlock) {
             const int64_t n_blocks = std::min(kBlocksAtOnce, divide_up(keys - key, kBlock));
             if (heads_.bf16) {
-                const uint16_t *pairs[kBlocksAtOnce], *soon[kSoon];
+                const uint16_t* pairs[kBlocksAtOnce];
                 for (int64_t b = 0; b < n_blocks; ++b)
                     pairs[b] = cache_.keys + at(key + b * kBlock);
-                // One row waits for memory: at 4,000 keys 4.1 ms a token so, 5.0 without. More rows
-                // wait for the multipliers, and lose 4 percent to the requests.
-                const bool waits = q.n == 1 && n_blocks == kBlocksAtOnce;
-                for (int64_t b = 0; waits && b < kBlocksAtOnce; ++b) {
-                    const int64_t now = key + b * kBlock, next = now + kBlocksAtOnce * kBlock;
-                    soon[b] = cache_.keys + at(next < keys ? next : now);
-                    soon[kBlocksAtOnce + b] = cache_.values + at(now);
-                }
-                isa().score_pairs(space.queries, count, width_, pairs, n_blocks,
-                                  waits ? soon : nullptr, space.block, space.weights + key, kPart);
+                isa().score_pairs(space.queries, count, width_, pairs, n_blocks, ahead, space.block,
+                                  space.weights + key, kPart);
                 continue;
             }
             for (int64_t b = 0; b < n_blocks; ++b)
@@ -212,11 +191,46 @@ class Attention {
                 float* acc = out.acc + r * q.size * width_;
                 if (heads_.bf16)
                     isa().mix_pairs(weights, kPart, key, seen(r), n * q.size, width_, values,
-                                    space.block, acc);
+                                    ahead, space.block, acc);
                 else
                     isa().mix(weights + key, kPart, seen(r), n * q.size, width_, space.block, acc);
             }
         }
+    }
+
+    // Merges the sums of all parts, in order.
+    template <class SumsOf>
+    void merge_parts(const Queries& q, SumsOf&& sums_of) const {
+        const Sums total = sums_of(0);
+        for (int64_t part = 1; part < n_parts(rows_.positions[q.row]); ++part)
+            merge(total, sums_of(part), q.size);
+        write(q, total);
+    }
+
+    // What is asked for while a part is attended to: the next one; and of the first that a thread
+    // takes, for which nobody could ask, what it does not need at once.
+    Ahead nothing_ahead() const { return Ahead(width_ * kBlock); }
+    void add_part(const Queries& q, int64_t part, Ahead& ahead, int64_t first_key = 0) const {
+        const int64_t keys = visible(q.row + q.n - 1, part);
+        for (int64_t key = first_key; key < keys; key += kBlock)
+            ahead.add(cache_.keys + block_at(q, part, key));
+        for (int64_t key = 0; key < keys; key += kBlock)
+            ahead.add(cache_.values + block_at(q, part, key));
+    }
+    void add_rest(const Queries& q, int64_t part, Ahead& ahead) const {
+        add_part(q, part, ahead, kBlocksAtOnce * kBlock);
+    }
+
+  private:
+    // Keys of a part that row `r` of the batch may see: none, some or all of them.
+    int64_t visible(int64_t r, int64_t part) const {
+        return std::clamp<int64_t>(rows_.positions[r] + 1 - part * kPart, 0, kPart);
+    }
+
+    // Where the block of a part's key begins, in the cache's keys as in its values.
+    int64_t block_at(const Queries& q, int64_t part, int64_t key) const {
+        const int32_t* blocks = block_table(rows_, q.row) + (part * kPart + key) / kBlock;
+        return cache_.block(*blocks) + q.kv_head * width_ * kBlock;
     }
 
     void merge(const Sums& into, const Sums& part, int64_t n_queries) const {
@@ -293,10 +307,12 @@ void attention(Team& team, const float* qkv, int64_t n, const Heads& heads, cons
     if (!plan.few) {
         const int64_t tile_rows = std::max<int64_t>(1, kTileQueries / plan.group);
         const Workspace space = private_workspace(tile_rows * plan.group, width);
-        team.pieces(n_tiles(rows, tile_rows) * kv_heads, 1, [&](int64_t i, int64_t) {
+        const int64_t n_pieces = n_tiles(rows, tile_rows) * kv_heads;
+        const auto take = team.pieces(1);
+        for (int64_t i; (i = take()) < n_pieces;) {
             const auto [begin, end] = tile_at(rows, tile_rows, i / kv_heads);
             task.whole({begin, end - begin, i % kv_heads, 0, plan.group}, space);
-        });
+        }
         return;
     }
     const int64_t pieces = n * kv_heads * plan.chunks;
@@ -311,16 +327,33 @@ void attention(Team& team, const float* qkv, int64_t n, const Heads& heads, cons
         return Sums::cut(cutter, plan.heads_at_once, width);
     };
     const Workspace space = private_workspace(plan.heads_at_once, width);
-    team.pieces(pieces * plan.longest, 1, [&](int64_t i, int64_t) {
-        const int64_t piece = i / plan.longest, part = i % plan.longest;
+    // The parts that there are. A thread takes one more before it begins with one, and asks for it.
+    const auto parts = [&](int64_t piece) { return n_parts(rows.positions[queries_of(piece).row]); };
+    const auto take = [&, next = team.pieces(1)] {
+        int64_t i = next();
+        while (i < pieces * plan.longest && i % plan.longest >= parts(i / plan.longest)) i = next();
+        return i;
+    };
+    int64_t now = take(), loaded = -1;
+    for (bool first = true; now < pieces * plan.longest; first = false) {
+        const int64_t next = take(), piece = now / plan.longest, part = now % plan.longest;
         const Queries q = queries_of(piece);
-        if (part < n_parts(rows.positions[q.row]))
-            task.one_part(q, part, space, sums_of(piece, part));
-    });
+        Ahead ahead = task.nothing_ahead();
+        if (first) task.add_rest(q, part, ahead);
+        if (next < pieces * plan.longest)
+            task.add_part(queries_of(next / plan.longest), next % plan.longest, ahead);
+        if (piece != loaded) task.load(q, space.queries);
+        loaded = piece;
+        task.attend(q, part, space, sums_of(piece, part), ahead);
+        now = next;
+    }
     team.barrier();
-    const auto [begin, end] = team.share(pieces);
-    for (int64_t piece = begin; piece < end; ++piece)
-        task.merge_parts(queries_of(piece), [&](int64_t part) { return sums_of(piece, part); });
+    for (int64_t piece = 0; piece < pieces; ++piece) {
+        const Queries all = queries_of(piece);
+        const auto [begin, end] = team.share(all.size);
+        const Queries q{all.row, 1, all.kv_head, all.first + begin, end - begin};
+        task.merge_parts(q, [&](int64_t part) { return sums_of(piece, part).from(begin, width); });
+    }
 }
 
 void store_kv(Team& team, const float* qkv, int64_t n, const Heads& heads, const Rows& rows,
@@ -333,7 +366,7 @@ void store_kv(Team& team, const float* qkv, int64_t n, const Heads& heads, const
             const float* key = qkv + i * heads.row() + (heads.n_heads + head) * hd;
             const int64_t slot = rows.positions[i] % kBlock;
             const int64_t block = block_table(rows, i)[rows.positions[i] / kBlock];
-            const int64_t at = block * cache.block_len + head * d * kBlock;
+            const int64_t at = cache.block(block) + head * d * kBlock;
             const float* value = key + heads.n_kv_heads * hd;
             uint16_t *keys = cache.keys + at, *values = cache.values + at;
             if (heads.bf16) {

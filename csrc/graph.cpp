@@ -110,8 +110,8 @@ Graph::Value Graph::attention(Value qkv, int layer, const Heads& heads) {
     step.run = [=](Team& team, const Frame& frame) {
         const Inputs& in = frame.inputs;
         Cache cache = in.cache;
-        cache.keys += layer * in.layer_len;
-        cache.values += layer * in.layer_len;
+        cache.keys += layer * Cache::kRun * cache.block_len;
+        cache.values += layer * Cache::kRun * cache.block_len;
         const float* from = frame.floats(qkv);
         store_kv(team, from, in.n, heads, in.rows, cache);
         team.barrier();

@@ -24,7 +24,6 @@ struct Inputs {
     int64_t n_selected;
     const int32_t* selected;  // (n_selected) rows
     Cache cache;              // of layer 0
-    int64_t layer_len;        // halves from one layer of a block to the next
 };
 
 class Graph {

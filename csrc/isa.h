@@ -67,11 +67,34 @@ inline void prefetch_near(const uint8_t* line) { __builtin_prefetch(line + kAhea
 inline constexpr int64_t kFarAhead = 16384;
 inline void prefetch_far(const uint8_t* line) { __builtin_prefetch(line + kFarAhead, 0, 2); }
 
-// Blocks of the key/value cache that are asked for while scores are computed, line by line.
-inline constexpr int kSoon = 4;
-inline void prefetch_soon(const uint16_t* const blocks[kSoon], int64_t line) {
-    for (int b = 0; b < kSoon; ++b) __builtin_prefetch(blocks[b] + 32 * line, 0, 2);
-}
+// Blocks of the key/value cache that are needed next, asked for while others are multiplied: a line
+// or two at each step of a tile, so that memory is busy all the time and never overrun.
+class Ahead {
+  public:
+    explicit Ahead(int64_t block_len) : block_len_(block_len) {}
+
+    int64_t n_blocks() const { return n_; }
+    void add(const uint16_t* block) {
+        if (n_ < kMost) blocks_[n_++] = block;
+    }
+    // How many lines a step asks for.
+    void set_rate(int64_t lines) { rate_ = lines; }
+
+    void step() {
+        for (int64_t i = 0; i < rate_ && next_ < n_; ++i) {
+            __builtin_prefetch(blocks_[next_] + at_, 0, 2);
+            at_ += 32;
+            if (at_ < block_len_) continue;
+            at_ = 0;
+            ++next_;
+        }
+    }
+
+  private:
+    static constexpr int64_t kMost = 64;  // two parts of a context: attention.cpp
+    const uint16_t* blocks_[kMost];
+    int64_t block_len_, n_ = 0, next_ = 0, at_ = 0, rate_ = 1;
+};
 
 struct Isa {
     const char* name;
@@ -133,15 +156,14 @@ struct Isa {
     // The same three with bf16. Queries and weights are first rounded to pairs: x (n) in place.
     void (*round_pairs)(float* x, int64_t n);
     // scores (h, 16 n_blocks) = queries (h, d) in pairs times n_blocks <= 2 blocks of keys
-    // (d / 2, 16, 2); `room` is for 32 d floats. `soon`: kSoon blocks that may be asked for
-    // meanwhile; or null.
+    // (d / 2, 16, 2); `room` is for 32 d floats. `ahead`, what may be asked for meanwhile, or null.
     void (*score_pairs)(const float* queries, int64_t h, int64_t d, const uint16_t* const* keys,
-                        int64_t n_blocks, const uint16_t* const* soon, float* room, float* scores,
-                        int64_t stride);
+                        int64_t n_blocks, Ahead* ahead, float* room, float* scores, int64_t stride);
     // acc (h, d) += columns key .. key + valid of weights (h, stride) in pairs, times blocks of
     // values (16 / 2, d, 2); `room` is for 16 d floats a block.
     void (*mix_pairs)(const float* weights, int64_t stride, int64_t key, int64_t valid, int64_t h,
-                      int64_t d, const uint16_t* const* values, float* room, float* acc);
+                      int64_t d, const uint16_t* const* values, Ahead* ahead, float* room,
+                      float* acc);
     // Merges two parts of n softmaxes: acc (n, d), max (n), sum (n) of one into those of the other.
     void (*merge)(float* acc, float* max, float* sum, const float* acc2, const float* max2,
                   const float* sum2, int64_t n, int64_t d);

@@ -202,14 +202,14 @@ inline const int8_t* pairs_of(const float* row, int64_t first) {
     return reinterpret_cast<const int8_t*>(row) + 2 * first;
 }
 
-template <int P, int H, bool Soon>
+template <int P, int H, bool Asks>
 WITH_PAIRS void score_pairs_tile(const float* queries, int64_t d, const uint16_t* const* keys,
-                                 const uint16_t* const* soon, float* out, int64_t stride) {
+                                 Ahead* ahead, float* out, int64_t stride) {
     F acc[P][H];
     EACH (p, P)
         EACH (h, H) acc[p][h] = set(0.0f);
     for (int64_t i = 0; i < d; i += 2) {
-        if constexpr (Soon) prefetch_soon(soon, i / 2);
+        if constexpr (Asks) ahead->step();
         B key[P];
         EACH (p, P) key[p] = load_bytes(reinterpret_cast<const uint8_t*>(keys[p] + 16 * i));
         EACH (h, H) {
@@ -222,30 +222,25 @@ WITH_PAIRS void score_pairs_tile(const float* queries, int64_t d, const uint16_t
 }
 
 void score_pairs_packed(const float* queries, int64_t h, int64_t d, const uint16_t* const* keys,
-                        int64_t n_blocks, const uint16_t* const* soon, float*, float* out,
-                        int64_t stride) {
+                        int64_t n_blocks, Ahead* ahead, float*, float* out, int64_t stride) {
     in_vectors<kTileKeys>(n_blocks, [&](auto blocks, int64_t b) {
         in_tiles<kTileHeads>(h, [&](auto heads, int64_t i) {
-            const auto tile = [&](auto ask) {
-                score_pairs_tile<blocks, heads, ask>(queries + i * d, d, keys + b, soon,
-                                                     out + i * stride + b * W, stride);
-            };
-            if (soon && b + i == 0)  // once, however many tiles
-                tile(std::true_type());
-            else
-                tile(std::false_type());
+            (ahead ? score_pairs_tile<blocks, heads, true> : score_pairs_tile<blocks, heads, false>)(
+                queries + i * d, d, keys + b, ahead, out + i * stride + b * W, stride);
         });
     });
 }
 
 // Values from dimension v on, in blocks of 16 positions.
-template <int P, int H>
+template <int P, int H, bool Asks>
 WITH_PAIRS void mix_pairs_tile(const float* weights, int64_t stride, int64_t key, int64_t valid,
-                               int64_t d, const uint16_t* const* values, int64_t v, float* acc) {
+                               int64_t d, const uint16_t* const* values, int64_t v, Ahead* ahead,
+                               float* acc) {
     F sum[P][H];
     EACH (h, H)
         EACH (p, P) sum[p][h] = load(acc + h * d + p * W);
     for (int64_t j = 0; j < valid; j += 2) {
+        if constexpr (Asks) ahead->step();
         const uint16_t* pairs = values[j / 16] + j % 16 * d + 2 * v;
         B value[P];
         EACH (p, P) value[p] = load_bytes(reinterpret_cast<const uint8_t*>(pairs + 2 * p * W));
@@ -261,11 +256,12 @@ WITH_PAIRS void mix_pairs_tile(const float* weights, int64_t stride, int64_t key
 }
 
 void mix_pairs_packed(const float* weights, int64_t stride, int64_t key, int64_t valid, int64_t h,
-                      int64_t d, const uint16_t* const* values, float*, float* acc) {
+                      int64_t d, const uint16_t* const* values, Ahead* ahead, float*, float* acc) {
     in_vectors<kTileKeys>(d / W, [&](auto vectors, int64_t v) {
         in_tiles<kTileHeads>(h, [&](auto heads, int64_t i) {
-            mix_pairs_tile<vectors, heads>(weights + i * stride, stride, key, valid, d, values,
-                                           v * W, acc + i * d + v * W);
+            (ahead ? mix_pairs_tile<vectors, heads, true> : mix_pairs_tile<vectors, heads, false>)(
+                weights + i * stride, stride, key, valid, d, values, v * W, ahead,
+                acc + i * d + v * W);
         });
     });
 }

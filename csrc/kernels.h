@@ -164,11 +164,18 @@ struct Rows {
 };
 
 // One layer of the key/value cache, f16 or bf16; d is rounded up to a multiple of 16 with zeros.
-// bf16 has two dimensions of a key side by side, and two positions of a value.
+// bf16 has two dimensions of a key side by side, and two positions of a value. Of each 16 blocks
+// those of one layer lie one after the other, then those of the next layer: a run.
 struct Cache {
-    uint16_t* keys;     // (blocks, n_kv_heads, d, 16) or (blocks, n_kv_heads, d / 2, 16, 2)
-    uint16_t* values;   // (blocks, n_kv_heads, 16, d) or (blocks, n_kv_heads, 16 / 2, d, 2)
-    int64_t block_len;  // numbers from one block to the next, in keys as in values
+    static constexpr int64_t kRun = 16;
+    uint16_t* keys;     // blocks of (n_kv_heads, d, 16) or (n_kv_heads, d / 2, 16, 2)
+    uint16_t* values;   // blocks of (n_kv_heads, 16, d) or (n_kv_heads, 16 / 2, d, 2)
+    int64_t block_len;  // numbers from one block of a run to the next, in keys as in values
+    int64_t run_len;    // and from one run to the next
+    static Cache of(uint16_t* keys, uint16_t* values, int64_t block_len, int64_t n_layers) {
+        return {keys, values, block_len, n_layers * kRun * block_len};
+    }
+    int64_t block(int64_t i) const { return i / kRun * run_len + i % kRun * block_len; }
 };
 
 struct Heads {

@@ -142,14 +142,13 @@ void widen_pairs(const uint16_t* x, int64_t n_rows, int64_t len, float* out) {
 }
 
 void score_pairs(const float* queries, int64_t h, int64_t d, const uint16_t* const* keys,
-                 int64_t n_blocks, const uint16_t* const*, float* room, float* out,
-                 int64_t stride) {
+                 int64_t n_blocks, Ahead*, float* room, float* out, int64_t stride) {
     for (int64_t b = 0; b < n_blocks; ++b) widen_pairs(keys[b], d / 2, 16, room + b * 16 * d);
     scores(queries, h, d, room, n_blocks, out, stride);
 }
 
 void mix_pairs(const float* weights, int64_t stride, int64_t key, int64_t valid, int64_t h,
-               int64_t d, const uint16_t* const* values, float* room, float* acc) {
+               int64_t d, const uint16_t* const* values, Ahead*, float* room, float* acc) {
     for (int64_t i = 0; i < valid; i += 16)
         widen_pairs(values[i / 16], (valid - i < 16 ? valid - i + 1 : 16) / 2, d, room + i * d);
     const int64_t whole = valid / 2 * 2;

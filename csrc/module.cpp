@@ -197,7 +197,7 @@ struct Layer {
           In<int32_t, 2> block_tables, Out<uint16_t, 4> keys, Out<uint16_t, 4> values, bool bf16)
         : heads(checked_heads(size(qkv, 1), n_heads, size(keys, 1), bf16)),
           rows(checked_rows(size(qkv, 0), size(keys, 0), positions, row_starts, block_tables)),
-          cache{keys.data(), values.data(), size(keys, 1) * size(keys, 2) * 16} {
+          cache(Cache::of(keys.data(), values.data(), size(keys, 1) * size(keys, 2) * 16, 1)) {
         const int64_t width = size(keys, 2);
         require(heads.width() == width && size(keys, 3) == 16 && size(values, 2) == 16 &&
                     size(values, 3) == width && size(values, 0) == size(keys, 0) &&
@@ -276,9 +276,9 @@ class CheckedGraph {
     }
 
     void run(In<int32_t, 1> tokens, In<int32_t, 1> positions, In<int32_t, 1> row_starts,
-             In<int32_t, 2> block_tables, In<int32_t, 1> selected, Out<uint16_t, 5> keys,
-             Out<uint16_t, 5> values, Out<float, 2> out) {
-        const int64_t n = size(tokens, 0), r = size(selected, 0), blocks = size(keys, 0);
+             In<int32_t, 2> block_tables, In<int32_t, 1> selected, Out<uint16_t, 6> keys,
+             Out<uint16_t, 6> values, Out<float, 2> out) {
+        const int64_t n = size(tokens, 0), r = size(selected, 0), runs = size(keys, 0);
         const int last = graph_.n_values() - 1;
         require(last >= 0 && !graph_.is_norm(last), "graph: ends with a result");
         require(n > 0, "graph: tokens (n), one or more");
@@ -287,23 +287,24 @@ class CheckedGraph {
                     "graph: tokens from 0 to n_vocab - 1");
         for (int64_t i = 0; i < r; ++i)
             require(selected.data()[i] >= 0 && selected.data()[i] < n, "graph: rows of the batch");
-        const Rows rows = checked_rows(n, blocks, positions, row_starts, block_tables);
+        const Rows rows =
+            checked_rows(n, runs * Cache::kRun, positions, row_starts, block_tables);
         for (int64_t i = 0; i < n; ++i)
             require(positions.data()[i] < n_positions_, "graph: positions below n_positions");
         const int64_t kv = heads_.n_kv_heads, width = heads_.width();
-        require(size(keys, 1) == n_layers_ && size(keys, 2) == kv && size(keys, 3) == width &&
-                    size(keys, 4) == 16 && size(values, 0) == blocks &&
-                    size(values, 1) == n_layers_ && size(values, 2) == kv &&
-                    size(values, 3) == 16 && size(values, 4) == width,
-                "graph: keys (blocks, layers, n_kv_heads, width, 16), values (..., 16, width)");
-        const int64_t layer_len = kv * width * 16;
+        const auto heads = [&](const auto& blocks) {
+            return size(blocks, 0) == runs && size(blocks, 1) == n_layers_ &&
+                   size(blocks, 2) == Cache::kRun && size(blocks, 3) == kv;
+        };
+        require(heads(keys) && size(keys, 4) == width && size(keys, 5) == 16 && heads(values) &&
+                    size(values, 4) == 16 && size(values, 5) == width,
+                "graph: keys (runs, layers, 16, n_kv_heads, width, 16), values (..., 16, width)");
         require(size(out, 0) == (graph_.is_selected(last) ? r : n) &&
                     size(out, 1) == graph_.width(last),
                 "graph: out (rows, width of the last result)");
         const Inputs inputs{
-            n,        tokens.data(),   rows,
-            r,        selected.data(), {keys.data(), values.data(), n_layers_ * layer_len},
-            layer_len};
+            n, tokens.data(),   rows,
+            r, selected.data(), Cache::of(keys.data(), values.data(), kv * width * 16, n_layers_)};
         nb::gil_scoped_release release;
         graph_.run(inputs, out.data());
     }

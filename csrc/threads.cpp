@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <chrono>
 #include <memory>
 #include <mutex>
@@ -144,7 +145,10 @@ void parallel_pieces(int64_t n, int64_t grain, const std::function<void(int64_t,
         if (n > 0) f(0, n);
         return;
     }
-    together(threads, [&](Team& team) { team.pieces(n, grain, f); });
+    together(threads, [&](Team& team) {
+        const auto take = team.pieces(grain);
+        for (int64_t i; (i = take()) < n;) f(i, std::min(i + grain, n));
+    });
 }
 
 }  // namespace starcoder

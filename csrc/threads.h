@@ -4,7 +4,6 @@
 // sleeps when idle, so that a waiting server leaves the machine to others.
 #pragma once
 
-#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -43,15 +42,13 @@ class Team {
         return {n * i / all, n * (i + 1) / all};
     }
 
-    // Calls f(begin, end) on pieces of 0 .. n, each taken by whichever thread is free: for work of
-    // uneven cost. All threads call it, with a barrier between one call and the next.
-    template <class F>
-    void pieces(int64_t n, int64_t grain, F&& f) {
+    // A function that gives 0, grain, 2 grain and so on to whichever thread calls it next: for work
+    // of uneven cost. All threads ask for it, with a barrier between one and the next.
+    auto pieces(int64_t grain) {
         std::atomic<int64_t>& next = meeting_.next[turn_];
         turn_ ^= 1;
         meeting_.next[turn_].store(0, std::memory_order_relaxed);
-        for (int64_t i; (i = next.fetch_add(grain, std::memory_order_relaxed)) < n;)
-            f(i, std::min(i + grain, n));
+        return [&next, grain] { return next.fetch_add(grain, std::memory_order_relaxed); };
     }
 
   private:

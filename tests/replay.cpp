@@ -55,7 +55,7 @@ std::vector<float> run_attention(std::FILE* in, int64_t n_heads, int64_t head_di
     const auto size = static_cast<size_t>(blocks * heads.width() * 16);
     std::vector<uint16_t> keys(size), values(size);
     const Rows rows{positions.data(), starts.data(), table.data(), 1, blocks};
-    const Cache cache{keys.data(), values.data(), heads.width() * 16};
+    const Cache cache = Cache::of(keys.data(), values.data(), heads.width() * 16, 1);
     std::vector<float> y(static_cast<size_t>(n * n_heads * head_dim));
     Buffer shared;
     uint8_t* memory = shared.of(attention_scratch(n, heads, rows, n_threads()));

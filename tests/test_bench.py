@@ -20,6 +20,7 @@ from starcoder.bench.rival import Rival
 from starcoder.bench.runner import Runner, Task, Work
 from starcoder.checkpoint import Checkpoint
 from starcoder.errors import InputError
+from starcoder.kv_cache import RUN_LEN
 from starcoder.limits import Limits
 from starcoder.mix import find_mix
 from starcoder.tensor import TensorType
@@ -201,10 +202,12 @@ def test_of_an_embedding_that_is_not_the_output_matrix_nothing_is_counted():
 
 def test_what_lies_before_the_depth_is_the_same_for_every_sequence():
     runner = Runner(small(), Task(n_prompt=4, n_decode=4, depth=40, batch=3))
-    keys, tables = runner._cache.keys, runner._tables
-    for table in tables[1:]:
-        assert np.array_equal(keys[table], keys[tables[0]])
-    assert keys[tables[0][:2]].any()
+    for store in (runner._cache.keys, runner._cache.values):
+        places = (divmod(np.array(table), RUN_LEN) for table in runner._tables)
+        first, *others = (store[run, :, block] for run, block in places)
+        assert first[:2].any()
+        assert len(others) == 2
+        assert all(np.array_equal(other, first) for other in others)
 
 
 def test_a_ratio_is_that_of_pairs():

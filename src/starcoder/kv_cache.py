@@ -7,6 +7,7 @@ what is written and read is done by `ops`.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,9 @@ from starcoder.batch import BLOCK_LEN
 from starcoder.config import ModelConfig
 from starcoder.errors import MemoryLimitError
 
-__all__ = ["KVCache"]
+__all__ = ["RUN_LEN", "KVCache"]
+
+RUN_LEN = 16  # blocks of a layer that lie side by side: as many as one softmax spans
 
 _LANES = 16  # values are read 16 dimensions at a time: head_dim is padded to a multiple of it
 _LINE = 64  # bytes
@@ -24,8 +27,9 @@ _LINE = 64  # bytes
 class KVCache:
     """`n_blocks` blocks for every layer. Memory is taken page by page, when first written.
 
-    All layers of a block lie side by side, so that a short text touches few pages: the system has
-    to clear each of them first, in pieces of up to 2 MB (docs/log.md).
+    A run of RUN_LEN blocks holds those of the first layer one after the other, then those of the
+    next layer. So a short text touches few pages, which the system has to clear first, in pieces of
+    up to 2 MB; and what one layer reads of a long one lies together (docs/log.md).
 
     Keys stand with their positions innermost, values with their dimensions innermost: the order
     in which attention multiplies them, so nothing is transposed when they are read. Whether a layer
@@ -33,7 +37,8 @@ class KVCache:
 
     Args:
         config: shapes of the model.
-        n_blocks: blocks in each layer; one sequence of n positions takes ceil(n / BLOCK_LEN).
+        n_blocks: blocks in each layer, rounded up to whole runs; one sequence of n positions takes
+            ceil(n / BLOCK_LEN).
 
     Raises:
         MemoryLimitError: the address space has no room for it.
@@ -41,9 +46,10 @@ class KVCache:
 
     def __init__(self, config: ModelConfig, n_blocks: int) -> None:
         width = -(-config.head_dim // _LANES) * _LANES
-        heads = (n_blocks, config.n_layers, config.n_kv_heads)
+        n_runs = -(-n_blocks // RUN_LEN)
+        heads = (n_runs, config.n_layers, RUN_LEN, config.n_kv_heads)
         try:
-            # (n_blocks, n_layers, n_kv_heads, width, BLOCK_LEN) and (..., BLOCK_LEN, width)
+            # (n_runs, n_layers, RUN_LEN, n_kv_heads, width, BLOCK_LEN), (..., BLOCK_LEN, width)
             self.keys = _zeros((*heads, width, BLOCK_LEN))
             self.values = _zeros((*heads, BLOCK_LEN, width))
         except (MemoryError, ValueError):
@@ -53,12 +59,20 @@ class KVCache:
                 "a context that fits",
                 "choose a smaller one with -c or n_ctx",
             ) from None
-        self.n_blocks = n_blocks
+        self.n_blocks = n_runs * RUN_LEN
 
     @property
     def nbytes(self) -> int:
         """Bytes of keys and values when every block is in use."""
         return self.keys.nbytes + self.values.nbytes
+
+    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copies blocks, of all layers, to others."""
+        (run, block), (to_run, to_block) = (
+            divmod(np.array(x), RUN_LEN) for x in (sources, targets)
+        )
+        for store in (self.keys, self.values):
+            store[to_run, :, to_block] = store[run, :, block]
 
 
 def _zeros(shape: tuple[int, ...]) -> NDArray[np.uint16]:

@@ -76,10 +76,14 @@ class Graph:
         self._n_layers += 1
 
         def step(run: _Run) -> Floats:
-            # A copy in one piece, as `ops` wants it: the layers of a block lie side by side.
-            keys, values = (kv[:, layer].copy().view(dtype) for kv in (run.keys, run.values))
+            # A copy in one piece, (n_blocks, n_kv_heads, ...), as `ops` wants it.
+            keys, values = (
+                kv[:, layer].copy().reshape(-1, *kv.shape[3:]).view(dtype)
+                for kv in (run.keys, run.values)
+            )
             self._operations.store_kv(run.results[qkv], n_heads, run.batch, keys, values)
-            run.keys[:, layer], run.values[:, layer] = keys.view(np.uint16), values.view(np.uint16)
+            for kv, new in ((run.keys, keys), (run.values, values)):
+                kv[:, layer] = new.view(np.uint16).reshape(kv[:, layer].shape)
             y: Floats = self._operations.attention(
                 run.results[qkv], n_heads, run.batch, keys, values
             )

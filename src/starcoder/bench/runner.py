@@ -141,9 +141,8 @@ class Runner:
     def _fill(self) -> None:
         """Computes what lies before the depth, once, and gives every sequence a copy."""
         self._read(0, self.task.depth)
-        for store in (self._cache.keys, self._cache.values):
-            for table in self._tables[1:]:
-                store[table] = store[self._tables[0]]
+        for table in self._tables[1:]:
+            self._cache.copy(self._tables[0], table)
 
     def _read(self, start: int, n: int) -> None:
         table = self._tables[0]
