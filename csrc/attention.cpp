@@ -190,8 +190,8 @@ class Attention {
                 const float* weights = space.weights + r * q.size * kPart;
                 float* acc = out.acc + r * q.size * width_;
                 if (heads_.bf16)
-                    isa().mix_pairs(weights, kPart, key, seen(r), n * q.size, width_, values,
-                                    ahead, space.block, acc);
+                    isa().mix_pairs(weights, kPart, key, seen(r), n * q.size, width_, values, ahead,
+                                    space.block, acc);
                 else
                     isa().mix(weights + key, kPart, seen(r), n * q.size, width_, space.block, acc);
             }
@@ -328,7 +328,9 @@ void attention(Team& team, const float* qkv, int64_t n, const Heads& heads, cons
     };
     const Workspace space = private_workspace(plan.heads_at_once, width);
     // The parts that there are. A thread takes one more before it begins with one, and asks for it.
-    const auto parts = [&](int64_t piece) { return n_parts(rows.positions[queries_of(piece).row]); };
+    const auto parts = [&](int64_t piece) {
+        return n_parts(rows.positions[queries_of(piece).row]);
+    };
     const auto take = [&, next = team.pieces(1)] {
         int64_t i = next();
         while (i < pieces * plan.longest && i % plan.longest >= parts(i / plan.longest)) i = next();

@@ -225,8 +225,9 @@ void score_pairs_packed(const float* queries, int64_t h, int64_t d, const uint16
                         int64_t n_blocks, Ahead* ahead, float*, float* out, int64_t stride) {
     in_vectors<kTileKeys>(n_blocks, [&](auto blocks, int64_t b) {
         in_tiles<kTileHeads>(h, [&](auto heads, int64_t i) {
-            (ahead ? score_pairs_tile<blocks, heads, true> : score_pairs_tile<blocks, heads, false>)(
-                queries + i * d, d, keys + b, ahead, out + i * stride + b * W, stride);
+            (ahead ? score_pairs_tile<blocks, heads, true>
+                   : score_pairs_tile<blocks, heads, false>)(queries + i * d, d, keys + b, ahead,
+                                                             out + i * stride + b * W, stride);
         });
     });
 }
@@ -259,9 +260,10 @@ void mix_pairs_packed(const float* weights, int64_t stride, int64_t key, int64_t
                       int64_t d, const uint16_t* const* values, Ahead* ahead, float*, float* acc) {
     in_vectors<kTileKeys>(d / W, [&](auto vectors, int64_t v) {
         in_tiles<kTileHeads>(h, [&](auto heads, int64_t i) {
-            (ahead ? mix_pairs_tile<vectors, heads, true> : mix_pairs_tile<vectors, heads, false>)(
-                weights + i * stride, stride, key, valid, d, values, v * W, ahead,
-                acc + i * d + v * W);
+            (ahead ? mix_pairs_tile<vectors, heads, true>
+                   : mix_pairs_tile<vectors, heads, false>)(weights + i * stride, stride, key,
+                                                            valid, d, values, v * W, ahead,
+                                                            acc + i * d + v * W);
         });
     });
 }

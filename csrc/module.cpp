@@ -287,8 +287,7 @@ class CheckedGraph {
                     "graph: tokens from 0 to n_vocab - 1");
         for (int64_t i = 0; i < r; ++i)
             require(selected.data()[i] >= 0 && selected.data()[i] < n, "graph: rows of the batch");
-        const Rows rows =
-            checked_rows(n, runs * Cache::kRun, positions, row_starts, block_tables);
+        const Rows rows = checked_rows(n, runs * Cache::kRun, positions, row_starts, block_tables);
         for (int64_t i = 0; i < n; ++i)
             require(positions.data()[i] < n_positions_, "graph: positions below n_positions");
         const int64_t kv = heads_.n_kv_heads, width = heads_.width();
