@@ -63,7 +63,7 @@ struct Peak {
 Peak peak(Arithmetic kind, double seconds);
 
 struct Reading {
-    double per_second;  // bytes, by all threads together, in the best of the passes
+    double per_second;  // bytes, by all threads together, in all passes
     uint64_t bits;      // all words or-ed together: what memory was filled with
 };
 // Fills `nbytes` of fresh memory with words `bits`, reads it `passes` times, and frees it. Throws

@@ -81,26 +81,24 @@ Reading read_memory(int64_t nbytes, int passes, uint64_t bits) {
     uint64_t pattern[kLine / 8];
     for (uint64_t& word : pattern) word = bits;
     std::vector<uint64_t> seen(static_cast<size_t>(n_threads()));
-    double best = 0;
+    double seconds = 0;
     together(n_threads(), [&](Team& team) {
         const auto mine = team.share(n_lines);
         for (int64_t i = mine.begin; i < mine.end; ++i)
             std::memcpy(data + i * kLine, pattern, kLine);
         alignas(kLine) uint64_t line[kLine / 8] = {};
-        for (int pass = 0; pass < passes; ++pass) {
-            team.barrier();
-            const auto start = Clock::now();
+        team.barrier();
+        const auto start = Clock::now();
+        for (int pass = 0; pass < passes; ++pass)
             isa().read_lines(data + mine.begin * kLine, mine.end - mine.begin,
                              reinterpret_cast<uint8_t*>(line));
-            team.barrier();
-            if (team.index() == 0)
-                best = std::max(best, static_cast<double>(n_lines * kLine) / seconds_since(start));
-        }
+        team.barrier();
+        if (team.index() == 0) seconds = seconds_since(start);
         for (uint64_t word : line) seen[static_cast<size_t>(team.index())] |= word;
     });
     uint64_t all = 0;
     for (uint64_t one : seen) all |= one;
-    return {best, all};
+    return {static_cast<double>(passes * n_lines * kLine) / seconds, all};
 }
 
 }  // namespace starcoder

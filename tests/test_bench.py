@@ -65,7 +65,8 @@ def test_json_is_one_object_with_speeds_shares_and_limits(run: Run, model: str):
     assert 0 < answer["decode_limit_share"] <= 1
     assert (answer["n_prompt"], answer["n_decode"], answer["depth"]) == (20, 3, 0)
     for when in ("before", "after"):
-        assert answer["read_gbps"] >= answer[f"limits_{when}"]["read_gbps"] > 0
+        assert answer[f"limits_{when}"]["read_gbps"] > 0
+        assert answer["int8_gmacs"] >= answer[f"limits_{when}"]["int8_gmacs"] > 0
 
 
 def test_without_a_model_the_one_in_the_package_is_measured(run: Run):
@@ -217,11 +218,17 @@ def test_a_ratio_is_that_of_pairs():
     assert (pairs.median, pairs.spread) == (2.0, (1.0, 3.0))
 
 
-def test_a_share_is_of_the_larger_of_the_limits_around_the_runs():
+def test_the_share_of_a_prompt_is_of_the_larger_of_the_peaks_around_the_runs():
     one = result("q4_0", TensorType.Q4_0)
-    assert one.decode_share == one.decode.gbps / LIMITS.read_gbps
     assert one.prompt_share == one.prompt.gmacs / LIMITS.int8_gmacs
-    assert one.as_json()["read_gbps"] == LIMITS.read_gbps
+
+
+def test_the_share_of_decoding_is_the_median_of_runs_beside_the_readings_around_each():
+    decode = Speed(Work(64, 6e10, 8e9), (1.0, 0.5, 1.0))  # 8, 16 and 8 GB/s
+    one = replace(result("q4_0", TensorType.Q4_0), decode=decode, reads=(9.0, 11.0, 39.0, 41.0))
+    assert one.decode_share == 16 / 25  # of 8 / 10, 16 / 25 and 8 / 40
+    assert one.as_json()["read_gbps"] == 25
+    assert replace(one, reads=(1.0,) * 4).decode_share == 1
 
 
 # The drawing ---------------------------------------------------------------------------------
@@ -236,7 +243,8 @@ def result(type_name: str, kind: TensorType, speed: float = 1.0) -> Result:
         task=Task(),
         weights_bytes=1e9,
         before=LIMITS,
-        after=replace(LIMITS, read_gbps=LIMITS.read_gbps / 2),
+        after=replace(LIMITS, int8_gmacs=LIMITS.int8_gmacs / 2),
+        reads=(LIMITS.read_gbps, LIMITS.read_gbps),
         prompt=Speed(prompt, (3 / speed,)),
         decode=Speed(decode, (4 / speed,)),
     )

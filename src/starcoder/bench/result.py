@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from starcoder.bench.runner import Task, Work
@@ -76,6 +77,7 @@ class Result:
     weights_bytes: float  # that a token reads
     before: Limits  # of the machine, measured right before the runs
     after: Limits  # and right after them
+    reads: tuple[float, ...]  # GB/s of memory before each decoding run, and after the last
     prompt: Speed
     decode: Speed
     alone: Speed | None = None  # decoding one sequence, where the task has several
@@ -85,8 +87,12 @@ class Result:
 
     @property
     def limits(self) -> Limits:
-        """What the machine could do in those minutes: of each limit the larger measurement."""
-        return self.before.larger(self.after)
+        """What the machine could do in those minutes: of each peak the larger measurement.
+
+        Multipliers keep their speed, but memory changes from one second to the next with what the
+        neighbors do: of its readings it is the median.
+        """
+        return replace(self.before.larger(self.after), read_gbps=statistics.median(self.reads))
 
     @property
     def prompt_share(self) -> float:
@@ -95,8 +101,14 @@ class Result:
 
     @property
     def decode_share(self) -> float:
-        """Of the read bandwidth, 0 to 1; what fits into caches may be read faster than memory."""
-        return min(1.0, self.decode.gbps / self.limits.read_gbps)
+        """Of the read bandwidth around each run, the median, 0 to 1.
+
+        What fits into caches may be read faster than memory.
+        """
+        around = map(statistics.mean, pairwise(self.reads))
+        read = [self.decode.work.nbytes / 1e9 / seconds for seconds in self.decode.seconds]
+        shares = (found / limit for found, limit in zip(read, around, strict=True))
+        return min(1.0, statistics.median(shares))
 
     def as_json(self) -> dict[str, Any]:
         """All figures under the names of docs/bench.md."""

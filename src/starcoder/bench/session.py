@@ -47,10 +47,13 @@ def measure(
     say("warm-up")
     runner.warm_up()
     say(f"prompt of {runner.task.n_prompt} tokens, {repeats} times")
-    prompt = _turns(repeats, runner.prompt, rival.prompt if rival else None)
+    prompt, rival_prompt = _turns(repeats, runner.prompt, rival.prompt if rival else None)
     say(f"{runner.task.n_decode} tokens one by one, {repeats} times")
     alone = (lambda: runner.decode(1)) if batch > 1 else None
-    decode = _turns(repeats, runner.decode, rival.decode if rival else None, alone)
+    first = limits.read_gbps()
+    decode, reads, rival_decode, decode_alone = _turns(
+        repeats, runner.decode, limits.read_gbps, rival.decode if rival else None, alone
+    )
     say("measuring what the machine can do, again")
     works = runner.prompt_work, runner.decode_work(batch)
     result = Result(
@@ -61,18 +64,19 @@ def measure(
         weights_bytes=runner.read_bytes,
         before=before,
         after=limits.measure(),
-        prompt=_speed(works[0], prompt[0]),
-        decode=_speed(works[1], decode[0]),
-        alone=_speed(runner.decode_work(1), decode[2]) if alone else None,
+        reads=(first, *reads),
+        prompt=_speed(works[0], prompt),
+        decode=_speed(works[1], decode),
+        alone=_speed(runner.decode_work(1), decode_alone) if alone else None,
     )
     if rival is None:
         return result
-    theirs = _speed(works[0], prompt[1]), _speed(works[1], decode[1])
+    theirs = _speed(works[0], rival_prompt), _speed(works[1], rival_decode)
     return replace(result, rival=rival.name, rival_prompt=theirs[0], rival_decode=theirs[1])
 
 
 def _turns(repeats: int, *runs: Callable[[], float] | None) -> list[list[float]]:
-    """The seconds of each run, in turns."""
+    """What each run returns, in turns."""
     rounds = [[run() if run else 0.0 for run in runs] for _ in range(repeats)]
     return [list(column) for column in zip(*rounds, strict=True)]
 
