@@ -66,9 +66,16 @@ struct Reading {
     double per_second;  // bytes, by all threads together, in all passes
     uint64_t bits;      // all words or-ed together: what memory was filled with
 };
-// Fills `nbytes` of fresh memory with words `bits`, reads it `passes` times, and frees it. Throws
-// std::bad_alloc.
-Reading read_memory(int64_t nbytes, int passes, uint64_t bits);
+// Memory to be read: `nbytes`, whole lines of 64, filled with words `bits`. Throws std::bad_alloc.
+class Memory {
+  public:
+    Memory(int64_t nbytes, uint64_t bits);
+    Reading read(int passes) const;
+
+  private:
+    int64_t n_lines_;
+    std::shared_ptr<uint8_t> data_;
+};
 
 // ---- weights (pack.cpp) ----
 

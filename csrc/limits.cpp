@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #include "chunk.h"
@@ -74,23 +75,28 @@ Peak peak(Arithmetic kind, double seconds) {
     return {static_cast<double>(all.count) / elapsed, all.sum / static_cast<double>(all.count)};
 }
 
-Reading read_memory(int64_t nbytes, int passes, uint64_t bits) {
-    const int64_t n_lines = nbytes / kLine;
-    Chunk chunk(static_cast<size_t>(nbytes));
-    uint8_t* data = chunk.take(static_cast<size_t>(nbytes));
-    uint64_t pattern[kLine / 8];
-    for (uint64_t& word : pattern) word = bits;
+Memory::Memory(int64_t nbytes, uint64_t bits) : n_lines_(nbytes / kLine) {
+    const auto chunk = std::make_shared<Chunk>(static_cast<size_t>(nbytes));
+    data_ = {chunk, chunk->take(static_cast<size_t>(nbytes))};
+    uint64_t line[kLine / 8];
+    std::fill(std::begin(line), std::end(line), bits);
+    together(n_threads(), [&](Team& team) {
+        const auto mine = team.share(n_lines_);
+        for (int64_t i = mine.begin; i < mine.end; ++i)
+            std::memcpy(data_.get() + i * kLine, line, kLine);
+    });
+}
+
+Reading Memory::read(int passes) const {
     std::vector<uint64_t> seen(static_cast<size_t>(n_threads()));
     double seconds = 0;
     together(n_threads(), [&](Team& team) {
-        const auto mine = team.share(n_lines);
-        for (int64_t i = mine.begin; i < mine.end; ++i)
-            std::memcpy(data + i * kLine, pattern, kLine);
+        const auto mine = team.share(n_lines_);
         alignas(kLine) uint64_t line[kLine / 8] = {};
         team.barrier();
         const auto start = Clock::now();
         for (int pass = 0; pass < passes; ++pass)
-            isa().read_lines(data + mine.begin * kLine, mine.end - mine.begin,
+            isa().read_lines(data_.get() + mine.begin * kLine, mine.end - mine.begin,
                              reinterpret_cast<uint8_t*>(line));
         team.barrier();
         if (team.index() == 0) seconds = seconds_since(start);
@@ -98,7 +104,7 @@ Reading read_memory(int64_t nbytes, int passes, uint64_t bits) {
     });
     uint64_t all = 0;
     for (uint64_t one : seen) all |= one;
-    return {static_cast<double>(passes * n_lines * kLine) / seconds, all};
+    return {static_cast<double>(passes * n_lines_ * kLine) / seconds, all};
 }
 
 }  // namespace starcoder

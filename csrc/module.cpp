@@ -332,10 +332,16 @@ std::pair<double, double> py_peak(int kind, double seconds) {
     return {found.per_second, found.product};
 }
 
-std::pair<double, uint64_t> py_read_memory(int64_t nbytes, int passes, uint64_t bits) {
-    require(nbytes >= 64 && passes >= 1, "read_memory: a line or more, once or more");
+void make_memory(Memory* memory, int64_t nbytes, uint64_t bits) {
+    require(nbytes >= 64, "memory: a line or more");
     nb::gil_scoped_release release;
-    const Reading found = read_memory(nbytes, passes, bits);
+    new (memory) Memory(nbytes, bits);
+}
+
+std::pair<double, uint64_t> py_read(const Memory& memory, int passes) {
+    require(passes >= 1, "read: once or more");
+    nb::gil_scoped_release release;
+    const Reading found = memory.read(passes);
     return {found.per_second, found.bits};
 }
 
@@ -356,6 +362,10 @@ NB_MODULE(_core, m) {
         .def_prop_ro("n_cols", &Matrix::n_cols)
         .def_prop_ro("nbytes", &Matrix::nbytes)
         .def_prop_ro("type", [](const Matrix& w) { return static_cast<int>(w.type()); });
+
+    nb::class_<Memory>(m, "Memory")
+        .def("__init__", &make_memory, "nbytes"_a, "bits"_a)
+        .def("read", &py_read, "passes"_a);
 
     nb::class_<CheckedGraph>(m, "Graph")
         .def(nb::init<>())
@@ -383,7 +393,6 @@ NB_MODULE(_core, m) {
           "block_tables"_a, "keys"_a, "values"_a, "bf16"_a, "out"_a);
 
     m.def("peak", &py_peak, "kind"_a, "seconds"_a);
-    m.def("read_memory", &py_read_memory, "nbytes"_a, "passes"_a, "bits"_a);
 
     m.def("isa", [] { return std::string(isa().name); });
     m.def("available_isas", &isa_names);

@@ -7,7 +7,7 @@
 // or {-1 or -4, n_heads, head_dim, n}, qkv (n, (n_heads + 2) head_dim) -> attention (n, ...) over
 // keys and values in f16 or bf16;
 // or {-2, type, m, k}, x (m, k) -> the bytes of its blocks, each as a float;
-// or {-3, kind, 0, 0} -> the mean product of `peak`, and whether `read_memory` saw all bits.
+// or {-3, kind, 0, 0} -> the mean product of `peak`, and whether `Memory` gave all bits.
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
@@ -77,7 +77,7 @@ std::vector<float> run_quantize(std::FILE* in, Type type, int64_t m, int64_t k) 
 
 std::vector<float> run_limits(Arithmetic kind) {
     const uint64_t bits = 0xdeadbeef12345678;
-    const bool all = read_memory(1 << 20, 1, bits).bits == bits;
+    const bool all = Memory(1 << 20, bits).read(1).bits == bits;
     return {static_cast<float>(peak(kind, 0.0).product), all ? 1.0f : 0.0f};
 }
 

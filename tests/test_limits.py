@@ -32,7 +32,7 @@ def test_every_product_is_computed(isa: str, kind: int, n_threads: int):
 
 @pytest.mark.parametrize("bits", [0, 1, 1 << 63, 0xDEADBEEF12345678])
 def test_all_memory_is_read(isa: str, bits: int):
-    per_second, found = _core.read_memory(1 << 20, 2, bits)
+    per_second, found = _core.Memory(1 << 20, bits).read(2)
     assert found == bits
     assert per_second > 0
 
@@ -40,7 +40,7 @@ def test_all_memory_is_read(isa: str, bits: int):
 def test_limits_are_measured_together(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(limits, "_READ_BYTES", 1 << 20)
     monkeypatch.setattr(limits, "_SECONDS", 0.001)
-    found = limits.measure()
+    found = limits.measure(limits.Memory())
     assert min(astuple(found)) > 0
 
 

@@ -12,9 +12,9 @@ from starcoder import _core
 from starcoder.errors import MemoryLimitError
 from starcoder.tensor import TensorType
 
-__all__ = ["Limits", "measure", "read_gbps"]
+__all__ = ["Limits", "Memory", "measure"]
 
-_READ_BYTES = 1 << 30  # far more than any cache
+_READ_BYTES = 1 << 30
 _PASSES = 8  # over it, all together: a quarter of a second at 32 GB/s
 _SECONDS, _REPEATS = 0.1, 2  # of each peak
 _INT8, _BF16, _F32 = range(3)
@@ -46,27 +46,31 @@ class Limits:
         return Limits(*map(max, pairs))
 
 
-def measure() -> Limits:
-    """Measures all four, in a second or two. For that time it takes 1 GB of memory.
+class Memory:
+    """1 GB to read, more than any cache. Keep one while a model is measured.
+
+    Memory that is given back costs the next seconds: a virtual machine reports it to its host, and
+    what runs meanwhile had three quarters of its speed (docs/log.md).
 
     Raises:
-        MemoryLimitError: no memory to read.
+        MemoryLimitError: there is not as much.
     """
+
+    def __init__(self) -> None:
+        try:
+            self._memory = _core.Memory(_READ_BYTES, _PATTERN)
+        except MemoryError:
+            found, expected = "too little memory", f"{_READ_BYTES >> 30} GB to read"
+            raise MemoryLimitError("read bandwidth", found, expected) from None
+
+    def read_gbps(self) -> float:
+        """10^9 bytes that are read in a second, now."""
+        return self._memory.read(_PASSES)[0] / 1e9
+
+
+def measure(memory: Memory) -> Limits:
+    """Measures all four, in a second or two."""
     int8, bf16, f32 = (
         max(_core.peak(kind, _SECONDS)[0] for _ in range(_REPEATS)) for kind in (_INT8, _BF16, _F32)
     )
-    return Limits(read_gbps(), int8 / 1e9, (bf16 or f32) / 1e9, f32 / 1e9)
-
-
-def read_gbps() -> float:
-    """10^9 bytes of memory that are read in a second, now. For half a second it takes 1 GB.
-
-    Raises:
-        MemoryLimitError: no memory to read.
-    """
-    try:
-        read, _ = _core.read_memory(_READ_BYTES, _PASSES, _PATTERN)
-    except MemoryError:
-        found, expected = "too little memory", f"{_READ_BYTES >> 30} GB to read"
-        raise MemoryLimitError("read bandwidth", found, expected) from None
-    return read / 1e9
+    return Limits(memory.read_gbps(), int8 / 1e9, (bf16 or f32) / 1e9, f32 / 1e9)

@@ -24,6 +24,7 @@ def measure(
     type_name: str,
     *,
     before: Limits,
+    memory: limits.Memory,
     repeats: int,
     rival: Rival | None = None,
     say: Callable[[str], None] = lambda _: None,
@@ -35,13 +36,13 @@ def measure(
         name: of the model, for people.
         type_name: of its weights, for people.
         before: what the machine could do just now.
+        memory: to read between the runs.
         repeats: runs of each kind; the median counts.
         rival: another program, in turns with ours.
         say: is told what comes next.
 
     Raises:
         InputError: the rival failed.
-        MemoryLimitError: no memory to measure the limits.
     """
     batch = runner.task.batch
     say("warm-up")
@@ -50,9 +51,9 @@ def measure(
     prompt, rival_prompt = _turns(repeats, runner.prompt, rival.prompt if rival else None)
     say(f"{runner.task.n_decode} tokens one by one, {repeats} times")
     alone = (lambda: runner.decode(1)) if batch > 1 else None
-    first = limits.read_gbps()
+    first = memory.read_gbps()
     decode, reads, rival_decode, decode_alone = _turns(
-        repeats, runner.decode, limits.read_gbps, rival.decode if rival else None, alone
+        repeats, runner.decode, memory.read_gbps, rival.decode if rival else None, alone
     )
     say("measuring what the machine can do, again")
     works = runner.prompt_work, runner.decode_work(batch)
@@ -63,7 +64,7 @@ def measure(
         task=runner.task,
         weights_bytes=runner.read_bytes,
         before=before,
-        after=limits.measure(),
+        after=limits.measure(memory),
         reads=(first, *reads),
         prompt=_speed(works[0], prompt),
         decode=_speed(works[1], decode),

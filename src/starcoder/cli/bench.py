@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from starcoder.bench.runner import Task
     from starcoder.checkpoint import Checkpoint
     from starcoder.config import ModelConfig
-    from starcoder.limits import Limits
+    from starcoder.limits import Limits, Memory
     from starcoder.mix import Mix
 
 __all__ = ["bench"]
@@ -86,9 +86,10 @@ def bench(
     python = rival_python or sys.executable
     with Rival(against, python) if against else nullcontext() as rival:
         report.say("measuring what the machine can do")
-        now, results = limits.measure(), []
+        memory = limits.Memory()
+        now, results = limits.measure(memory), []
         for source in sources:
-            results.append(_measure(source, task, now, repeats, rival))
+            results.append(_measure(source, task, now, memory, repeats, rival))
             now = results[-1].after
     text = report.as_json if as_json else report.as_text
     print(text(results, repeats), flush=True)
@@ -140,7 +141,12 @@ def _sources(model: str | None, shape: str | None, types: str | None) -> list[_S
 
 
 def _measure(
-    source: _Source, task: Task, before: Limits, repeats: int, rival: Rival | None
+    source: _Source,
+    task: Task,
+    before: Limits,
+    memory: Memory,
+    repeats: int,
+    rival: Rival | None,
 ) -> Result:
     from starcoder import ops
     from starcoder.bench import session
@@ -159,5 +165,12 @@ def _measure(
         say("loading it in the other program")
         rival.load(checkpoint, task, ops.n_threads())
     return session.measure(
-        runner, name, type_name, before=before, repeats=repeats, rival=rival, say=say
+        runner,
+        name,
+        type_name,
+        before=before,
+        memory=memory,
+        repeats=repeats,
+        rival=rival,
+        say=say,
     )
