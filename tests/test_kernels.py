@@ -294,6 +294,25 @@ def test_attention_has_one_answer_whole_in_chunks_and_on_any_thread(kv: type, is
 
 
 @KV_TYPES
+def test_a_token_each_of_short_and_long_sequences_has_the_answer_it_has_alone(
+    kv: type, isa: str
+) -> None:
+    sizes, heads = [20, 600, 257, 256], 9
+    tables = [[80, 77], list(range(39, 1, -1)), list(range(40, 57)), list(range(60, 76))]
+    cache, rows, alone = empty_cache(90, 1, 32, kv), [], []
+    for n, table in zip(sizes, tables, strict=True):
+        qkv, batch = random(n, (heads + 2) * 32, seed=n), Batch.of([([0] * n, 0, table)], [])
+        ops.store_kv(qkv, heads, batch, *cache)
+        alone.append(ops.attention(qkv, heads, batch, *cache)[-1])
+        rows.append(qkv[-1])
+    ends = [([0], n - 1, table) for n, table in zip(sizes, tables, strict=True)]
+    for n_threads in (1, 2, 3):
+        ops.set_n_threads(n_threads)
+        found = ops.attention(np.stack(rows), heads, Batch.of(ends, []), *cache)
+        assert np.array_equal(found, np.stack(alone))
+
+
+@KV_TYPES
 def test_attention_has_one_answer_on_every_instruction_set(kv: type) -> None:
     qkv, table, before = random(300, 7 * 32), shuffled_blocks(300, 40), ops.isa()
     answers = []

@@ -17,7 +17,7 @@ from starcoder.batch import BLOCK_LEN, Batch
 from starcoder.checkpoint import Checkpoint
 from starcoder.config import ModelConfig
 from starcoder.errors import FormatError
-from starcoder.kv_cache import KVCache
+from starcoder.kv_cache import RUN_LEN, KVCache
 from starcoder.models import Model, layers
 from starcoder.tensor import Tensor, TensorType
 
@@ -50,10 +50,10 @@ def divergence(expected: np.ndarray, found: np.ndarray) -> float:
 
 
 def cache_for(model: Model, n: int, seed: int = 3) -> tuple[KVCache, list[int]]:
-    """A cache with room for two sequences of `n`, and a block table that is out of order."""
-    n_blocks = -(-n // BLOCK_LEN)
-    order = np.random.default_rng(seed).permutation(2 * n_blocks)
-    return KVCache(model.config, 2 * n_blocks), order[:n_blocks].tolist()
+    """A cache of several runs of blocks, and a table for `n` positions, out of order in them."""
+    cache = KVCache(model.config, -(-2 * n // BLOCK_LEN) + 2 * RUN_LEN)
+    order = np.random.default_rng(seed).permutation(cache.n_blocks)
+    return cache, order[: -(-n // BLOCK_LEN)].tolist()
 
 
 def logits(model: Model, ids: Sequence[int], sizes: Sequence[int] = ()) -> np.ndarray:
