@@ -192,7 +192,9 @@ void prefetch_quarter(const P& panel, int b) {
     constexpr size_t kLines = sizeof(P) / 64;
     const auto* lines = reinterpret_cast<const uint8_t*>(&panel);
     for (size_t i = kLines * b / kBlocks; i < kLines * (b + 1) / kBlocks; ++i)
-        if constexpr (T <= 2)
+        if constexpr (T <= 2 && P::Whole)
+            prefetch_here(lines + 64 * i);
+        else if constexpr (T <= 2)
             prefetch_near(lines + 64 * i);
         else
             prefetch_far(lines + 64 * i);
