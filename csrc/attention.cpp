@@ -108,6 +108,15 @@ class Attention {
           group_(heads.n_heads / heads.n_kv_heads),
           width_(heads.width()) {}
 
+    // A function of a part's keys: where the block of one begins, in the cache's keys as in its
+    // values.
+    auto places(const Queries& q, int64_t part) const {
+        const int32_t* blocks = block_table(rows_, q.row) + part * kPart / kBlock;
+        const int64_t head = q.kv_head * width_ * kBlock;
+        return
+            [this, blocks, head](int64_t key) { return cache_.block(blocks[key / kBlock]) + head; };
+    }
+
     // All parts of the keys, one after the other.
     void whole(const Queries& q, const Workspace& space) const {
         load(q, space.queries);
@@ -146,7 +155,7 @@ class Attention {
     void attend(const Queries& q, int64_t part, const Workspace& space, const Sums& out,
                 Ahead& soon) const {
         const int64_t keys = visible(q.row + q.n - 1, part), count = q.count();
-        const auto at = [&](int64_t key) { return block_at(q, part, key); };
+        const auto at = places(q, part);
         // Two steps of a part for each line of a block and each query: 8 of them share a step.
         soon.set_rate(divide_up(soon.n_blocks(), 2 * count));
         Ahead* ahead = soon.n_blocks() ? &soon : nullptr;
@@ -212,10 +221,9 @@ class Attention {
     Ahead nothing_ahead() const { return Ahead(width_ * kBlock); }
     void add_part(const Queries& q, int64_t part, Ahead& ahead, int64_t first_key = 0) const {
         const int64_t keys = visible(q.row + q.n - 1, part);
-        for (int64_t key = first_key; key < keys; key += kBlock)
-            ahead.add(cache_.keys + block_at(q, part, key));
-        for (int64_t key = 0; key < keys; key += kBlock)
-            ahead.add(cache_.values + block_at(q, part, key));
+        const auto at = places(q, part);
+        for (int64_t key = first_key; key < keys; key += kBlock) ahead.add(cache_.keys + at(key));
+        for (int64_t key = 0; key < keys; key += kBlock) ahead.add(cache_.values + at(key));
     }
     void add_rest(const Queries& q, int64_t part, Ahead& ahead) const {
         add_part(q, part, ahead, kBlocksAtOnce * kBlock);
@@ -225,12 +233,6 @@ class Attention {
     // Keys of a part that row `r` of the batch may see: none, some or all of them.
     int64_t visible(int64_t r, int64_t part) const {
         return std::clamp<int64_t>(rows_.positions[r] + 1 - part * kPart, 0, kPart);
-    }
-
-    // Where the block of a part's key begins, in the cache's keys as in its values.
-    int64_t block_at(const Queries& q, int64_t part, int64_t key) const {
-        const int32_t* blocks = block_table(rows_, q.row) + (part * kPart + key) / kBlock;
-        return cache_.block(*blocks) + q.kv_head * width_ * kBlock;
     }
 
     void merge(const Sums& into, const Sums& part, int64_t n_queries) const {
