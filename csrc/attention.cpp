@@ -292,72 +292,112 @@ Team::Range tile_at(const Rows& rows, int64_t rows_at_once, int64_t i) {
     }
 }
 
+// Tiles, taken by whichever thread is free.
+void attend_tiles(Team& team, const Attention& task, const Plan& plan, const Heads& heads,
+                  const Rows& rows) {
+    const int64_t tile_rows = std::max<int64_t>(1, kTileQueries / plan.group);
+    const Workspace space = private_workspace(tile_rows * plan.group, heads.width());
+    const int64_t n_pieces = n_tiles(rows, tile_rows) * heads.n_kv_heads;
+    const auto take = team.pieces(1);
+    for (int64_t i; (i = take()) < n_pieces;) {
+        const auto [begin, end] = tile_at(rows, tile_rows, i / heads.n_kv_heads);
+        task.whole({begin, end - begin, i % heads.n_kv_heads, 0, plan.group}, space);
+    }
+}
+
+// Few rows, cut into pieces: some heads of a row. A job is one part of a piece's keys; its sums
+// wait in `shared` until all parts are there.
+class Jobs {
+  public:
+    Jobs(int64_t n, const Heads& heads, const Rows& rows, const Plan& plan, uint8_t* shared)
+        : heads_(heads),
+          rows_(rows),
+          plan_(plan),
+          shared_(shared),
+          n_pieces_(n * heads.n_kv_heads * plan.chunks) {}
+
+    size_t nbytes() const {
+        return static_cast<size_t>(count()) * Sums::nbytes(plan_.heads_at_once, heads_.width());
+    }
+    int64_t n_pieces() const { return n_pieces_; }
+    int64_t count() const { return n_pieces_ * plan_.longest; }
+    int64_t piece(int64_t job) const { return job / plan_.longest; }
+    int64_t part(int64_t job) const { return job % plan_.longest; }
+    // Shorter rows have fewer parts than the longest.
+    bool exists(int64_t job) const {
+        return part(job) < n_parts(rows_.positions[queries(piece(job)).row]);
+    }
+
+    Queries queries(int64_t piece) const {
+        const int64_t first = piece % plan_.chunks * plan_.heads_at_once;
+        return {piece / plan_.chunks / heads_.n_kv_heads, 1,
+                piece / plan_.chunks % heads_.n_kv_heads, first,
+                std::min(plan_.heads_at_once, plan_.group - first)};
+    }
+    Sums sums(int64_t piece, int64_t part) const {
+        const auto i = static_cast<size_t>(piece * plan_.longest + part);
+        Cutter cutter(shared_ + i * Sums::nbytes(plan_.heads_at_once, heads_.width()));
+        return Sums::cut(cutter, plan_.heads_at_once, heads_.width());
+    }
+
+  private:
+    const Heads& heads_;
+    const Rows& rows_;
+    const Plan& plan_;
+    uint8_t* shared_;
+    int64_t n_pieces_;
+};
+
+// A thread takes one more job before it begins with one, and asks for what that will read.
+void attend_parts(Team& team, const Attention& task, const Jobs& jobs, const Workspace& space) {
+    const auto take = [&jobs, next = team.pieces(1)] {
+        int64_t job = next();
+        while (job < jobs.count() && !jobs.exists(job)) job = next();
+        return job;
+    };
+    int64_t loaded = -1;  // the piece whose queries are in `space`
+    bool first = true;
+    for (int64_t job = take(), next; job < jobs.count(); job = next, first = false) {
+        next = take();
+        const int64_t piece = jobs.piece(job), part = jobs.part(job);
+        const Queries q = jobs.queries(piece);
+        Ahead ahead = task.nothing_ahead();
+        if (first) task.add_rest(q, part, ahead);
+        if (next < jobs.count())
+            task.add_part(jobs.queries(jobs.piece(next)), jobs.part(next), ahead);
+        if (piece != loaded) task.load(q, space.queries);
+        loaded = piece;
+        task.attend(q, part, space, jobs.sums(piece, part), ahead);
+    }
+}
+
+// Threads share the heads of each piece.
+void merge_parts(Team& team, const Attention& task, const Jobs& jobs, int64_t width) {
+    for (int64_t piece = 0; piece < jobs.n_pieces(); ++piece) {
+        const Queries all = jobs.queries(piece);
+        const auto [begin, end] = team.share(all.size);
+        const Queries q{all.row, 1, all.kv_head, all.first + begin, end - begin};
+        task.merge_parts(q,
+                         [&](int64_t part) { return jobs.sums(piece, part).from(begin, width); });
+    }
+}
+
 }  // namespace
 
 size_t attention_scratch(int64_t n, const Heads& heads, const Rows& rows, int n_threads) {
     const Plan plan(n, heads, rows, n_threads);
-    if (!plan.few) return 0;
-    return static_cast<size_t>(n * heads.n_kv_heads * plan.chunks * plan.longest) *
-           Sums::nbytes(plan.heads_at_once, heads.width());
+    return plan.few ? Jobs(n, heads, rows, plan, nullptr).nbytes() : 0;
 }
 
 void attention(Team& team, const float* qkv, int64_t n, const Heads& heads, const Rows& rows,
                const Cache& cache, float* y, uint8_t* shared) {
     const Attention task(qkv, heads, rows, cache, y);
     const Plan plan(n, heads, rows, team.size());
-    const int64_t kv_heads = heads.n_kv_heads, width = heads.width();
-    if (!plan.few) {
-        const int64_t tile_rows = std::max<int64_t>(1, kTileQueries / plan.group);
-        const Workspace space = private_workspace(tile_rows * plan.group, width);
-        const int64_t n_pieces = n_tiles(rows, tile_rows) * kv_heads;
-        const auto take = team.pieces(1);
-        for (int64_t i; (i = take()) < n_pieces;) {
-            const auto [begin, end] = tile_at(rows, tile_rows, i / kv_heads);
-            task.whole({begin, end - begin, i % kv_heads, 0, plan.group}, space);
-        }
-        return;
-    }
-    const int64_t pieces = n * kv_heads * plan.chunks;
-    const auto queries_of = [&](int64_t piece) {
-        const int64_t first = piece % plan.chunks * plan.heads_at_once;
-        return Queries{piece / plan.chunks / kv_heads, 1, piece / plan.chunks % kv_heads, first,
-                       std::min(plan.heads_at_once, plan.group - first)};
-    };
-    const auto sums_of = [&](int64_t piece, int64_t part) {
-        const size_t i = static_cast<size_t>(piece * plan.longest + part);
-        Cutter cutter(shared + i * Sums::nbytes(plan.heads_at_once, width));
-        return Sums::cut(cutter, plan.heads_at_once, width);
-    };
-    const Workspace space = private_workspace(plan.heads_at_once, width);
-    // The parts that there are. A thread takes one more before it begins with one, and asks for it.
-    const auto parts = [&](int64_t piece) {
-        return n_parts(rows.positions[queries_of(piece).row]);
-    };
-    const auto take = [&, next = team.pieces(1)] {
-        int64_t i = next();
-        while (i < pieces * plan.longest && i % plan.longest >= parts(i / plan.longest)) i = next();
-        return i;
-    };
-    int64_t now = take(), loaded = -1;
-    for (bool first = true; now < pieces * plan.longest; first = false) {
-        const int64_t next = take(), piece = now / plan.longest, part = now % plan.longest;
-        const Queries q = queries_of(piece);
-        Ahead ahead = task.nothing_ahead();
-        if (first) task.add_rest(q, part, ahead);
-        if (next < pieces * plan.longest)
-            task.add_part(queries_of(next / plan.longest), next % plan.longest, ahead);
-        if (piece != loaded) task.load(q, space.queries);
-        loaded = piece;
-        task.attend(q, part, space, sums_of(piece, part), ahead);
-        now = next;
-    }
+    if (!plan.few) return attend_tiles(team, task, plan, heads, rows);
+    const Jobs jobs(n, heads, rows, plan, shared);
+    attend_parts(team, task, jobs, private_workspace(plan.heads_at_once, heads.width()));
     team.barrier();
-    for (int64_t piece = 0; piece < pieces; ++piece) {
-        const Queries all = queries_of(piece);
-        const auto [begin, end] = team.share(all.size);
-        const Queries q{all.row, 1, all.kv_head, all.first + begin, end - begin};
-        task.merge_parts(q, [&](int64_t part) { return sums_of(piece, part).from(begin, width); });
-    }
+    merge_parts(team, task, jobs, heads.width());
 }
 
 void store_kv(Team& team, const float* qkv, int64_t n, const Heads& heads, const Rows& rows,
