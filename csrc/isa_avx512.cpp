@@ -44,6 +44,7 @@ inline void store_int(int32_t* p, I x) { _mm512_storeu_si512(p, x); }
 inline I add_int(I a, I b) { return _mm512_add_epi32(a, b); }
 inline I max_int(I a, I b) { return _mm512_max_epi32(a, b); }
 inline int32_t max_lane(I x) { return _mm512_reduce_max_epi32(x); }
+inline int32_t sum_lanes(I x) { return _mm512_reduce_add_epi32(x); }
 inline F to_float(I x) { return _mm512_cvtepi32_ps(x); }
 inline I round(F x) { return _mm512_cvtps_epi32(x); }
 inline I magnitude_bits(F x) {

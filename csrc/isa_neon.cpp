@@ -45,6 +45,7 @@ inline void store_int(int32_t* p, I x) { vst1q_s32(p, x); }
 inline I add_int(I a, I b) { return vaddq_s32(a, b); }
 inline I max_int(I a, I b) { return vmaxq_s32(a, b); }
 inline int32_t max_lane(I x) { return vmaxvq_s32(x); }
+inline int32_t sum_lanes(I x) { return vaddvq_s32(x); }
 inline F to_float(I x) { return vcvtq_f32_s32(x); }
 inline I round(F x) { return vcvtnq_s32_f32(x); }
 inline I magnitude_bits(F x) {

@@ -44,6 +44,7 @@ void store_int(int32_t* p, I x) { *p = x; }
 I add_int(I a, I b) { return a + b; }
 I max_int(I a, I b) { return a > b ? a : b; }
 int32_t max_lane(I x) { return x; }
+int32_t sum_lanes(I x) { return x; }
 F to_float(I x) { return static_cast<float>(x); }
 I round(F x) { return static_cast<I>(std::nearbyint(x)); }  // ties to even
 I magnitude_bits(F x) { return __builtin_bit_cast(I, x) & 0x7fffffff; }

@@ -24,7 +24,6 @@ void quantize_group(const float* x, Rounded* out, int32_t* sums) {
         return;
     }
     const F inverse = set(127.0f / top);
-    alignas(64) int32_t lanes[Subs][W];
     for (int s = 0; s < Subs; s += kAtOnce) {
         I sum[kAtOnce];
         EACH (p, kAtOnce) sum[p] = set_int(0);
@@ -39,11 +38,7 @@ void quantize_group(const float* x, Rounded* out, int32_t* sums) {
             else
                 store_bytes(out->q + s * kSub + i, q[0]);
         }
-        EACH (p, kAtOnce) store_int(lanes[s + p], sum[p]);
-    }
-    for (int s = 0; s < Subs; ++s) {
-        sums[s] = 0;
-        for (const int32_t lane : lanes[s]) sums[s] += lane;
+        EACH (p, kAtOnce) sums[s + p] = sum_lanes(sum[p]);
     }
     out->scale = top / 127.0f;
 }

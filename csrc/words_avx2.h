@@ -44,6 +44,11 @@ inline int32_t max_lane(I x) {
     top = _mm_max_epi32(top, _mm_shuffle_epi32(top, 0x4e));
     return _mm_cvtsi128_si32(_mm_max_epi32(top, _mm_shuffle_epi32(top, 0xb1)));
 }
+inline int32_t sum_lanes(I x) {
+    __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1)));
+}
 inline F to_float(I x) { return _mm256_cvtepi32_ps(x); }
 inline I round(F x) { return _mm256_cvtps_epi32(x); }
 inline I magnitude_bits(F x) {
