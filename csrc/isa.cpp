@@ -55,7 +55,18 @@ const Isa*& current() {
     return isa;
 }
 
+bool is_amd() {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    return __builtin_cpu_is("amd");
+#else
+    return false;
+#endif
+}
+
 }  // namespace
+
+const bool follows_streams = is_amd();
 
 std::span<const Isa* const> available_isas() {
     static const std::vector<const Isa*> found = detect();

@@ -54,21 +54,26 @@ struct Products {
 
 inline constexpr int kPeakBytes = 1024;  // of operands: four rounds' of the widest tile
 
-// How far ahead weights are asked for, in bytes. One or two tokens take them as fast as they come,
-// from the first cache. Two threads on Zen 4, beside 3072: Q4_0 1.02 at 4096 and 1.01 at 5120,
-// where memory reads 57 GB/s; 1.00 to 1.02, where it reads 34. Both lose at 6144. See docs/log.md.
-inline constexpr int64_t kAhead = 4096;
-inline void prefetch_near(const uint8_t* line) { __builtin_prefetch(line + kAhead); }
+// Whether the processor itself fetches weights ahead, if their lines are loaded in the order in
+// which they lie. Zen 4 does, and requests only disturb it: one thread with Q4_0 reads 0.99 of what
+// it can without, 0.91 with them, with Q8_0 1.01 and 0.87. A Xeon, 2026-11-22: 0.75 and 0.9. See
+// docs/log.md.
+extern const bool follows_streams;
 
-// The same, and it stays where it is written: otherwise the compiler moves requests together, over
-// loads and fences. One token, 45 and 49 GB/s with Q4_0; but Q8_0 53 and 49: there it does well.
+// Asks for a line, and stays where it is written: compilers move other requests together, over
+// loads and fences.
 inline void prefetch_here(const uint8_t* line) {
 #if defined(__x86_64__)
-    asm volatile("prefetcht0 %0" : : "m"(line[kAhead]) : "memory");
+    asm volatile("prefetcht0 %0" : : "m"(*line) : "memory");
 #else
-    prefetch_near(line);
+    __builtin_prefetch(line);
 #endif
 }
+
+// How far ahead others are asked for weights, in bytes. One or two tokens take them as fast as they
+// come, from the first cache.
+inline constexpr int64_t kAhead = 4096;
+inline void prefetch_near(const uint8_t* line) { prefetch_here(line + kAhead); }
 
 // What is multiplied more slowly, by more tokens or as floats, is asked for into the second cache,
 // where more requests may be under way. F16, two threads on Zen 4, in turns: 9.1 tokens/s in bursts

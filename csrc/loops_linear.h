@@ -192,12 +192,17 @@ void prefetch_quarter(const P& panel, int b) {
     constexpr size_t kLines = sizeof(P) / 64;
     const auto* lines = reinterpret_cast<const uint8_t*>(&panel);
     for (size_t i = kLines * b / kBlocks; i < kLines * (b + 1) / kBlocks; ++i)
-        if constexpr (T <= 2 && P::Whole)
-            prefetch_here(lines + 64 * i);
-        else if constexpr (T <= 2)
+        if constexpr (T <= 2)
             prefetch_near(lines + 64 * i);
         else
             prefetch_far(lines + 64 * i);
+}
+
+// Scales are needed last, but lie first: lines are then loaded in the order in which they lie.
+template <class P>
+void touch_scales(const P& panel) {
+    const auto* lines = reinterpret_cast<const uint8_t*>(&panel.scales);
+    for (size_t i = 0; i < sizeof(panel.scales); i += 64) prefetch_here(lines + i);
 }
 
 // Rows r .. r + W of one group: the same operations as in whole_tile, without a strip in between.
@@ -205,7 +210,7 @@ void prefetch_quarter(const P& panel, int b) {
 // burst, and one token would read 0.92 to 0.97 of what it does. One or two tokens wait for memory,
 // and use up each line before they touch the next, or one would read 0.96; more tokens share what
 // they take from the activations between two lines (docs/log.md).
-template <class P, int T>
+template <class P, int T, bool Asks>
 void whole_rows(const P& panel, int r, const Rounded* x, float* acc) {
     constexpr int kHalf = P::Steps / 2, N = at_once(4);
     I whole[T];
@@ -218,7 +223,7 @@ void whole_rows(const P& panel, int r, const Rounded* x, float* acc) {
 #pragma GCC unroll 1
         for (int i = 0; i < kHalf; i += 2) {  // two nibble vectors, each with two steps
             const int k = pair * kHalf + i;
-            if (r == 0) prefetch_quarter<P, T>(panel, k / 2);
+            if (Asks && r == 0) prefetch_quarter<P, T>(panel, k / 2);
             if constexpr (T <= 2 && N == 1) {
                 EACH (m, 8) {
                     const int v = m / 4, h = m / 2 % 2, high = m % 2;
@@ -267,7 +272,7 @@ void whole_rows(const P& panel, int r, const Rounded* x, float* acc) {
 }
 
 // Rows r .. r + W of one group: the same operations as in dot_tile, without a strip in between.
-template <class P, int T>
+template <class P, int T, bool Asks>
 void dot_rows(const P& panel, int r, const Rounded* x, float* acc) {
     F inner[T];
     EACH (t, T) inner[t] = set(0.0f);
@@ -281,7 +286,7 @@ void dot_rows(const P& panel, int r, const Rounded* x, float* acc) {
     for (int b = 0; b < kBlocks; ++b) {
         constexpr bool Halves = P::Subs == 8;  // low and high nibbles have scales of their own
         const int s = Halves ? 2 * b : b;
-        if (r == 0) prefetch_quarter<P, T>(panel, b);
+        if (Asks && r == 0) prefetch_quarter<P, T>(panel, b);
         I low[T], high[T];
         EACH (t, T) {
             low[t] = set_int(P::Min ? 0 : x[t].start[s]);
@@ -299,20 +304,30 @@ void dot_rows(const P& panel, int r, const Rounded* x, float* acc) {
     }
 }
 
+template <class P, int T, bool Asks>
+void dot_panels_few(const uint8_t* groups, int64_t n_groups, const Rounded* x, int64_t stride,
+                    float* acc) {
+    for (const Rounded* end = x + n_groups * stride; x < end; x += stride)
+        for (int half = 0; half < 2; ++half, groups += sizeof(P)) {
+            const P& panel = *reinterpret_cast<const P*>(groups);
+            touch_scales(panel);
+            for (int r = 0; r < kRows; r += W)
+                if constexpr (P::Whole)
+                    whole_rows<P, T, Asks>(panel, r, x, acc + kRows * half);
+                else
+                    dot_rows<P, T, Asks>(panel, r, x, acc + kRows * half);
+        }
+}
+
 template <class P, int T>
 void dot_pair(const uint8_t* groups, int64_t n_groups, const Rounded* x, int64_t stride, int64_t n,
               float* acc) {
     if constexpr (T > 1)
         if (n < T) return dot_pair<P, T - 1>(groups, n_groups, x, stride, n, acc);
-    for (const Rounded* end = x + n_groups * stride; x < end; x += stride)
-        for (int half = 0; half < 2; ++half, groups += sizeof(P)) {
-            const P& panel = *reinterpret_cast<const P*>(groups);
-            for (int r = 0; r < kRows; r += W)
-                if constexpr (P::Whole)
-                    whole_rows<P, T>(panel, r, x, acc + kRows * half);
-                else
-                    dot_rows<P, T>(panel, r, x, acc + kRows * half);
-        }
+    if (T <= 2 && follows_streams)
+        dot_panels_few<P, T, false>(groups, n_groups, x, stride, acc);
+    else
+        dot_panels_few<P, T, true>(groups, n_groups, x, stride, acc);
 }
 
 void dot_few(Type type, const uint8_t* groups, int64_t n_groups, const Rounded* x, int64_t stride,

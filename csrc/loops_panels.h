@@ -74,23 +74,23 @@ void quantize_row(const float* x, int64_t k, Coding coding, Rounded* out, int64_
 template <class P, int J>
 void read_codes(const P& panel, int b, int i, B& low, B& high) {
     if constexpr (P::Bits == 8) {
-        low = load_bytes(panel.codes.byte[b][J] + i);
-        high = load_bytes(panel.codes.byte[b][J + 4] + i);
+        low = load_bytes(panel.blocks[b].byte[J][0] + i);
+        high = load_bytes(panel.blocks[b].byte[J][1] + i);
         if constexpr (kSignedBytes) low = flip_signs(low), high = flip_signs(high);
     } else {
-        const B nibbles = load_bytes(panel.codes.nibble[b][J] + i);
+        const B nibbles = load_bytes(panel.blocks[b].nibble[J] + i);
         low = low_nibbles(nibbles);
         high = high_nibbles(nibbles);
     }
     if constexpr (P::Codebook) low = lookup(low), high = lookup(high);
     if constexpr (P::Bits == 5) {
-        const B bits = load_bytes(panel.codes.high[b][0] + i);
+        const B bits = load_bytes(panel.blocks[b].high[0] + i);
         low = either(low, to_bit_4<J, 0x10>(bits));
         high = either(high, to_bit_4<J + 4, 0x10>(bits));
     }
     if constexpr (P::Bits == 6) {
-        low = either(low, to_bit_4<2 * J, 0x30>(load_bytes(panel.codes.high[b][0] + i)));
-        high = either(high, to_bit_4<2 * J, 0x30>(load_bytes(panel.codes.high[b][1] + i)));
+        low = either(low, to_bit_4<2 * J, 0x30>(load_bytes(panel.blocks[b].high[0] + i)));
+        high = either(high, to_bit_4<2 * J, 0x30>(load_bytes(panel.blocks[b].high[1] + i)));
     }
 }
 
@@ -143,7 +143,7 @@ void unpack_vectors(const P& panel, int b, int half, Strip& strip) {
 // Nibble vectors 2 k and 2 k + 1 of a panel with whole scales.
 template <class P>
 const uint8_t* paired_nibbles(const P& panel, int k) {
-    return reinterpret_cast<const uint8_t*>(panel.codes.nibble) + 2 * 64 * k;
+    return reinterpret_cast<const uint8_t*>(panel.blocks) + 2 * 64 * k;
 }
 
 template <class P>

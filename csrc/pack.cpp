@@ -42,7 +42,7 @@ void put_four(uint8_t* vector, int r, const uint8_t* four) { std::memcpy(vector 
 template <class P>
 uint8_t* paired_codes(P& panel, int s, int i, int r) {
     const int vector = 2 * (s / 2 * (P::Steps / 2) + i) + pair_half(r);
-    return reinterpret_cast<uint8_t*>(panel.codes.nibble) + 64 * vector +
+    return reinterpret_cast<uint8_t*>(panel.blocks) + 64 * vector +
            4 * (pair_lane(r) + s % 2);
 }
 
@@ -61,27 +61,27 @@ void pack_codes(const uint8_t* code, int r, P& panel) {
     if constexpr (P::Whole) return pack_paired_codes(code, r, panel);
     for (int b = 0; b < kBlocks; ++b, code += 32) {
         if constexpr (P::Bits == 8) {
-            for (int j = 0; j < 8; ++j) put_four(panel.codes.byte[b][j], r, code + 4 * j);
+            for (int j = 0; j < 8; ++j) put_four(panel.blocks[b].byte[j % 4][j / 4], r, code + 4 * j);
         } else {
             uint8_t nibble[16];
             for (int i = 0; i < 16; ++i)
                 nibble[i] = static_cast<uint8_t>((code[i] & 15) | code[i + 16] << 4);
-            for (int j = 0; j < 4; ++j) put_four(panel.codes.nibble[b][j], r, nibble + 4 * j);
+            for (int j = 0; j < 4; ++j) put_four(panel.blocks[b].nibble[j], r, nibble + 4 * j);
         }
         if constexpr (P::Bits == 5) {
             uint8_t high[4] = {};
             for (int j = 0; j < 8; ++j)
                 for (int i = 0; i < 4; ++i)
                     high[i] |= static_cast<uint8_t>((code[4 * j + i] >> 4) << j);
-            put_four(panel.codes.high[b][0], r, high);
+            put_four(panel.blocks[b].high[0], r, high);
         }
         if constexpr (P::Bits == 6) {
             uint8_t high[2][4] = {};
             for (int j = 0; j < 8; ++j)
                 for (int i = 0; i < 4; ++i)
                     high[j / 4][i] |= static_cast<uint8_t>((code[4 * j + i] >> 4) << 2 * (j % 4));
-            put_four(panel.codes.high[b][0], r, high[0]);
-            put_four(panel.codes.high[b][1], r, high[1]);
+            put_four(panel.blocks[b].high[0], r, high[0]);
+            put_four(panel.blocks[b].high[1], r, high[1]);
         }
     }
 }
@@ -119,7 +119,7 @@ void pack_nibbles(const Block* rows, int64_t n_rows, int64_t blocks_a_row, int64
                 if constexpr (P::Min) panel.scales.min[b / 2][r][b % 2] = whole.min[i];
             } else {
                 for (int j = 0; j < 4; ++j)
-                    put_four(panel.codes.nibble[b][j], row, block.qs + 4 * j);
+                    put_four(panel.blocks[b].nibble[j], row, block.qs + 4 * j);
                 panel.scales.scale[b][r] = block.d;
             }
         }

@@ -11,15 +11,19 @@
 // is what a four-way dot product instruction takes, one lane a row, so no kernel ever shuffles.
 //
 // Codes of 32 inputs (a "block") are 8 such vectors, j = 0..7 for inputs 4 j .. 4 j + 3:
-//   nibble[block][j], j < 4   low nibble: vector j, high nibble: vector j + 4
-//   high[block][...]          5 bits: one vector, bit j of a byte is bit 4 of vector j's code
+//   nibble[j], j < 4          low nibble: vector j, high nibble: vector j + 4
+//   high[...]                 5 bits: one vector, bit j of a byte is bit 4 of vector j's code
 //                             6 bits: two vectors, bits 2 (j % 4) of [j / 4] are bits 4, 5
-//   byte[block][j]            8 bits: vector j itself
+//   byte[j][h], j < 4         8 bits: vector j + 4 h
 //
 // With whole scales (whole.h) the lanes of a vector are of two subs in turn, and of every other
 // two rows: lane 4 a + 2 b + s of vector h is row 4 a + 2 h + b, sub s of a pair. Four inputs of
 // both subs are a step: nibble vector 2 k + h holds a step in the low nibbles, and half a sub on,
 // another in the high ones.
+//
+// All of it lies in the order in which one token's product touches it, scales first. Then the
+// processor sees one stream and fetches ahead by itself: one token with Q4_0, two threads on Zen 4,
+// of 52 GB/s: 0.84 with scales behind the codes and lines asked for ahead, 0.92 to 0.94 so.
 //
 // Scales are f16, one a sub ("plain": Q4_0 and its kin); or small integers, one a sub, times one
 // f16 a group ("nested": the K types). Both give the scale of the file exactly, in f32; with codes
@@ -38,19 +42,19 @@ inline constexpr int kRows = 16;    // rows in a panel
 inline constexpr int kGroup = 128;  // inputs in a group, and in one scale of the activations
 inline constexpr int kBlocks = 4;   // blocks of 32 inputs in a group
 
-// Codes of one group.
+// Codes of one block.
 template <int Bits>
 struct Codes {
-    uint8_t nibble[kBlocks][4][64];
-    uint8_t high[kBlocks][Bits - 4][64];
+    uint8_t high[Bits - 4][64];
+    uint8_t nibble[4][64];
 };
 template <>
 struct Codes<4> {
-    uint8_t nibble[kBlocks][4][64];
+    uint8_t nibble[4][64];
 };
 template <>
 struct Codes<8> {
-    uint8_t byte[kBlocks][8][64];
+    uint8_t byte[4][2][64];
 };
 
 // Scales of one group: `Subs` for each row, with or without minima.
@@ -104,8 +108,8 @@ struct alignas(64) Panel {
     using Plain = std::conditional_t<Whole, WholeScales<Subs, Min>, PlainScales<Subs, Min>>;
     using Scales = std::conditional_t<Nested, NestedScales<Subs, Min>, Plain>;
 
-    Codes<Bits> codes;
-    Scales scales;
+    alignas(64) Scales scales;
+    alignas(64) Codes<Bits> blocks[kBlocks];
 };
 
 // Where a row is in the vectors of types with whole scales: which of two, and its lane, of the
