@@ -60,6 +60,10 @@ inline constexpr int kPeakBytes = 1024;  // of operands: four rounds' of the wid
 // docs/log.md.
 extern const bool follows_streams;
 
+// Up to so many tokens: with more work between two lines it sees too little of the stream. BF16
+// and F32 have fewer instructions a line.
+inline constexpr int kFollowed = 2, kFollowedFloats = 4;
+
 // Asks for a line, and stays where it is written: compilers move other requests together, over
 // loads and fences.
 inline void prefetch_here(const uint8_t* line) {
@@ -125,9 +129,9 @@ struct Isa {
 
     // Half (0 or 1) of a strip = one group of a panel of this type.
     void (*unpack)(Type type, const uint8_t* group, int half, Strip& strip);
-    // Half (0 or 1) of strip (k, 32) = k inputs of a panel of floats. Of BF16 k is even, and of
-    // each pair the second input stands first: see `dot_pairs`.
-    void (*unpack_floats)(Type type, const uint8_t* panel, int64_t k, int half, float* strip);
+    // Strip (k, 32) = k inputs of a group of floats. Of BF16 k is even, and of each pair the second
+    // input stands first: see `dot_pairs`.
+    void (*unpack_floats)(Type type, const uint8_t* group, int64_t k, float* strip);
 
     // acc (n, 32) += the strips' rows times n rows of x, whose groups lie `stride` apart.
     void (*dot)(Type type, const Strip* strips, int64_t n_strips, const Rounded* x, int64_t stride,
@@ -138,16 +142,16 @@ struct Isa {
                     int64_t stride, int64_t n, float* acc);
     // acc (n, 32) += strip (k, 32) times the first k <= 128 of x (n, 128).
     void (*dot_floats)(const float* strip, int64_t k, const float* x, int64_t n, float* acc);
-    // The same from k inputs of two panels of floats, for n <= few_tokens.
-    void (*dot_few_floats)(Type type, const uint8_t* const panels[2], int64_t k, const float* x,
-                           int64_t n, float* acc);
+    // The same from k inputs of a group of floats, for n <= few_tokens.
+    void (*dot_few_floats)(Type type, const uint8_t* group, int64_t k, const float* x, int64_t n,
+                           float* acc);
 
     // to (k) = x (k), rounded to nearest even; what is smaller than 2^-126 becomes 0, or -0.
     void (*round_bf16)(const float* x, int64_t k, uint16_t* to);
-    // acc (n, 32) += `n_pairs` pairs of inputs of two panels times the first of x (n, 128), all
+    // acc (n, 32) += `n_pairs` pairs of inputs of a group times the first of x (n, 128), all
     // bf16. Null where the machine has no such product; then the same bits come from `dot_floats`,
     // if of each pair the second input stands first.
-    void (*dot_pairs)(const uint8_t* const panels[2], int64_t n_pairs, const uint16_t* x, int64_t n,
+    void (*dot_pairs)(const uint8_t* group, int64_t n_pairs, const uint16_t* x, int64_t n,
                       float* acc);
 
     // y (n, valid) = activation(acc (n, 32) * units + bias) + residual; rows of y, residual:

@@ -143,16 +143,16 @@ WITH_PAIRS inline F dot2(F acc, B a, B b) {
     return _mm512_dpbf16_ps(acc, __builtin_bit_cast(__m512bh, a), __builtin_bit_cast(__m512bh, b));
 }
 
-// `First` of the tiles of a group: it asks for the weights that are read next.
-template <int T, bool First>
-WITH_PAIRS void pair_tile(const uint8_t* const panels[2], int64_t n_pairs, const uint16_t* x,
-                          float* acc) {
+// `Asks` for the weights that are read next.
+template <int T, bool Asks>
+WITH_PAIRS void pair_tile(const uint8_t* group, int64_t n_pairs, const uint16_t* x, float* acc) {
     F sum[2][T];
     EACH (t, T) sum[0][t] = sum[1][t] = set(0.0f);
     for (int64_t i = 0; i < n_pairs; ++i) {
-        if constexpr (First)
-            for (int p = 0; p < 2; ++p) prefetch_far(panels[p] + 64 * i);
-        const B w[2] = {load_bytes(panels[0] + 64 * i), load_bytes(panels[1] + 64 * i)};
+        const uint8_t* lines = group + 2 * 64 * i;
+        if constexpr (Asks)
+            for (int p = 0; p < 2; ++p) prefetch_far(lines + 64 * p);
+        const B w[2] = {load_bytes(lines), load_bytes(lines + 64)};
         EACH (t, T) {
             const B a = set_four(reinterpret_cast<const int8_t*>(x + t * kGroup + 2 * i));
             sum[0][t] = dot2(sum[0][t], w[0], a);
@@ -161,28 +161,31 @@ WITH_PAIRS void pair_tile(const uint8_t* const panels[2], int64_t n_pairs, const
     }
     EACH (t, T)
         for (int p = 0; p < 2; ++p) {
-            float* to = acc + t * kStripRow + W * p;
+            float* to = acc + t * kStripRows + W * p;
             store(to, add(load(to), sum[p][t]));
         }
 }
 
 template <int T, bool First>
-WITH_PAIRS void pair_tiles(const uint8_t* const panels[2], int64_t n_pairs, const uint16_t* x,
-                           int64_t n, float* acc) {
+WITH_PAIRS void pair_tiles(const uint8_t* group, int64_t n_pairs, const uint16_t* x, int64_t n,
+                           float* acc) {
     if constexpr (T > 1)
-        if (n < T) return pair_tiles<T - 1, First>(panels, n_pairs, x, n, acc);
-    pair_tile<T, First>(panels, n_pairs, x, acc);
+        if (n < T) return pair_tiles<T - 1, First>(group, n_pairs, x, n, acc);
+    if (First && !(T <= kFollowedFloats && follows_streams))
+        pair_tile<T, true>(group, n_pairs, x, acc);
+    else
+        pair_tile<T, false>(group, n_pairs, x, acc);
     int64_t t = T;
     for (; t + T <= n; t += T)
-        pair_tile<T, false>(panels, n_pairs, x + t * kGroup, acc + t * kStripRow);
+        pair_tile<T, false>(group, n_pairs, x + t * kGroup, acc + t * kStripRows);
     if constexpr (T > 1)
         if (t < n)
-            pair_tiles<T - 1, false>(panels, n_pairs, x + t * kGroup, n - t, acc + t * kStripRow);
+            pair_tiles<T - 1, false>(group, n_pairs, x + t * kGroup, n - t, acc + t * kStripRows);
 }
 
-WITH_PAIRS void dot_pairs(const uint8_t* const panels[2], int64_t n_pairs, const uint16_t* x,
-                          int64_t n, float* acc) {
-    pair_tiles<kFloatTileTokens, true>(panels, n_pairs, x, n, acc);
+WITH_PAIRS void dot_pairs(const uint8_t* group, int64_t n_pairs, const uint16_t* x, int64_t n,
+                          float* acc) {
+    pair_tiles<kFloatTileTokens, true>(group, n_pairs, x, n, acc);
 }
 
 // The instruction takes numbers below 2^-126 for 0 of their sign, as `round_bf16` does.

@@ -93,8 +93,8 @@ class Matrix {
     int64_t n_groups() const { return n_groups_; }
     int64_t group_bytes() const { return group_bytes_; }
 
-    // Group g (128 inputs) of the upper or lower 16 of rows 32 * pair .. 32 * pair + 32. Whoever
-    // multiplies a pair reads memory from front to back.
+    // Group g (128 inputs) of the upper or lower 16 of rows 32 * pair .. 32 * pair + 32; of floats
+    // both are one, at half 0. Whoever multiplies a pair reads memory from front to back.
     const uint8_t* group(int64_t pair, int64_t g, int half) const {
         return data_.get() + ((pair * n_groups_ + g) * 2 + half) * group_bytes_;
     }

@@ -12,8 +12,6 @@ namespace starcoder {
 
 namespace {
 
-constexpr int kStripRows = 2 * kRows;  // two panels are multiplied together
-
 // Groups unpacked at a time: two strips are 12 KB at most, and stay near the multipliers while all
 // tokens of a block pass by. Eight leave a cache of 32 KB: tiles at 73 to 79 percent of the peak on
 // Zen 4, with two at 80 (docs/log.md).
@@ -194,28 +192,25 @@ void multiply_group(const Matrix& w, int64_t pair, int64_t g, const float* x, in
                     float* acc) {
     const int64_t k = w.type() == Type::BF16 ? even(w.n_cols()) : w.n_cols();
     const int64_t count = std::min<int64_t>(kGroup, k - g * kGroup);
-    const uint8_t* panels[2] = {w.group(pair, g, 0), w.group(pair, g, 1)};
+    const uint8_t* group = w.group(pair, g, 0);
     // F32 is multiplied as it lies: a strip would be a copy. Prompts of 512 on Zen 4, in turns: 79
     // percent of the peak from strips, 85 without.
     if (const int64_t few = isa().few_tokens; w.type() == Type::F32 || are_few(n)) {
         for (int64_t i = 0; i < n; i += few)
-            isa().dot_few_floats(w.type(), panels, count, x + i * kGroup, std::min(few, n - i),
+            isa().dot_few_floats(w.type(), group, count, x + i * kGroup, std::min(few, n - i),
                                  acc + i * kStripRows);
         return;
     }
-    for (const uint8_t* panel : panels)
-        for (int64_t i = 0; i < w.group_bytes(); i += 64) prefetch_far(panel + i);
+    for (int64_t i = 0; i < 2 * w.group_bytes(); i += 64) prefetch_far(group + i);
     alignas(64) float strip[kGroup * kStripRows];
-    for (int half = 0; half < 2; ++half)
-        isa().unpack_floats(w.type(), panels[half], count, half, strip);
+    isa().unpack_floats(w.type(), group, count, strip);
     isa().dot_floats(strip, count, x, n, acc);
 }
 
 void multiply_group(const Matrix& w, int64_t pair, int64_t g, const uint16_t* x, int64_t n,
                     float* acc) {
     const int64_t count = std::min<int64_t>(kGroup, even(w.n_cols()) - g * kGroup);
-    const uint8_t* panels[2] = {w.group(pair, g, 0), w.group(pair, g, 1)};
-    isa().dot_pairs(panels, count / 2, x, n, acc);
+    isa().dot_pairs(w.group(pair, g, 0), count / 2, x, n, acc);
 }
 
 // Inputs of `all` tokens, in groups.
@@ -349,15 +344,17 @@ namespace {
 
 // Group g of row `row`: up to 128 floats.
 void embed_group(const Matrix& w, int64_t row, int64_t g, int64_t count, float* y) {
-    const int lane = static_cast<int>(row % kRows);
-    const uint8_t* group = w.group(row / kStripRows, g, static_cast<int>(row / kRows % 2));
     if (is_float(w.type())) {
         alignas(64) float strip[kGroup * kStripRows];
         const bool pairs = w.type() == Type::BF16;
-        isa().unpack_floats(w.type(), group, pairs ? even(count) : count, 0, strip);
-        for (int64_t i = 0; i < count; ++i) y[i] = strip[(pairs ? i ^ 1 : i) * kStripRows + lane];
+        isa().unpack_floats(w.type(), w.group(row / kStripRows, g, 0), pairs ? even(count) : count,
+                            strip);
+        for (int64_t i = 0; i < count; ++i)
+            y[i] = strip[(pairs ? i ^ 1 : i) * kStripRows + row % kStripRows];
         return;
     }
+    const int lane = static_cast<int>(row % kRows);
+    const uint8_t* group = w.group(row / kStripRows, g, static_cast<int>(row / kRows % 2));
     Strip strip;
     isa().unpack(w.type(), group, 0, strip);
     dispatch(w.type(), [&](auto, auto p) {

@@ -18,8 +18,7 @@
 namespace starcoder {
 namespace {
 
-constexpr int kVectors = kRows / W;   // vectors in the 16 rows of a panel
-constexpr int kStripRow = 2 * kRows;  // rows of a strip
+constexpr int kVectors = kRows / W;  // vectors in the 16 rows of a panel
 
 }  // namespace
 }  // namespace starcoder

@@ -1,35 +1,35 @@
-// Matrix products with float weights: panels to strips, tiles of strips and panels, rounding to
+// Matrix products with float weights: groups to strips, tiles of strips and groups, rounding to
 // bf16. Part of loops.h.
 #pragma once
 
 namespace starcoder {
 namespace {
 
-// Rows r .. r + W of input i of a panel of floats. BF16 has pairs of inputs side by side; of each
+// Rows r .. r + W of input i of a group of floats. BF16 has pairs of inputs side by side; of each
 // the second comes first.
 template <Type Kind>
-F read_floats(const uint8_t* panel, int64_t i, int r) {
-    const auto* halves = reinterpret_cast<const uint16_t*>(panel);
+F read_floats(const uint8_t* group, int64_t i, int r) {
+    const auto* halves = reinterpret_cast<const uint16_t*>(group);
     if constexpr (Kind == Type::F32)
-        return load(reinterpret_cast<const float*>(panel) + i * kRows + r);
+        return load(reinterpret_cast<const float*>(group) + i * kStripRows + r);
     else if constexpr (Kind == Type::F16)
-        return load_half(halves + i * kRows + r);
+        return load_half(halves + i * kStripRows + r);
     else
-        return load_bf16(halves + i / 2 * 2 * kRows + 2 * r, i % 2 == 0);
+        return load_bf16(halves + i / 2 * 2 * kStripRows + 2 * r, i % 2 == 0);
 }
 
 template <Type Kind>
-void unpack_panel_floats(const uint8_t* panel, int64_t k, int half, float* strip) {
+void unpack_group_floats(const uint8_t* group, int64_t k, float* strip) {
     for (int64_t i = 0; i < k; ++i)
-        for (int r = 0; r < kRows; r += W)
-            store(strip + i * kStripRow + kRows * half + r, read_floats<Kind>(panel, i, r));
+        for (int r = 0; r < kStripRows; r += W)
+            store(strip + i * kStripRows + r, read_floats<Kind>(group, i, r));
 }
 
-void unpack_floats(Type type, const uint8_t* panel, int64_t k, int half, float* strip) {
+void unpack_floats(Type type, const uint8_t* group, int64_t k, float* strip) {
     switch (type) {
-        case Type::F32: return unpack_panel_floats<Type::F32>(panel, k, half, strip);
-        case Type::F16: return unpack_panel_floats<Type::F16>(panel, k, half, strip);
-        default: return unpack_panel_floats<Type::BF16>(panel, k, half, strip);
+        case Type::F32: return unpack_group_floats<Type::F32>(group, k, strip);
+        case Type::F16: return unpack_group_floats<Type::F16>(group, k, strip);
+        default: return unpack_group_floats<Type::BF16>(group, k, strip);
     }
 }
 
@@ -42,7 +42,7 @@ void float_tile(const float* strip, int64_t k, int v, const float* x, float* acc
         EACH (p, P) sum[p][t] = set(0.0f);
     for (int64_t i = 0; i < k; ++i) {
         F w[P];
-        EACH (p, P) w[p] = load(strip + i * kStripRow + W * (v + p));
+        EACH (p, P) w[p] = load(strip + i * kStripRows + W * (v + p));
         EACH (t, T) {
             const F a = set(x[t * kGroup + i]);
             EACH (p, P) sum[p][t] = fma(w[p], a, sum[p][t]);
@@ -50,7 +50,7 @@ void float_tile(const float* strip, int64_t k, int v, const float* x, float* acc
     }
     EACH (t, T)
         EACH (p, P) {
-            float* to = acc + t * kStripRow + W * (v + p);
+            float* to = acc + t * kStripRows + W * (v + p);
             store(to, add(load(to), sum[p][t]));
         }
 }
@@ -58,34 +58,36 @@ void float_tile(const float* strip, int64_t k, int v, const float* x, float* acc
 template <int P, int T>
 void float_tiles(const float* strip, int64_t k, int v, const float* x, int64_t n, float* acc) {
     int64_t t = 0;
-    for (; t + T <= n; t += T) float_tile<P, T>(strip, k, v, x + t * kGroup, acc + t * kStripRow);
+    for (; t + T <= n; t += T) float_tile<P, T>(strip, k, v, x + t * kGroup, acc + t * kStripRows);
     if constexpr (T > 1)
-        if (t < n) float_tiles<P, T - 1>(strip, k, v, x + t * kGroup, n - t, acc + t * kStripRow);
+        if (t < n) float_tiles<P, T - 1>(strip, k, v, x + t * kGroup, n - t, acc + t * kStripRows);
 }
 
 void dot_floats(const float* strip, int64_t k, const float* x, int64_t n, float* acc) {
-    for (int v = 0; v < kStripRow / W; v += kTileVectors)
+    for (int v = 0; v < kStripRows / W; v += kTileVectors)
         float_tiles<kTileVectors, kFloatTileTokens>(strip, k, v, x, n, acc);
 }
 
-// The same straight from the panels, for few tokens: the same operations as in float_tile.
-template <Type Kind, int T>
-void float_panels(const uint8_t* const panels[2], int64_t k, const float* x, int64_t n,
-                  float* acc) {
-    if constexpr (T > 1)
-        if (n < T) return float_panels<Kind, T - 1>(panels, k, x, n, acc);
-    constexpr int P = kTileVectors, kInputs = Kind == Type::F32 ? 1 : 2;  // of a line
-    for (int v = 0; v < kStripRow / W; v += P) {
+// Rows that are multiplied at once by few tokens: by one or two all, so that lines are loaded in
+// the order in which they lie.
+constexpr int vectors_of(int tokens) { return tokens <= 2 ? kStripRows / W : kTileVectors; }
+
+// The same straight from a group, for few tokens: the same operations as in float_tile.
+template <Type Kind, int T, bool Asks>
+void group_tile(const uint8_t* group, int64_t k, const float* x, float* acc) {
+    constexpr int P = vectors_of(T);
+    constexpr int kFloats = 64 / static_cast<int>(Kind == Type::F32 ? sizeof(float) : sizeof(half));
+    for (int v = 0; v < kStripRows / W; v += P) {
         F sum[P][T];
         EACH (t, T)
             EACH (p, P) sum[p][t] = set(0.0f);
         for (int64_t i = 0; i < k; ++i) {
             F w[P];
             EACH (p, P) {
-                const uint8_t* panel = panels[(v + p) / kVectors];
-                const int at = (v + p) % kVectors;
-                if (at == 0 && i % kInputs == 0) prefetch_far(panel + i / kInputs * 64);
-                w[p] = read_floats<Kind>(panel, i, at * W);
+                const int r = (v + p) * W;
+                if (Asks && r % kFloats == 0)
+                    prefetch_far(group + (i * kStripRows + r) / kFloats * 64);
+                w[p] = read_floats<Kind>(group, i, r);
             }
             EACH (t, T) {
                 const F a = set(x[t * kGroup + i]);
@@ -94,19 +96,30 @@ void float_panels(const uint8_t* const panels[2], int64_t k, const float* x, int
         }
         EACH (t, T)
             EACH (p, P) {
-                float* to = acc + t * kStripRow + W * (v + p);
+                float* to = acc + t * kStripRows + W * (v + p);
                 store(to, add(load(to), sum[p][t]));
             }
     }
 }
 
-void dot_few_floats(Type type, const uint8_t* const panels[2], int64_t k, const float* x, int64_t n,
+template <Type Kind, int T>
+void group_tiles(const uint8_t* group, int64_t k, const float* x, int64_t n, float* acc) {
+    if constexpr (T > 1)
+        if (n < T) return group_tiles<Kind, T - 1>(group, k, x, n, acc);
+    constexpr int kMost = Kind == Type::F16 ? kFollowed : kFollowedFloats;
+    if (T <= kMost && vectors_of(T) * W == kStripRows && follows_streams)
+        group_tile<Kind, T, false>(group, k, x, acc);
+    else
+        group_tile<Kind, T, true>(group, k, x, acc);
+}
+
+void dot_few_floats(Type type, const uint8_t* group, int64_t k, const float* x, int64_t n,
                     float* acc) {
     constexpr int T = kFewTokens;
     switch (type) {
-        case Type::F32: return float_panels<Type::F32, T>(panels, k, x, n, acc);
-        case Type::F16: return float_panels<Type::F16, T>(panels, k, x, n, acc);
-        default: return float_panels<Type::BF16, T>(panels, k, x, n, acc);
+        case Type::F32: return group_tiles<Type::F32, T>(group, k, x, n, acc);
+        case Type::F16: return group_tiles<Type::F16, T>(group, k, x, n, acc);
+        default: return group_tiles<Type::BF16, T>(group, k, x, n, acc);
     }
 }
 

@@ -59,7 +59,7 @@ void dot_tile(const Strip* strips, int64_t n_strips, int v, const Rounded* x, in
         EACH (t, T) {
             const F scale = set(x[t].scale);
             EACH (p, P) {
-                float* to = acc + t * kStripRow + W * (v + p);
+                float* to = acc + t * kStripRows + W * (v + p);
                 store(to, fma(inner[p][t], scale, load(to)));
             }
         }
@@ -110,7 +110,7 @@ void whole_tile(const Strip* strips, int64_t n_strips, int v, const Rounded* x, 
             EACH (t, T) whole[t] = dot_words(whole[t], pack_words(dot[0][t], dot[1][t]), scale);
         }
         EACH (t, T) {
-            float* to = acc + t * kStripRow + W * v;
+            float* to = acc + t * kStripRows + W * v;
             store(to, fma(to_float(whole[t]), set(x[t].scale), load(to)));
         }
         std::atomic_signal_fence(std::memory_order_seq_cst);  // as in dot_tile
@@ -123,7 +123,7 @@ void dot_tiles(const Strip* strips, int64_t n_strips, int v, const Rounded* x, i
                int64_t n, float* acc) {
     int64_t t = 0;
     for (; t + T <= n; t += T) {
-        float* to = acc + t * kStripRow;
+        float* to = acc + t * kStripRows;
         if constexpr (P::Whole)
             whole_tile<T, P::Subs, P::Min>(strips, n_strips, v, x + t, stride, to);
         else
@@ -132,13 +132,13 @@ void dot_tiles(const Strip* strips, int64_t n_strips, int v, const Rounded* x, i
     }
     if constexpr (T > 1)
         if (t < n)
-            dot_tiles<P, T - 1>(strips, n_strips, v, x + t, stride, n - t, acc + t * kStripRow);
+            dot_tiles<P, T - 1>(strips, n_strips, v, x + t, stride, n - t, acc + t * kStripRows);
 }
 
 template <class P>
 void dot_panels(const Strip* strips, int64_t n_strips, const Rounded* x, int64_t stride, int64_t n,
                 float* acc) {
-    for (int v = 0; v < kStripRow / W; v += P::Whole ? 1 : kTileVectors)
+    for (int v = 0; v < kStripRows / W; v += P::Whole ? 1 : kTileVectors)
         dot_tiles<P, kTileTokens>(strips, n_strips, v, x, stride, n, acc);
 }
 
@@ -192,7 +192,7 @@ void prefetch_quarter(const P& panel, int b) {
     constexpr size_t kLines = sizeof(P) / 64;
     const auto* lines = reinterpret_cast<const uint8_t*>(&panel);
     for (size_t i = kLines * b / kBlocks; i < kLines * (b + 1) / kBlocks; ++i)
-        if constexpr (T <= 2)
+        if constexpr (T <= kFollowed)
             prefetch_near(lines + 64 * i);
         else
             prefetch_far(lines + 64 * i);
@@ -266,7 +266,7 @@ void whole_rows(const P& panel, int r, const Rounded* x, float* acc) {
         }
     }
     EACH (t, T) {
-        float* to = acc + t * kStripRow + r;
+        float* to = acc + t * kStripRows + r;
         store(to, fma(to_float(whole[t]), set(x[t].scale), load(to)));
     }
 }
@@ -299,7 +299,7 @@ void dot_rows(const P& panel, int r, const Rounded* x, float* acc) {
         if constexpr (Halves) add_sub(s + 1, high);
     }
     EACH (t, T) {
-        float* to = acc + t * kStripRow + r;
+        float* to = acc + t * kStripRows + r;
         store(to, fma(inner[t], set(x[t].scale), load(to)));
     }
 }
@@ -324,7 +324,7 @@ void dot_pair(const uint8_t* groups, int64_t n_groups, const Rounded* x, int64_t
               float* acc) {
     if constexpr (T > 1)
         if (n < T) return dot_pair<P, T - 1>(groups, n_groups, x, stride, n, acc);
-    if (T <= 2 && follows_streams)
+    if (T <= kFollowed && follows_streams)
         dot_panels_few<P, T, false>(groups, n_groups, x, stride, acc);
     else
         dot_panels_few<P, T, true>(groups, n_groups, x, stride, acc);
@@ -360,7 +360,7 @@ void finish(const float* acc, int64_t n, int valid, const float* units, const fl
         return residual ? add(v, load(r)) : v;
     };
     for (int64_t t = 0; t < n; ++t) {
-        const float* row = acc + t * kStripRow;
+        const float* row = acc + t * kStripRows;
         int i = 0;
         for (; i + W <= valid; i += W)
             store(y + t * stride + i,

@@ -42,8 +42,7 @@ void put_four(uint8_t* vector, int r, const uint8_t* four) { std::memcpy(vector 
 template <class P>
 uint8_t* paired_codes(P& panel, int s, int i, int r) {
     const int vector = 2 * (s / 2 * (P::Steps / 2) + i) + pair_half(r);
-    return reinterpret_cast<uint8_t*>(panel.blocks) + 64 * vector +
-           4 * (pair_lane(r) + s % 2);
+    return reinterpret_cast<uint8_t*>(panel.blocks) + 64 * vector + 4 * (pair_lane(r) + s % 2);
 }
 
 template <class P>
@@ -61,7 +60,8 @@ void pack_codes(const uint8_t* code, int r, P& panel) {
     if constexpr (P::Whole) return pack_paired_codes(code, r, panel);
     for (int b = 0; b < kBlocks; ++b, code += 32) {
         if constexpr (P::Bits == 8) {
-            for (int j = 0; j < 8; ++j) put_four(panel.blocks[b].byte[j % 4][j / 4], r, code + 4 * j);
+            for (int j = 0; j < 8; ++j)
+                put_four(panel.blocks[b].byte[j % 4][j / 4], r, code + 4 * j);
         } else {
             uint8_t nibble[16];
             for (int i = 0; i < 16; ++i)
@@ -141,15 +141,25 @@ void pack_group(const Block* rows, int64_t n_rows, int64_t n_cols, int64_t g,
     }
 }
 
-template <class T>
-void pack_group(const T* rows, int64_t n_rows, int64_t n_cols, int64_t g, bool pairs,
-                uint8_t* out) {
-    T* panel = reinterpret_cast<T*>(out);
-    const int64_t first = g * kGroup, n = std::min<int64_t>(kGroup, n_cols - first);
-    for (int64_t r = 0; r < n_rows; ++r)
-        for (int64_t i = 0; i < n; ++i)
-            panel[pairs ? (i / 2 * kRows + r) * 2 + i % 2 : i * kRows + r] =
-                rows[r * n_cols + first + i];
+// The rows of one panel, all groups; from `row` on there are up to 16.
+template <class Block, class P>
+void pack_panel(const Block* rows, int64_t n_rows, int64_t n_cols, float* unit, uint8_t* out) {
+    const WholeRows<Block, P> whole(rows, n_rows, n_cols);
+    if (unit) std::copy_n(whole.unit, kRows, unit);
+    for (int64_t g = 0; g < divide_up(n_cols, kGroup) && n_rows > 0; ++g)
+        pack_group<Block, P>(rows, n_rows, n_cols, g, whole, out + 2 * g * int64_t{sizeof(P)});
+}
+
+// Up to 32 rows of floats. `kPairs` of inputs stand side by side.
+template <class T, bool kPairs>
+void pack_floats(const T* rows, int64_t n_rows, int64_t n_cols, T* out) {
+    for (int64_t first = 0; first < n_cols; first += kGroup, out += kGroup * kStripRows) {
+        const int64_t n = std::min<int64_t>(kGroup, n_cols - first);
+        for (int64_t r = 0; r < n_rows; ++r)
+            for (int64_t i = 0; i < n; ++i)
+                out[kPairs ? (i / 2 * kStripRows + r) * 2 + i % 2 : i * kStripRows + r] =
+                    rows[r * n_cols + first + i];
+    }
 }
 
 }  // namespace
@@ -161,45 +171,41 @@ Matrix::Matrix(Type type, const void* data, int64_t n_rows, int64_t n_cols)
     else
         group_bytes_ = dispatch(
             type, [](auto, auto p) { return int64_t{sizeof(typename decltype(p)::type)}; });
-    const int64_t pairs = divide_up(n_rows, 2 * kRows);
+    const int64_t pairs = divide_up(n_rows, kStripRows);
     const auto panels_bytes = static_cast<size_t>(pairs * n_groups_ * 2 * group_bytes_);
-    nbytes_ = panels_bytes + (is_whole(type) ? sizeof(float[2 * kRows]) * pairs : 0);
+    nbytes_ = panels_bytes + (is_whole(type) ? sizeof(float[kStripRows]) * pairs : 0);
     data_ = allocate(nbytes_);
     if (is_whole(type)) units_ = reinterpret_cast<float*>(data_.get() + panels_bytes);
 
     const auto* bytes = static_cast<const uint8_t*>(data);
     const int64_t row_bytes = n_cols / block_len(type) * block_bytes(type);
-    const auto pack_panel = [&](int64_t panel, auto pack_one) {
-        const int64_t row = panel * kRows, count = std::min<int64_t>(kRows, n_rows - row);
-        for (int64_t g = 0; g < n_groups_ && count > 0; ++g)
-            pack_one(bytes + row * row_bytes, count, g,
-                     const_cast<uint8_t*>(group(panel / 2, g, static_cast<int>(panel % 2))));
+    const auto place = [&](int64_t pair, int half) {
+        return const_cast<uint8_t*>(group(pair, 0, half));
     };
-    parallel_pieces(2 * pairs, 4, [&](int64_t begin, int64_t end) {
-        for (int64_t panel = begin; panel < end; ++panel) {
-            if (type == Type::F32)
-                pack_panel(panel, [&](const uint8_t* rows, int64_t n, int64_t g, uint8_t* out) {
-                    pack_group(reinterpret_cast<const uint32_t*>(rows), n, n_cols, g, false, out);
-                });
-            else if (is_float(type))
-                pack_panel(panel, [&](const uint8_t* rows, int64_t n, int64_t g, uint8_t* out) {
-                    const bool pairs = type == Type::BF16;
-                    pack_group(reinterpret_cast<const uint16_t*>(rows), n, n_cols, g, pairs, out);
-                });
-            else
-                dispatch(type, [&](auto b, auto p) {
-                    using Block = typename decltype(b)::type;
-                    using P = typename decltype(p)::type;
-                    const int64_t row = panel * kRows;
-                    const WholeRows<Block, P> whole(
-                        reinterpret_cast<const Block*>(bytes + row * row_bytes),
-                        std::clamp<int64_t>(n_rows - row, 0, kRows), n_cols);
-                    if (units_) std::copy_n(whole.unit, kRows, units_ + row);
-                    pack_panel(panel, [&](const uint8_t* rows, int64_t n, int64_t g, uint8_t* out) {
-                        pack_group<Block, P>(reinterpret_cast<const Block*>(rows), n, n_cols, g,
-                                             whole, out);
-                    });
-                });
+    parallel_pieces(pairs, 2, [&](int64_t begin, int64_t end) {
+        for (int64_t pair = begin; pair < end; ++pair) {
+            const int64_t first = pair * kStripRows;
+            const auto pack_halves = [&](auto block, auto p) {
+                using Block = typename decltype(block)::type;
+                using P = typename decltype(p)::type;
+                for (int half = 0; half < 2; ++half) {
+                    const int64_t row = first + half * kRows;
+                    pack_panel<Block, P>(reinterpret_cast<const Block*>(bytes + row * row_bytes),
+                                         std::clamp<int64_t>(n_rows - row, 0, kRows), n_cols,
+                                         units_ ? units_ + row : nullptr, place(pair, half));
+                }
+            };
+            const auto pack_rows = [&]<class T, bool kPairs>() {
+                pack_floats<T, kPairs>(reinterpret_cast<const T*>(bytes + first * row_bytes),
+                                       std::min<int64_t>(kStripRows, n_rows - first), n_cols,
+                                       reinterpret_cast<T*>(place(pair, 0)));
+            };
+            switch (type) {
+                case Type::F32: pack_rows.template operator()<uint32_t, false>(); break;
+                case Type::F16: pack_rows.template operator()<uint16_t, false>(); break;
+                case Type::BF16: pack_rows.template operator()<uint16_t, true>(); break;
+                default: dispatch(type, pack_halves);
+            }
         }
     });
 }

@@ -38,7 +38,8 @@
 
 namespace starcoder {
 
-inline constexpr int kRows = 16;    // rows in a panel
+inline constexpr int kRows = 16;              // rows in a panel
+inline constexpr int kStripRows = 2 * kRows;  // of two panels, which are multiplied together
 inline constexpr int kGroup = 128;  // inputs in a group, and in one scale of the activations
 inline constexpr int kBlocks = 4;   // blocks of 32 inputs in a group
 
@@ -148,16 +149,17 @@ struct alignas(64) Strip {
     uint8_t code[kBlocks * 8][2 * 64];  // [input / 4][4 row + input % 4]; with whole scales
                                         // [2 step + panel][two vectors of it]
     union {
-        float scale[8][2 * kRows];          // [sub][row]
-        int32_t whole_scale[4][2 * kRows];  // [sub / 2][row], two words each
+        float scale[8][kStripRows];          // [sub][row]
+        int32_t whole_scale[4][kStripRows];  // [sub / 2][row], two words each
     };
     union {
-        float min[8][2 * kRows];
-        int32_t whole_min[4][2 * kRows];
+        float min[8][kStripRows];
+        int32_t whole_min[4][kStripRows];
     };
 };
 
-// Float weights (F32, F16, BF16): a panel is [input][row] of the type itself; BF16 keeps pairs of
-// inputs together, [input / 2][row][input % 2], as bf16 dot products take them.
+// Float weights (F32, F16, BF16): a group is [input][row] of the type itself, with 32 rows: both
+// panels line by line, since they are one stream too. BF16 keeps pairs of inputs together,
+// [input / 2][row][input % 2], as bf16 dot products take them.
 
 }  // namespace starcoder
