@@ -201,7 +201,7 @@ void Graph::run(const Inputs& inputs, float* out) {
             // While the others finish: the next weights are on their way.
             for (size_t next = i + 1; next < steps_.size() && inputs.n <= 4; ++next)
                 if (steps_[next].w) {
-                    prefetch_share(team, *steps_[next].w);
+                    prefetch_share(team, *steps_[next].w, inputs.n);
                     break;
                 }
             team.barrier();

@@ -151,8 +151,8 @@ size_t linear_scratch(const Matrix& w, const Input& x, int64_t n);
 void linear(Team& team, const Matrix& w, const Input& x, int64_t n, const float* bias,
             Activation activation, const float* residual, const Output& y, uint8_t* shared);
 
-// Asks memory for the first of the weights that this thread will multiply in `linear`.
-void prefetch_share(const Team& team, const Matrix& w);
+// Asks memory for the first of the weights that this thread will multiply in `linear`, n tokens.
+void prefetch_share(const Team& team, const Matrix& w, int64_t n);
 
 // y (n, k) = rows `ids` (n) of w (m, k)
 void embed(Team& team, const Matrix& w, const int32_t* ids, int64_t n, float* y);
