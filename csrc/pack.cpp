@@ -141,7 +141,7 @@ void pack_group(const Block* rows, int64_t n_rows, int64_t n_cols, int64_t g,
     }
 }
 
-// The rows of one panel, all groups; from `row` on there are up to 16.
+// Up to 16 rows, all groups of one panel: `out` is the first, and its neighbor's lie in between.
 template <class Block, class P>
 void pack_panel(const Block* rows, int64_t n_rows, int64_t n_cols, float* unit, uint8_t* out) {
     const WholeRows<Block, P> whole(rows, n_rows, n_cols);
