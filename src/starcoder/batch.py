@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,14 +36,16 @@ class Batch:
     logit_rows: NDArray[np.int32]  # (r,) rows whose logits are wanted
 
     def __post_init__(self) -> None:
-        n, starts = len(self.tokens), self.row_starts
+        # Lists, here and below: a step of one token finds the caches full of weights, and each
+        # function of numpy that it calls costs it some ten microseconds (docs/log.md).
+        n, starts, rows = len(self.tokens), self.row_starts.tolist(), self.logit_rows.tolist()
         if len(self.positions) != n or len(starts) != len(self.block_tables) + 1:
             raise ValueError("batch: one position per token and one block table per sequence")
-        if starts[0] != 0 or starts[-1] != n or bool(np.any(np.diff(starts) < 1)):
-            raise ValueError(f"batch: row_starts must rise from 0 to {n}, found {starts.tolist()}")
-        if n and int(self.positions.max()) >= self.block_tables.shape[1] * BLOCK_LEN:
+        if starts[0] != 0 or starts[-1] != n or any(a >= b for a, b in pairwise(starts)):
+            raise ValueError(f"batch: row_starts must rise from 0 to {n}, found {starts}")
+        if n and max(self.positions.tolist()) >= self.block_tables.shape[1] * BLOCK_LEN:
             raise ValueError("batch: a position lies beyond its block table")
-        if bool(np.any((self.logit_rows < 0) | (self.logit_rows >= n))):
+        if not all(0 <= row < n for row in rows):
             raise ValueError(f"batch: logit_rows must lie in 0 to {n - 1}")
 
     @classmethod
@@ -52,17 +55,15 @@ class Batch:
         logit_rows: Sequence[int],
     ) -> Batch:
         """A batch from one `(tokens, first_position, block_table)` per sequence."""
-        width = max(len(table) for _, _, table in chunks)
-        tables = np.zeros((len(chunks), width), np.int32)
-        for row, (_, _, table) in zip(tables, chunks, strict=True):
-            row[: len(table)] = table
-        counts = [len(tokens) for tokens, _, _ in chunks]
-        return cls(
-            tokens=np.fromiter((t for ids, _, _ in chunks for t in ids), np.int32, sum(counts)),
-            positions=np.concatenate(
-                [np.arange(p, p + len(ids), dtype=np.int32) for ids, p, _ in chunks]
-            ),
-            row_starts=np.cumsum([0, *counts], dtype=np.int32),
-            block_tables=tables,
-            logit_rows=np.asarray(logit_rows, np.int32),
-        )
+        tokens: list[int] = []
+        positions: list[int] = []
+        row_starts, tables = [0], []
+        for ids, first, table in chunks:
+            tokens += ids
+            positions += range(first, first + len(ids))
+            row_starts.append(len(tokens))
+            tables.append(table[: -(-(first + len(ids)) // BLOCK_LEN)])
+        width = max(map(len, tables))
+        block_tables = [[*table, *[0] * (width - len(table))] for table in tables]
+        arrays = (tokens, positions, row_starts, block_tables, list(logit_rows))
+        return cls(*(np.array(array, np.int32) for array in arrays))

@@ -68,17 +68,18 @@ class Sampler:
         Raises:
             LogitsError: a logit is infinite or not a number.
         """
-        if not np.isfinite(logits).all():
+        # Both also find what is not a number.
+        if not all(math.isfinite(logits[i]) for i in (logits.argmax(), logits.argmin())):
             n_bad = int(np.count_nonzero(~np.isfinite(logits)))
             found = f"{n_bad} of {len(logits)} infinite or not numbers"
             raise LogitsError("logits", found, "numbers", "the model file is probably damaged")
         params = self.params
         logits = self._penalize(logits, tokens)
         if params.temperature == 0:
-            return int(np.argmax(logits))
+            return int(logits.argmax())
         ids, weights = _nucleus(logits, params.temperature, params.top_k, params.top_p)
-        sums = np.cumsum(weights)
-        index = int(np.searchsorted(sums, self._random.random() * sums[-1], side="right"))
+        sums = weights.cumsum()
+        index = int(sums.searchsorted(self._random.random() * sums[-1], side="right"))
         return int(ids[min(index, len(ids) - 1)])
 
     def _penalize(self, logits: NDArray[np.float32], tokens: Sequence[int]) -> NDArray[np.float32]:
@@ -130,7 +131,7 @@ def _cut(
     """The fewest leading ids that have the share `top_p` of `total`; at least one."""
     if top_p == 1:
         return ids, weights
-    n = int(np.searchsorted(np.cumsum(weights), top_p * total)) + 1
+    n = int(weights.cumsum().searchsorted(top_p * total)) + 1
     return ids[:n], weights[:n]
 
 
@@ -146,9 +147,9 @@ def _top(logits: NDArray[np.float32], k: int) -> NDArray[np.intp]:
     else:
         pool = logits
         if k <= n_groups:
-            pool = logits[: n_groups * _GROUP].reshape(_GROUP, n_groups).max(axis=0)
-        ids = np.flatnonzero(logits >= np.partition(pool, len(pool) - k)[len(pool) - k])
-    return ids[np.argsort(-logits[ids], kind="stable")[:k]]
+            pool = np.maximum.reduce(logits[: n_groups * _GROUP].reshape(_GROUP, n_groups))
+        ids = (logits >= np.partition(pool, len(pool) - k)[len(pool) - k]).nonzero()[0]
+    return ids[(-logits[ids]).argsort(kind="stable")[:k]]
 
 
 def _check_int(name: str, value: int, low: int, high: int) -> None:
