@@ -54,7 +54,10 @@ class Batch:
         chunks: Sequence[tuple[Sequence[int], int, Sequence[int]]],
         logit_rows: Sequence[int],
     ) -> Batch:
-        """A batch from one `(tokens, first_position, block_table)` per sequence."""
+        """A batch from one `(tokens, first_position, block_table)` per sequence.
+
+        Of a block table only the blocks up to the last of these tokens are taken.
+        """
         tokens: list[int] = []
         positions: list[int] = []
         row_starts, tables = [0], []
