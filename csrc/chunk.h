@@ -1,32 +1,27 @@
 // Large stretches of memory, straight from the system.
 #pragma once
 
-#include <sys/mman.h>
-
 #include <cstddef>
 #include <cstdint>
-#include <new>
 #include <utility>
 
 namespace starcoder {
 
 inline constexpr size_t kHugePage = size_t{2} << 20;
 
+// Which pages a chunk begins with. `Quick`: huge ones, unless the first of them comes slowly. A
+// virtual machine may have given free memory back to its host, in stretches of this size, and waits
+// for each small page of them: 5 ms for a huge page, 1.2 s and more to load a 1B model that takes
+// 0.6 with small pages. Shorter stretches it kept.
+enum class Pages { Huge, Quick, Small };
+
 // Fresh zeroed memory in huge pages, where the system has them: fewer faults while packing, fewer
-// misses of the address cache while decoding.
+// misses of the address cache while decoding. Where it begins with small ones, `gather` makes huge
+// ones of them later.
 class Chunk {
   public:
-    explicit Chunk(size_t nbytes) : nbytes_(nbytes + kHugePage) {
-        void* map =
-            mmap(nullptr, nbytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (map == MAP_FAILED) throw std::bad_alloc();
-        map_ = static_cast<uint8_t*>(map);
-        next_ = map_ + (kHugePage - reinterpret_cast<uintptr_t>(map_) % kHugePage);
-#if defined(MADV_HUGEPAGE)
-        madvise(next_, nbytes, MADV_HUGEPAGE);
-#endif
-    }
-    ~Chunk() { munmap(map_, nbytes_); }
+    explicit Chunk(size_t nbytes, Pages pages = Pages::Huge);  // std::bad_alloc: no room for it
+    ~Chunk();
     Chunk(const Chunk&) = delete;
     Chunk& operator=(const Chunk&) = delete;
 
@@ -36,9 +31,16 @@ class Chunk {
         return std::exchange(next_, next_ + nbytes);
     }
 
+    bool is_scattered() const { return small_ != nullptr; }  // began with small pages
+
+    // Makes one huge page of what was taken; its contents stay, and may be read meanwhile. False:
+    // none is left to make.
+    bool gather();
+
   private:
     size_t nbytes_;
     uint8_t *map_, *next_;
+    uint8_t* small_ = nullptr;  // from here on pages are small; null: never were
 };
 
 }  // namespace starcoder

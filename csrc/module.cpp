@@ -17,6 +17,7 @@
 #include "kernels.h"
 #include "scratch.h"
 #include "threads.h"
+#include "weight_memory.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -391,6 +392,9 @@ NB_MODULE(_core, m) {
           "block_tables"_a, "keys"_a, "values"_a, "bf16"_a);
     m.def("attention", &py_attention, "qkv"_a, "n_heads"_a, "positions"_a, "row_starts"_a,
           "block_tables"_a, "keys"_a, "values"_a, "bf16"_a, "out"_a);
+
+    m.def("gather_weights", &gather_weights, "seconds"_a, nb::call_guard<nb::gil_scoped_release>());
+    m.def("scatter_weights", &scatter_weights, "always"_a);
 
     m.def("peak", &py_peak, "kind"_a, "seconds"_a);
 

@@ -2,37 +2,18 @@
 // scale, but that whole scales are rounded: whole.h says how far.
 #include <algorithm>
 #include <cstring>
-#include <memory>
-#include <mutex>
 
-#include "chunk.h"
 #include "kernels.h"
 #include "quantize.h"
 #include "threads.h"
+#include "weight_memory.h"
 #include "whole.h"
 
 namespace starcoder {
 
 namespace {
 
-constexpr size_t kChunk = size_t{64} << 20;
-
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Several matrices share a chunk, since what is left at the end of a mapping would come in small
-// pages, if each had its own: 60,000 faults for a 1B model, now 32,000.
-std::shared_ptr<uint8_t> allocate(size_t nbytes) {  // a multiple of 64
-    static std::mutex mutex;
-    static std::weak_ptr<Chunk> latest;  // matrices keep it alive, not we
-    const std::lock_guard lock(mutex);
-    auto chunk = latest.lock();
-    uint8_t* data = chunk ? chunk->take(nbytes) : nullptr;
-    if (!data) {
-        latest = chunk = std::make_shared<Chunk>(std::max(nbytes, kChunk));
-        data = chunk->take(nbytes);
-    }
-    return {chunk, data};
-}
 
 // Four inputs of a row stand together in a panel's vectors: they are moved as one word.
 void put_four(uint8_t* vector, int r, const uint8_t* four) { std::memcpy(vector + 4 * r, four, 4); }
@@ -174,7 +155,7 @@ Matrix::Matrix(Type type, const void* data, int64_t n_rows, int64_t n_cols)
     const int64_t pairs = divide_up(n_rows, kStripRows);
     const auto panels_bytes = static_cast<size_t>(pairs * n_groups_ * 2 * group_bytes_);
     nbytes_ = panels_bytes + (is_whole(type) ? sizeof(float[kStripRows]) * pairs : 0);
-    data_ = allocate(nbytes_);
+    data_ = weight_memory(nbytes_);
     if (is_whole(type)) units_ = reinterpret_cast<float*>(data_.get() + panels_bytes);
 
     const auto* bytes = static_cast<const uint8_t*>(data);

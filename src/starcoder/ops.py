@@ -31,6 +31,7 @@ __all__ = [
     "dequantize",
     "embed",
     "first_non_finite",
+    "gather_weights",
     "isa",
     "layer_norm",
     "linear",
@@ -67,6 +68,14 @@ def pack(tensor: Tensor) -> Matrix:
         raise MemoryLimitError("weights", found, expected, advice) from None
     tensor.release()
     return packed
+
+
+def gather_weights(seconds: float = math.inf) -> bool:
+    """Makes huge pages for weights that began with small ones; whether some are still to be made.
+
+    A graph does so by itself when it has run for a while: `csrc/chunk.h` says why weights wait.
+    """
+    return _core.gather_weights(seconds)
 
 
 def dequantize(tensor: Tensor) -> Floats:

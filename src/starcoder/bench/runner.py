@@ -97,9 +97,10 @@ class Runner:
         return time.perf_counter() - start
 
     def warm_up(self) -> None:
-        """One prompt and one token, untimed."""
+        """One prompt and one token, untimed, and the pages that a long run has: see `ops`."""
         self._read(self.task.depth, self.task.n_prompt)
         self._step(self.task.depth, self.task.batch)
+        ops.gather_weights()
 
     # ---- what is done ---------------------------------------------------------------------------
 
