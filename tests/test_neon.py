@@ -25,6 +25,8 @@ SOURCES = [
     "quantize",
     "encode",
     "pack",
+    "chunk",
+    "weight_memory",
     "threads",
     "linear",
     "attention",
