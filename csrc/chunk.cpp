@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <new>
+#include <utility>
 
 namespace starcoder {
 
@@ -43,18 +44,37 @@ Chunk::Chunk(size_t nbytes, Pages pages) : nbytes_(nbytes + kHugePage) {
     void* map = mmap(nullptr, nbytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (map == MAP_FAILED) throw std::bad_alloc();
     map_ = static_cast<uint8_t*>(map);
-    next_ = map_ + (kHugePage - reinterpret_cast<uintptr_t>(map_) % kHugePage);
-    if (pages != Pages::Small && !advise(next_, nbytes, true)) return;
-    if (pages == Pages::Huge || (pages == Pages::Quick && !comes_slowly(next_))) return;
-    small_ = next_;
-    advise(small_, nbytes, false);
+    end_ = map_ + nbytes_;
+    first_ = next_ = map_ + (kHugePage - reinterpret_cast<uintptr_t>(map_) % kHugePage);
+    small_ = pages == Pages::Small ? first_ : nullptr;
+    const bool huge = advise(first_, nbytes, pages != Pages::Small);
+    quick_ = huge && pages == Pages::Quick;
 }
 
 Chunk::~Chunk() { munmap(map_, nbytes_); }
 
+uint8_t* Chunk::take(size_t nbytes) {
+    if (nbytes > static_cast<size_t>(end_ - next_)) return nullptr;
+    uint8_t* data = std::exchange(next_, next_ + nbytes);
+    if (quick_) probe(data);
+    return data;
+}
+
+// Every fourth page of what was just taken: the first ones may still be there when no other is.
+void Chunk::probe(uint8_t* begin) {
+    constexpr size_t kApart = 4 * kHugePage;
+    const size_t at = (static_cast<size_t>(begin - first_) + kApart - 1) / kApart * kApart;
+    for (uint8_t* page = first_ + at; quick_ && page < next_; page += kApart)
+        if (comes_slowly(page)) {
+            quick_ = false;
+            small_ = page;
+            advise(page, static_cast<size_t>(end_ - page), false);
+        }
+}
+
 bool Chunk::gather() {
     if (!small_ || small_ >= next_) return false;
-    const size_t left = static_cast<size_t>(map_ + nbytes_ - small_);
+    const auto left = static_cast<size_t>(end_ - small_);
     advise(small_, left, true);  // what cannot be gathered now the system may gather by itself
     if (left < kHugePage || !collapse(small_)) return false;
     small_ += kHugePage;

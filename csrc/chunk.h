@@ -3,16 +3,15 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <utility>
 
 namespace starcoder {
 
 inline constexpr size_t kHugePage = size_t{2} << 20;
 
-// Which pages a chunk begins with. `Quick`: huge ones, unless the first of them comes slowly. A
-// virtual machine may have given free memory back to its host, in stretches of this size, and waits
-// for each small page of them: 5 ms for a huge page, 1.2 s and more to load a 1B model that takes
-// 0.6 with small pages. Shorter stretches it kept.
+// Which pages a chunk begins with. `Quick`: huge ones, until one comes slowly. A virtual machine
+// may have given free memory back to its host, in stretches of this size, and waits for each small
+// page of them: 5 ms for a huge page, 1.2 s and more to load a 1B model that takes 0.6 with small
+// pages. Shorter stretches it kept.
 enum class Pages { Huge, Quick, Small };
 
 // Fresh zeroed memory in huge pages, where the system has them: fewer faults while packing, fewer
@@ -25,22 +24,21 @@ class Chunk {
     Chunk(const Chunk&) = delete;
     Chunk& operator=(const Chunk&) = delete;
 
-    uint8_t* take(size_t nbytes) {  // null: no room
-        const size_t left = static_cast<size_t>(map_ + nbytes_ - next_);
-        if (nbytes > left) return nullptr;
-        return std::exchange(next_, next_ + nbytes);
-    }
+    uint8_t* take(size_t nbytes);  // null: no room
 
-    bool is_scattered() const { return small_ != nullptr; }  // began with small pages
+    bool is_scattered() const { return small_ != nullptr; }  // has small pages
 
     // Makes one huge page of what was taken; its contents stay, and may be read meanwhile. False:
     // none is left to make.
     bool gather();
 
   private:
+    void probe(uint8_t* begin);
+
     size_t nbytes_;
-    uint8_t *map_, *next_;
-    uint8_t* small_ = nullptr;  // from here on pages are small; null: never were
+    uint8_t *map_, *first_, *next_, *end_;
+    uint8_t* small_ = nullptr;  // from here on pages are small; null: none is
+    bool quick_;
 };
 
 }  // namespace starcoder
