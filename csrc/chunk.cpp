@@ -2,9 +2,10 @@
 
 #include <sys/mman.h>
 
-#include <chrono>
 #include <new>
 #include <utility>
+
+#include "clock.h"
 
 namespace starcoder {
 
@@ -30,28 +31,29 @@ bool collapse([[maybe_unused]] uint8_t* page) {
 }
 
 // A huge page that is there takes 0.1 to 0.3 ms, most of it to be zeroed.
-constexpr std::chrono::milliseconds kSlow{1};
+constexpr double kSlow = 1e-3;
 
 bool comes_slowly(uint8_t* page) {
-    const auto start = std::chrono::steady_clock::now();
+    const auto start = Clock::now();
     *const_cast<volatile uint8_t*>(page) = 0;
-    return std::chrono::steady_clock::now() - start > kSlow;
+    return seconds_since(start) > kSlow;
 }
 
 }  // namespace
 
-Chunk::Chunk(size_t nbytes, Pages pages) : nbytes_(nbytes + kHugePage) {
-    void* map = mmap(nullptr, nbytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+Chunk::Chunk(size_t nbytes, Pages pages) {
+    const size_t length = nbytes + kHugePage;
+    void* map = mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (map == MAP_FAILED) throw std::bad_alloc();
     map_ = static_cast<uint8_t*>(map);
-    end_ = map_ + nbytes_;
+    end_ = map_ + length;
     first_ = next_ = map_ + (kHugePage - reinterpret_cast<uintptr_t>(map_) % kHugePage);
     small_ = pages == Pages::Small ? first_ : nullptr;
     const bool huge = advise(first_, nbytes, pages != Pages::Small);
     quick_ = huge && pages == Pages::Quick;
 }
 
-Chunk::~Chunk() { munmap(map_, nbytes_); }
+Chunk::~Chunk() { munmap(map_, static_cast<size_t>(end_ - map_)); }
 
 uint8_t* Chunk::take(size_t nbytes) {
     if (nbytes > static_cast<size_t>(end_ - next_)) return nullptr;

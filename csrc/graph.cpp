@@ -1,10 +1,10 @@
 #include "graph.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <utility>
 
+#include "clock.h"
 #include "threads.h"
 #include "weight_memory.h"
 
@@ -14,8 +14,6 @@ namespace {
 
 // What a run of few tokens needs is kept for the next; what a prompt needs is given back.
 constexpr size_t kKept = 4 << 20;
-
-using Clock = std::chrono::steady_clock;
 
 // Weights may wait for huge pages (chunk.h), and one decodes 0.8 to 0.97 of the tokens a second
 // meanwhile. To gather 700 MB takes 0.9 to 1.6 s, as much as short answers lose without. So a graph
@@ -193,7 +191,6 @@ std::vector<uint8_t*> Graph::place(const Inputs& inputs, float* out, Cutter& cut
 
 void Graph::run(const Inputs& inputs, float* out) {
     const std::lock_guard lock(mutex_);
-    if (seconds_ > kGatherAfter) gather_weights(kGatherShare * last_seconds_);
     const auto start = Clock::now();
     const int threads = n_threads();
     size_t shared_bytes = 0;
@@ -219,8 +216,9 @@ void Graph::run(const Inputs& inputs, float* out) {
         }
     });
     if (memory_.size() > kKept) memory_.release();
-    last_seconds_ = std::chrono::duration<double>(Clock::now() - start).count();
-    seconds_ += last_seconds_;
+    const double seconds = seconds_since(start);
+    seconds_ += seconds;
+    if (seconds_ > kGatherAfter) gather_weights(kGatherShare * seconds);
 }
 
 }  // namespace starcoder

@@ -102,7 +102,7 @@ class Graph {
     std::vector<std::unique_ptr<Matrix>> matrices_;
     std::mutex mutex_;
     Buffer memory_;
-    double seconds_ = 0, last_seconds_ = 0;  // that all runs took, and the last
+    double seconds_ = 0;  // that all runs took
 };
 
 }  // namespace starcoder

@@ -1,11 +1,11 @@
 // How fast this machine multiplies and reads at best: what speeds are compared with.
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <memory>
 #include <vector>
 
 #include "chunk.h"
+#include "clock.h"
 #include "isa.h"
 #include "kernels.h"
 #include "threads.h"
@@ -14,14 +14,8 @@ namespace starcoder {
 
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 constexpr int64_t kRounds = 1 << 18;  // about a millisecond; all sums of floats stay exact
 constexpr int kLine = 64;
-
-double seconds_since(Clock::time_point start) {
-    return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 // Weights of 3, activations of 5, in every arithmetic.
 struct Operands {

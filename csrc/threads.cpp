@@ -9,11 +9,11 @@
 #include <thread>
 #include <vector>
 
+#include "clock.h"
+
 namespace starcoder {
 
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 // Who waits for others spins this long, then sleeps: the system takes 70 microseconds to wake it. A
 // step of StarCoderBase-1B, two runs each: 43 and 44 ms at 50 microseconds, 39 and 42 at 300.

@@ -3,18 +3,15 @@
 #include <pthread.h>
 
 #include <algorithm>
-#include <chrono>
 #include <mutex>
-#include <new>
 #include <vector>
 
 #include "chunk.h"
+#include "clock.h"
 
 namespace starcoder {
 
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 constexpr size_t kChunk = size_t{64} << 20;
 
@@ -23,8 +20,9 @@ std::vector<std::weak_ptr<Chunk>> chunks;  // matrices keep them alive, not we
 double credit = 0;                         // seconds; a page takes longer than most calls give
 bool always_scattered = false;
 
-// A forked child may find the mutex locked by a thread that it does not have.
-const int forking = pthread_atfork(nullptr, nullptr, [] { new (&mutex) std::mutex(); });
+// A forked child would find the mutex locked for good, were another thread in here.
+[[maybe_unused]] const int forking =
+    pthread_atfork([] { mutex.lock(); }, [] { mutex.unlock(); }, [] { mutex.unlock(); });
 
 }  // namespace
 
@@ -51,7 +49,7 @@ bool gather_weights(double seconds) {
         const auto start = Clock::now();
         const auto chunk = chunks.back().lock();
         if (!chunk || !chunk->gather()) chunks.pop_back();
-        credit -= std::chrono::duration<double>(Clock::now() - start).count();
+        credit -= seconds_since(start);
     }
     if (chunks.empty()) credit = 0;
     return !chunks.empty();

@@ -16,7 +16,7 @@ from weights import random_tensor
 
 SHAPE = 2048, 4096  # 32 MB of F32, 4.5 MB of Q4_0
 HUGE_KB = 2 << 10
-THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+THP = Path("/sys/kernel/mm/transparent_hugepage")
 
 
 @pytest.fixture
@@ -34,7 +34,11 @@ def product(w: ops.Matrix):
 
 
 def can_gather() -> bool:
-    if platform.system() != "Linux" or not THP.exists() or "[never]" in THP.read_text():
+    if platform.system() != "Linux" or not THP.exists():
+        return False
+    if "[never]" in (THP / "enabled").read_text():
+        return False
+    if int((THP / "hpage_pmd_size").read_text()) != HUGE_KB << 10:  # ARM with other pages
         return False
     major, minor = (int(part) for part in platform.release().split(".")[:2])
     return (major, minor) >= (6, 1)
