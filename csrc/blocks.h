@@ -105,7 +105,7 @@ static_assert(sizeof(BlockQ5_K) == 176);
 static_assert(sizeof(BlockQ6_K) == 210);
 
 // The sixteen values of IQ4_NL.
-inline constexpr int8_t kCodebookIQ4NL[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+constexpr int8_t kCodebookIQ4NL[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                               1,    13,   25,  38,  53,  69,  89,  113};
 
 }  // namespace starcoder

@@ -14,7 +14,8 @@
 
 namespace starcoder {
 
-extern const Isa isa_scalar, isa_avx2, isa_avxvnni, isa_avx512, isa_neon;
+extern const Isa isa_scalar, isa_avx2, isa_avxvnni, isa_neon;
+extern const Isa isa_avx512, isa_avx512_bf16_peak, isa_avx512_bf16;  // all "avx512"
 
 namespace {
 
@@ -28,6 +29,11 @@ bool has_avx_vnni() {  // nor do all compilers this one
     unsigned a, b, c, d;
     return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 4));
 }
+
+const Isa* best_avx512() {
+    if (!__builtin_cpu_supports("avx512bf16")) return &isa_avx512;
+    return __builtin_cpu_is("intel") ? &isa_avx512_bf16_peak : &isa_avx512_bf16;
+}
 #endif
 
 std::vector<const Isa*> detect() {
@@ -38,7 +44,7 @@ std::vector<const Isa*> detect() {
     if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vnni"))
-        found.push_back(&isa_avx512);
+        found.push_back(best_avx512());
     if (avx2 && has_avx_vnni()) found.push_back(&isa_avxvnni);
     if (avx2) found.push_back(&isa_avx2);
 #elif defined(__aarch64__) && defined(__linux__)

@@ -42,5 +42,5 @@ inline I dot4(I acc, const B (&codes)[N], const B (&a)[N]) {
 
 namespace starcoder {
 extern const Isa isa_avx2;
-const Isa isa_avx2 = kTable;
+constinit const Isa isa_avx2 = kTable;
 }  // namespace starcoder

@@ -31,5 +31,5 @@ inline I dot4(I acc, const B (&codes)[N], const B (&a)[N]) {
 
 namespace starcoder {
 extern const Isa isa_avxvnni;
-const Isa isa_avxvnni = kTable;
+constinit const Isa isa_avxvnni = kTable;
 }  // namespace starcoder

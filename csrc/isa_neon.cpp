@@ -129,5 +129,5 @@ inline I dot4(I acc, const B (&codes)[N], const B (&a)[N]) {
 
 namespace starcoder {
 extern const Isa isa_neon;
-const Isa isa_neon = kTable;
+constinit const Isa isa_neon = kTable;
 }  // namespace starcoder

@@ -128,5 +128,5 @@ I dot4(I acc, const B (&codes)[N], const B (&a)[N]) {
 
 namespace starcoder {
 extern const Isa isa_scalar;
-const Isa isa_scalar = kTable;
+constinit const Isa isa_scalar = kTable;
 }  // namespace starcoder
