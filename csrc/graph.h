@@ -1,18 +1,18 @@
 // A model as a list of steps, recorded once and run for every batch.
 //
 // Calling one operation after the other from Python costs more than it computes when a single token
-// is decoded. Here all threads walk down the list together and meet at a barrier after each step.
+// is decoded. Here all steps become one schedule, which threads walk down without meeting Python.
 // What a step computes is kernels.h's affair.
 #pragma once
 
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <vector>
 
 #include "kernels.h"
 #include "scratch.h"
+#include "threads.h"
 
 namespace starcoder {
 
@@ -79,7 +79,7 @@ class Graph {
         }
     };
     struct Step {
-        std::function<void(Team&, const Frame&)> run;
+        std::function<void(Schedule&, const Frame&)> add;
         std::function<size_t(const Inputs&, int n_threads)> scratch;
         std::vector<Value> reads;
         Value writes = kNone;
@@ -100,9 +100,10 @@ class Graph {
     std::vector<StoredNorm> norms_;
     std::vector<Step> steps_;
     std::vector<std::unique_ptr<Matrix>> matrices_;
-    std::mutex mutex_;
-    Buffer memory_;
-    double seconds_ = 0;  // that all runs took
+    Turn turn_;
+    std::unique_ptr<Buffer> memory_ = std::make_unique<Buffer>();
+    uint32_t forks_ = fork_count();  // when `memory_` was made
+    double seconds_ = 0;             // that all runs took
 };
 
 }  // namespace starcoder

@@ -5,7 +5,7 @@
 
 #include "kernels.h"
 #include "quantize.h"
-#include "threads.h"
+#include "schedule.h"
 #include "weight_memory.h"
 #include "whole.h"
 

@@ -1,0 +1,175 @@
+#include "schedule.h"
+
+#include <algorithm>
+#include <thread>
+
+#include "clock.h"
+#include "crowd.h"
+#include "threads.h"
+
+namespace starcoder {
+
+namespace {
+
+// Who waits for others spins this long: a phase of decoding takes 5 to 500 microseconds. After it
+// they may wait for this very processor, which is given away then; and after kYield it sleeps.
+constexpr auto kSpin = std::chrono::microseconds(50);
+constexpr auto kYield = std::chrono::milliseconds(1);
+constexpr auto kSleep = std::chrono::microseconds(100);
+
+constexpr int64_t kPoll = 30;  // ms
+
+}  // namespace
+
+Run::Run(int most_threads) : claims_(std::make_unique<Claim[]>(static_cast<size_t>(most_threads))) {}
+
+void Run::clear(int n_threads, Crowd* crowd, bool each_its_own) {
+    n_threads_ = n_threads;
+    crowd_ = crowd;
+    each_its_own_ = each_its_own;
+    phases_.clear();
+    chunk_ = used_ = 0;
+    for (int i = 0; i < n_threads; ++i) claims_[static_cast<size_t>(i)].next = 0;
+    next_poll_ = 0;
+    done_ = 0;
+    failed_ = false;
+    error_ = nullptr;
+}
+
+void* Run::room(size_t nbytes, size_t alignment) {
+    used_ = (used_ + alignment - 1) / alignment * alignment;
+    if (chunk_ < chunks_.size() && used_ + nbytes > kChunk) ++chunk_, used_ = 0;
+    if (chunk_ == chunks_.size()) chunks_.push_back(std::make_unique<std::byte[]>(kChunk));
+    return chunks_[chunk_].get() + std::exchange(used_, used_ + nbytes);
+}
+
+void Run::add(Phase phase) {
+    phase.first = phases_.empty() ? 0 : phases_.back().first + phases_.back().n;
+    phases_.push_back(phase);
+}
+
+void Run::walk(int thread) {
+    for (size_t i = 0; i < phases_.size(); ++i) {
+        const Phase& phase = phases_[i];
+        if (thread > 0 && !each_its_own_ && thread >= crowd_->taking_part()) return;
+        work(phase, thread, thread);
+        const bool is_last = i + 1 == phases_.size();
+        prefetch(i + 1, thread);
+        if (!is_last || thread == 0) wait(phase, thread);
+    }
+}
+
+void Run::work_alone(Phase& phase) {
+    phase.first = done_;
+    work(phase, 0, 0);
+}
+
+void Run::work(const Phase& phase, int thread, int victim) {
+    Pieces pieces(*this, phase, thread, victim);
+    if (!pieces.take()) return;
+    Member* self = crowd_ ? &crowd_->member(thread) : nullptr;
+    if (self) self->holds.store(true, std::memory_order_relaxed);
+    try {
+        if (!failed_.load(std::memory_order_relaxed)) phase.work(phase.closure, pieces);
+    } catch (...) {
+        fail(std::current_exception());
+    }
+    // After a failure nobody does what is left, and nobody waits for it.
+    while (failed_.load(std::memory_order_relaxed) && pieces.take()) {
+    }
+    if (self) self->holds.store(false, std::memory_order_relaxed);
+    done_.fetch_add(pieces.n_taken(), std::memory_order_acq_rel);
+}
+
+// While the others finish: the next weights are on their way.
+void Run::prefetch(size_t i, int thread) const {
+    constexpr int64_t kBytes = 16 << 10;
+    constexpr size_t kNear = 4;  // phases: attention lies between two products
+    const size_t end_near = std::min(i + kNear, phases_.size());
+    while (i < end_near && !phases_[i].weights) ++i;
+    if (i == end_near) return;
+    const Phase& phase = phases_[i];
+    const int64_t first = begin_of(phase, thread) - phase.first,
+                  end = begin_of(phase, thread + 1) - phase.first;
+    const uint8_t* begin = phase.weights + first * phase.weight_stride;
+    const int64_t nbytes = std::min(kBytes, (end - first) * phase.weight_stride);
+    for (int64_t i = 0; i < nbytes; i += 64) __builtin_prefetch(begin + i);
+}
+
+// Who has done its own pieces first waits a moment: mostly the others are done too, and to look at
+// what they have taken would cost them the line in which they say so.
+void Run::wait(const Phase& phase, int thread) {
+    constexpr int kMoment = 32;
+    for (int i = 0; i < kMoment; ++i) {
+        if (is_done(phase)) return;
+        relax();
+    }
+    const auto deadline = Clock::now() + kSpin;
+    do {
+        if (!each_its_own_) work(phase, thread, thread + 1 == n_threads_ ? 0 : thread + 1);
+        for (int i = 0; i < 64; ++i) {
+            if (is_done(phase)) return;
+            relax();
+        }
+    } while (Clock::now() < deadline);
+    wait_long(phase, thread);
+}
+
+void Run::wait_long(const Phase& phase, int thread) {
+    Watch watch(*crowd_, thread);
+    const auto deadline = Clock::now() + kYield;
+    while (!is_done(phase)) {
+        if (Clock::now() < deadline)
+            std::this_thread::yield();
+        else
+            std::this_thread::sleep_for(kSleep);
+        watch.look();
+        if (thread == 0) poll();
+    }
+    watch.look();
+}
+
+void Run::poll() {
+    const int64_t now = coarse_ms();
+    if (now < next_poll_) return;
+    const bool is_first = next_poll_ == 0;
+    next_poll_ = now + kPoll;
+    if (is_first) return;
+    try {
+        check_poll();
+    } catch (...) {
+        fail(std::current_exception());
+    }
+}
+
+void Run::fail(std::exception_ptr error) {
+    if (!failed_.exchange(true)) error_ = std::move(error);
+}
+
+void Run::rethrow() const {
+    if (error_) std::rethrow_exception(error_);
+}
+
+bool Pieces::claim(int thread) {
+    std::atomic<int64_t>& next = run_.claims_[static_cast<size_t>(thread)].next;
+    const int64_t begin = run_.begin_of(phase_, thread), end = run_.begin_of(phase_, thread + 1);
+    int64_t seen = next.load(std::memory_order_relaxed);
+    do {
+        piece_ = std::max(seen, begin);
+        if (piece_ >= end) return false;
+    } while (!next.compare_exchange_weak(seen, piece_ + 1, std::memory_order_relaxed));
+    ++n_taken_;
+    return true;
+}
+
+bool Pieces::take() {
+    if (thread_ == 0 && ++run_.n_takes_ % 8 == 0) run_.poll();
+    while (!claim(victim_)) {
+        if (victim_ == thread_) return false;
+        victim_ = victim_ + 1 == run_.n_threads_ ? 0 : victim_ + 1;
+        if (victim_ == thread_) return false;
+    }
+    return true;
+}
+
+}  // namespace starcoder
