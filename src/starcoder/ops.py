@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +33,6 @@ __all__ = [
     "isa",
     "layer_norm",
     "linear",
-    "n_cpus",
     "n_threads",
     "pack",
     "quantize",
@@ -189,12 +186,6 @@ def _places(batch: Batch) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray
 
 
 # ---- the machine ---------------------------------------------------------------------------------
-
-
-def n_cpus() -> int:
-    """Processors that this process may use."""
-    affinity: Callable[[int], Any] | None = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def n_threads() -> int:
