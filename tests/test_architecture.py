@@ -19,7 +19,7 @@ LEVELS = [
     ["_core", "__init__"],
     ["config", "tensor", "batch", "vocab"],
     ["checkpoint", "limits", "machine", "ops", "reference", "reference_graph", "tokenizer"],
-    ["formats", "hub", "mix", "quantize", "models.layers", "kv_cache", "sampler"],
+    ["formats", "hub", "mix", "quantize", "models.layers", "kv_cache", "sampler", "memory"],
     ["models"],
     ["engine"],
     ["completion", "facts", "stream", "llm", "bench"],
@@ -33,7 +33,7 @@ ONLY = {
     "models": {"batch", "checkpoint", "config", "errors", "kv_cache", "models", "ops", "tensor"},
     "engine": {"batch", "engine", "errors", "kv_cache", "models", "sampler"},
     "cli": {"__init__", "cli", "completion", "errors", "formats", "hub", "llm", "quantize"}
-    | {"bench", "checkpoint", "config", "limits", "machine"}
+    | {"bench", "checkpoint", "config", "limits", "machine", "memory"}
     | {"mix", "ops", "pocket", "stream"},
     "server": {"completion", "errors", "llm", "server", "stream"},
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -204,6 +205,105 @@ def test_more_threads_than_can_run_at_once_are_not_started(
 def test_who_asks_for_hyperthreads_gets_them(tmp_path: Path):
     siblings(tmp_path, *["0,4", "1,5", "2,6", "3,7"] * 2)
     assert machine.threads(6, root=tmp_path) == machine.Threads(6)
+
+
+# Memory --------------------------------------------------------------------------------------
+
+
+def meminfo(root: Path, free: int, total: int = 64 * GB, swap: int = 0) -> Path:
+    """A machine with so many bytes."""
+    rows = {"MemTotal": total, "MemFree": 7, "MemAvailable": free, "SwapFree": swap}
+    text = "".join(f"{name}:  {n >> 10} kB\n" for name, n in rows.items())
+    return make(root, {"proc/meminfo": text + "HugePages_Total:       0\n"})
+
+
+def room(root: Path) -> int:
+    found = machine.memory_room(root=root)
+    assert found is not None
+    return found.nbytes
+
+
+def test_without_cgroups_the_machine_s_free_memory_counts(tmp_path: Path):
+    expected = machine.Room(5 * GB, "free memory of this machine")
+    assert machine.memory_room(root=meminfo(tmp_path, 5 * GB)) == expected
+
+
+def test_swap_takes_what_idle_programs_hold_and_no_model(tmp_path: Path):
+    assert room(meminfo(tmp_path, 5 * GB, swap=2 * GB)) == 7 * GB
+    assert room(meminfo(tmp_path, 5 * GB, total=6 * GB, swap=100 * GB)) == 6 * GB
+
+
+@pytest.mark.parametrize("text", ["", "MemTotal: 1 kB\n", "MemAvailable:\n", "x" * 99])
+def test_without_figures_the_physical_memory_counts(
+    tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+):
+    make(tmp_path, {"proc/meminfo": text})
+    sizes = {"SC_PHYS_PAGES": 1000, "SC_PAGE_SIZE": 16384}
+    monkeypatch.setattr(os, "sysconf", sizes.__getitem__)
+    assert room(tmp_path) == 16384000
+    for missing in ({"SC_PHYS_PAGES": -1, "SC_PAGE_SIZE": 16384}.__getitem__, lambda _: int("x")):
+        monkeypatch.setattr(os, "sysconf", missing)
+        assert machine.memory_room(root=tmp_path) is None
+
+
+STAT = "anon 5\ninactive_file 3000\nactive_file 200\ntotal_inactive_file 40\ntotal_active_file 5\n"
+
+
+def test_a_cgroup_of_version_2_has_its_limit_less_what_cannot_be_dropped(tmp_path: Path):
+    meminfo(tmp_path, 5 * GB)
+    files = {"a__memory_max": f"{GB}\n", "a__memory_current": "700000\n", "a__memory_stat": STAT}
+    root = v2(tmp_path, "/a", **files)
+    expected = machine.Room(GB - 700000 + 3200, "memory left in its cgroup")
+    assert machine.memory_room(root=root) == expected
+
+
+def test_a_cgroup_of_version_1_has_its_limit_less_what_cannot_be_dropped(tmp_path: Path):
+    meminfo(tmp_path, 5 * GB)
+    root = v1(tmp_path, "/a", "memory", **{"a__memory_stat": STAT})
+    at = "sys/fs/cgroup/memory/a/memory."
+    files = {"limit_in_bytes": f"{GB}\n", "usage_in_bytes": "700000\n"}
+    make(root, {at + name: text for name, text in files.items()})
+    assert room(root) == GB - 700000 + 45
+    make(root, {at + "limit_in_bytes": "9223372036854771712\n"})  # none
+    assert room(root) == 5 * GB
+
+
+def test_swap_of_a_cgroup_is_no_more_than_it_may_use(tmp_path: Path):
+    meminfo(tmp_path, 5 * GB, swap=3 * GB)
+    files = {"a__memory_max": str(2 * GB), "a__memory_current": str(GB + GB // 2)}
+    assert room(v2(tmp_path, "/a", **files)) == 2 * GB
+    made = {"sys/fs/cgroup/a/memory.swap.max": str(GB // 2)}
+    made |= {"sys/fs/cgroup/a/memory.swap.current": str(GB // 4)}
+    assert room(make(tmp_path, made)) == GB // 2 + GB // 4
+    assert room(make(tmp_path, {"sys/fs/cgroup/a/memory.swap.max": "0"})) == GB // 2
+    v1(tmp_path, "/a", "memory")
+    at = "sys/fs/cgroup/memory/a/memory."
+    rows = {"limit": 2 * GB, "usage": 2 * GB, "memsw.limit": 2 * GB + 7}
+    assert room(make(tmp_path, {f"{at}{k}_in_bytes": str(v) for k, v in rows.items()})) == 7
+
+
+@pytest.mark.parametrize("limited", ["", "a/", "a/b/"])
+@pytest.mark.parametrize("current", [GB // 2, 9 * GB])
+def test_the_least_room_of_all_groups_above_counts(tmp_path: Path, limited: str, current: int):
+    root = v2(meminfo(tmp_path, 5 * GB), "/a/b")
+    for folder in ("", "a/", "a/b/"):
+        limit = str(GB) if folder == limited else "max\n"
+        at = f"sys/fs/cgroup/{folder}memory."
+        make(root, {at + "max": limit, at + "current": str(current)})
+    assert room(root) == max(0, GB - current)
+
+
+def test_addresses_are_counted_where_they_are_limited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    make(tmp_path, {"proc/self/statm": "1000 7 7 7 0 7 0\n"})
+    limits = {resource.RLIMIT_AS: (2000 * resource.getpagesize(), resource.RLIM_INFINITY)}
+    monkeypatch.setattr(resource, "getrlimit", limits.__getitem__)
+    expected = machine.Room(1000 * resource.getpagesize(), "address space left (ulimit -v)")
+    assert machine.address_room(root=tmp_path) == expected
+    assert machine.address_room(root=tmp_path / "nothing") is None
+    limits[resource.RLIMIT_AS] = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    assert machine.address_room(root=tmp_path) is None
 
 
 def test_this_machine_has_threads_and_memory():

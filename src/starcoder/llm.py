@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypedDict, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from starcoder import formats, hub, machine, models, ops, pocket
+from starcoder import formats, hub, machine, memory, models, ops, pocket
 from starcoder.completion import Completion
 from starcoder.engine import Engine
 from starcoder.errors import InputError, MemoryLimitError
@@ -78,7 +78,7 @@ class LLM:
     Raises:
         FormatError: no model there, or one that is damaged or of an unknown kind.
         InputError: a number outside its bounds, a Hub id that cannot be downloaded.
-        MemoryLimitError: no memory for the model or its cache.
+        MemoryLimitError: no memory for the model or its cache; said before weights are read.
     """
 
     facts: Facts
@@ -102,6 +102,7 @@ class LLM:
             checkpoint = formats.read(hub.resolve(model))
             n_ctx = checkpoint.config.n_ctx if n_ctx is None else n_ctx
             _check("n_ctx", n_ctx, checkpoint.config.n_ctx, "choose -c or n_ctx within the model's")
+            memory.check(checkpoint, memory.Use(n_ctx, n_parallel * n_ctx, n_batch))
             threads = machine.threads(n_threads)
             ops.set_n_threads(threads.n)
             net = models.build(checkpoint)

@@ -35,6 +35,7 @@ __all__ = [
     "linear",
     "n_threads",
     "pack",
+    "packed_bytes",
     "quantize",
     "requantize",
     "set_n_threads",
@@ -65,6 +66,15 @@ def pack(tensor: Tensor) -> Matrix:
         raise MemoryLimitError("weights", found, expected, advice) from None
     tensor.release()
     return packed
+
+
+def packed_bytes(type: TensorType, shape: tuple[int, ...]) -> int:  # noqa: A002
+    """Bytes that `pack` takes for weights (m, k) of a type: its rows and columns are filled up.
+
+    Raises:
+        ValueError: rows are no whole blocks.
+    """
+    return _core.packed_bytes(int(type), *shape)
 
 
 def gather_weights(seconds: float = math.inf) -> bool:
