@@ -19,6 +19,16 @@ from typing import Any
 __all__ = ["Room", "Threads", "address_room", "memory_room", "threads"]
 
 _ROOT = Path("/")
+_MEMORY_FILES = (  # limit and use of memory, then of swap; and what begins the names in memory.stat
+    (("memory.max", "memory.current", "memory.swap.max", "memory.swap.current"), ""),
+    (  # version 1: the third is the limit of memory and swap together
+        (
+            *("memory.limit_in_bytes", "memory.usage_in_bytes"),
+            *("memory.memsw.limit_in_bytes", "memory.limit_in_bytes"),
+        ),
+        "total_",
+    ),
+)
 
 
 # ---- threads -------------------------------------------------------------------------------------
@@ -178,18 +188,6 @@ def _room_in(folder: Path, swap: int) -> int | None:
             cached = sum(stat.get(f"{prefix}{kind}_file", 0) for kind in ("inactive", "active"))
             return max(0, min(limit, limit - used + cached + swap))
     return None
-
-
-_MEMORY_FILES = (  # limit and use of memory, then of swap
-    (("memory.max", "memory.current", "memory.swap.max", "memory.swap.current"), ""),
-    (  # version 1: the third limit is that of memory and swap together
-        (
-            *("memory.limit_in_bytes", "memory.usage_in_bytes"),
-            *("memory.memsw.limit_in_bytes", "memory.limit_in_bytes"),
-        ),
-        "total_",
-    ),
-)
 
 
 # ---- files of the system -------------------------------------------------------------------------
