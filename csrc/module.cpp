@@ -16,6 +16,7 @@
 #include "interpreter.h"
 #include "isa.h"
 #include "kernels.h"
+#include "panels.h"
 #include "schedule.h"
 #include "scratch.h"
 #include "threads.h"
@@ -82,6 +83,12 @@ void make_matrix(Matrix* self, int type, In<uint8_t, 1> data, int64_t n_rows, in
     require_bytes(t, n_rows, n_cols, data.size());
     const Unlocked unlocked;
     new (self) Matrix(t, data.data(), n_rows, n_cols);
+}
+
+int64_t py_packed_bytes(int type, int64_t n_rows, int64_t n_cols) {
+    const Type t = checked_type(type);
+    require(n_rows > 0 && n_cols > 0 && n_cols % block_len(t) == 0, "rows of whole blocks");
+    return packed_bytes(t, n_rows, n_cols);
 }
 
 void py_dequantize(int type, In<uint8_t, 1> data, Out<float, 2> out) {
@@ -384,6 +391,7 @@ NB_MODULE(_core, m) {
         .def("run", &CheckedGraph::run, "tokens"_a, "positions"_a, "row_starts"_a, "block_tables"_a,
              "selected"_a, "keys"_a, "values"_a, "out"_a);
 
+    m.def("packed_bytes", &py_packed_bytes, "type"_a, "n_rows"_a, "n_cols"_a);
     m.def("dequantize", &py_dequantize, "type"_a, "data"_a, "out"_a);
     m.def("requantize", &py_requantize, "source"_a, "data"_a, "n_rows"_a, "n_cols"_a, "type"_a,
           "fused"_a, "out"_a);
