@@ -266,7 +266,7 @@ struct Plan {
 
     Plan(int64_t n, const Heads& heads, const Rows& rows, int n_threads)
         : group(heads.n_heads / heads.n_kv_heads) {
-        longest = n_parts(*std::max_element(rows.positions, rows.positions + n));
+        longest = attention_parts(n, rows);
         const int64_t pieces = n * heads.n_kv_heads, enough = 4 * n_threads;
         few = n_threads > 1 && pieces < enough;
         heads_at_once = few && pieces * longest < enough ? std::min(kHeads, group) : group;
@@ -388,6 +388,10 @@ void merge_heads(const Attention& task, const Jobs& jobs, int64_t heads_at_once,
 }
 
 }  // namespace
+
+int64_t attention_parts(int64_t n, const Rows& rows) {
+    return n_parts(*std::max_element(rows.positions, rows.positions + n));
+}
 
 size_t attention_scratch(int64_t n, const Heads& heads, const Rows& rows, int n_threads) {
     const Plan plan(n, heads, rows, n_threads);

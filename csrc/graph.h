@@ -87,7 +87,18 @@ class Graph {
         const Matrix* w = nullptr;  // what it multiplies with
     };
 
+    // What a recorded schedule depends on, beside the numbers in `inputs_`.
+    struct Key {
+        int64_t n, n_selected, n_sequences, table_len, n_parts;
+        std::vector<int32_t> row_starts;
+        const void *isa, *keys, *values;
+        int n_threads;
+        bool operator==(const Key&) const = default;
+    };
+
     Value record(Step step, int64_t width, bool selected);
+    std::shared_ptr<const Schedule> schedule(const Inputs& inputs, float* out, int n_threads);
+    Inputs copied(const Inputs& inputs);
     void note_reader(Value x, const Matrix* product);
     const Info& info(Value x) const { return values_[static_cast<size_t>(x)]; }
     int64_t nbytes(Value x, const Inputs& inputs) const;
@@ -101,6 +112,10 @@ class Graph {
     std::vector<Step> steps_;
     std::vector<std::unique_ptr<Matrix>> matrices_;
     Turn turn_;
+    std::vector<int32_t> inputs_;  // of a run, where its schedule finds them
+    std::shared_ptr<const Schedule> recorded_;  // of the last run, if it is kept for the next
+    Key key_{};
+    float* recorded_out_ = nullptr;  // where it leaves its result
     std::unique_ptr<Buffer> memory_ = std::make_unique<Buffer>();
     uint32_t forks_ = fork_count();  // when `memory_` was made
     double seconds_ = 0;             // that all runs took

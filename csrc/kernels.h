@@ -201,6 +201,8 @@ void store_kv(Schedule& schedule, const float* qkv, int64_t n, const Heads& head
 // y (n, n_heads * head_dim) = causal attention of the queries in qkv over the cache, the new
 // tokens included. Query head i reads key/value head i * n_kv_heads / n_heads. n is 1 or more.
 size_t attention_scratch(int64_t n, const Heads& heads, const Rows& rows, int n_threads);
+// Schedules for as many rows of as many sequences differ only where this does.
+int64_t attention_parts(int64_t n, const Rows& rows);
 void attention(Schedule& schedule, const float* qkv, int64_t n, const Heads& heads,
                const Rows& rows, const Cache& cache, float* y, uint8_t* shared);
 

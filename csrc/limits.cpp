@@ -64,13 +64,13 @@ Peak peak(Arithmetic kind, double seconds) {
     const Isa& table = isa();
     if (kind == Arithmetic::BF16 && !table.bf16_peak) return {0, 15};
     const Operands operands;
-    Schedule schedule(Schedule::Sharing::EachItsOwn);
-    const int threads = schedule.n_threads();
+    Call call(Call::Sharing::EachItsOwn);
+    const int threads = call.n_threads();
     std::vector<Timed<Products>> done(static_cast<size_t>(threads));
-    schedule.add(threads, 1, [&](Pieces&) {  // the clock of a core may have to rise
+    call.schedule().add(threads, 1, [&](Pieces&) {  // the clock of a core may have to rise
         multiply(table, kind, operands);
     });
-    schedule.add(threads, 1, [&](Pieces& pieces) {
+    call.schedule().add(threads, 1, [&](Pieces& pieces) {
         auto& [mine, begin, end] = done[static_cast<size_t>(pieces.thread())];
         begin = Clock::now();
         do {
@@ -79,7 +79,7 @@ Peak peak(Arithmetic kind, double seconds) {
         } while (seconds_since(begin) < seconds);
         end = Clock::now();
     });
-    schedule.run();
+    call.run();
     Products all{0, 0};
     for (const auto& one : done) all.count += one.result.count, all.sum += one.result.sum;
     return {static_cast<double>(all.count) / seconds_of(done),
@@ -97,10 +97,10 @@ Memory::Memory(int64_t nbytes, uint64_t bits) : n_lines_(nbytes / kLine) {
 }
 
 Reading Memory::read(int passes) const {
-    Schedule schedule(Schedule::Sharing::EachItsOwn);
-    const int threads = schedule.n_threads();
+    Call call(Call::Sharing::EachItsOwn);
+    const int threads = call.n_threads();
     std::vector<Timed<uint64_t>> seen(static_cast<size_t>(threads));
-    schedule.add(threads, 1, [&](Pieces& pieces) {
+    call.schedule().add(threads, 1, [&](Pieces& pieces) {
         auto& [bits, begin, end] = seen[static_cast<size_t>(pieces.thread())];
         const int64_t first = n_lines_ * pieces.thread() / threads;
         const int64_t last = n_lines_ * (pieces.thread() + 1) / threads;
@@ -112,7 +112,7 @@ Reading Memory::read(int passes) const {
         end = Clock::now();
         for (uint64_t word : line) bits |= word;
     });
-    schedule.run();
+    call.run();
     uint64_t all = 0;
     for (const auto& one : seen) all |= one.result;
     return {static_cast<double>(passes * n_lines_ * kLine) / seconds_of(seen), all};

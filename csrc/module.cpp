@@ -139,11 +139,11 @@ void py_linear(const Matrix& w, In<float, 2> x, Maybe<In<float, 1>> bias, int ac
     const Input input{x.data(), {}, nullptr};
     const Output output{out.data(), nullptr, nullptr};
     uint8_t* memory = shared.of(linear_scratch(w, input, n));
-    Schedule schedule;
-    linear(schedule, w, input, n, bias ? bias->data() : nullptr,
+    Call call;
+    linear(call.schedule(), w, input, n, bias ? bias->data() : nullptr,
            static_cast<Activation>(activation), residual ? residual->data() : nullptr, output,
            memory);
-    schedule.run();
+    call.run();
 }
 
 void py_embed(const Matrix& w, In<int32_t, 1> ids, Out<float, 2> out) {
@@ -151,9 +151,9 @@ void py_embed(const Matrix& w, In<int32_t, 1> ids, Out<float, 2> out) {
     for (size_t i = 0; i < ids.size(); ++i)
         require(ids.data()[i] >= 0 && ids.data()[i] < w.n_rows(), "embed: ids from 0 to m - 1");
     const Unlocked unlocked;
-    Schedule schedule;
-    embed(schedule, w, ids.data(), size(ids, 0), nullptr, nullptr, out.data());
-    schedule.run();
+    Call call;
+    embed(call.schedule(), w, ids.data(), size(ids, 0), nullptr, nullptr, out.data());
+    call.run();
 }
 
 void py_layer_norm(In<float, 2> x, In<float, 1> weight, In<float, 1> bias, float eps,
@@ -163,9 +163,9 @@ void py_layer_norm(In<float, 2> x, In<float, 1> weight, In<float, 1> bias, float
     require(size(out, 0) == n && size(out, 1) == k, "layer_norm: out (n, k)");
     const Unlocked unlocked;
     const Norm norm{weight.data(), bias.data(), eps};
-    Schedule schedule;
-    layer_norm(schedule, x.data(), norm, n, k, out.data());
-    schedule.run();
+    Call call;
+    layer_norm(call.schedule(), x.data(), norm, n, k, out.data());
+    call.run();
 }
 
 // Where the rows of a batch stand, and the cache, checked against each other.
@@ -224,9 +224,9 @@ void py_store_kv(In<float, 2> qkv, int n_heads, In<int32_t, 1> positions, In<int
                  bool bf16) {
     const Layer layer(qkv, n_heads, positions, row_starts, block_tables, keys, values, bf16);
     const Unlocked unlocked;
-    Schedule schedule;
-    store_kv(schedule, qkv.data(), size(qkv, 0), layer.heads, layer.rows, layer.cache);
-    schedule.run();
+    Call call;
+    store_kv(call.schedule(), qkv.data(), size(qkv, 0), layer.heads, layer.rows, layer.cache);
+    call.run();
 }
 
 void py_attention(In<float, 2> qkv, int n_heads, In<int32_t, 1> positions,
@@ -239,11 +239,11 @@ void py_attention(In<float, 2> qkv, int n_heads, In<int32_t, 1> positions,
     if (n == 0) return;
     const Unlocked unlocked;
     Buffer shared;
-    Schedule schedule;
+    Call call;
     uint8_t* memory =
-        shared.of(attention_scratch(n, layer.heads, layer.rows, schedule.n_threads()));
-    attention(schedule, qkv.data(), n, layer.heads, layer.rows, layer.cache, out.data(), memory);
-    schedule.run();
+        shared.of(attention_scratch(n, layer.heads, layer.rows, call.n_threads()));
+    attention(call.schedule(), qkv.data(), n, layer.heads, layer.rows, layer.cache, out.data(), memory);
+    call.run();
 }
 
 // ---- a model as a graph ----

@@ -23,45 +23,29 @@ constexpr int64_t kPoll = 30;  // ms
 
 Run::Run(int most_threads) : claims_(std::make_unique<Claim[]>(static_cast<size_t>(most_threads))) {}
 
-void Run::clear(int n_threads, Crowd* crowd, bool each_its_own) {
-    n_threads_ = n_threads;
+void Run::begin(std::shared_ptr<const Schedule> schedule, Crowd* crowd, bool each_its_own) {
+    schedule_ = std::move(schedule);
+    n_threads_ = schedule_->n_threads();
     crowd_ = crowd;
     each_its_own_ = each_its_own;
-    phases_.clear();
-    chunk_ = used_ = 0;
-    for (int i = 0; i < n_threads; ++i) claims_[static_cast<size_t>(i)].next = 0;
+    for (int i = 0; i < n_threads_; ++i)
+        claims_[static_cast<size_t>(i)].next.store(0, std::memory_order_relaxed);
     next_poll_ = 0;
-    done_ = 0;
-    failed_ = false;
+    done_.store(0, std::memory_order_relaxed);
+    failed_.store(false, std::memory_order_relaxed);
     error_ = nullptr;
 }
 
-void* Run::room(size_t nbytes, size_t alignment) {
-    used_ = (used_ + alignment - 1) / alignment * alignment;
-    if (chunk_ < chunks_.size() && used_ + nbytes > kChunk) ++chunk_, used_ = 0;
-    if (chunk_ == chunks_.size()) chunks_.push_back(std::make_unique<std::byte[]>(kChunk));
-    return chunks_[chunk_].get() + std::exchange(used_, used_ + nbytes);
-}
-
-void Run::add(Phase phase) {
-    phase.first = phases_.empty() ? 0 : phases_.back().first + phases_.back().n;
-    phases_.push_back(phase);
-}
-
 void Run::walk(int thread) {
-    for (size_t i = 0; i < phases_.size(); ++i) {
-        const Phase& phase = phases_[i];
+    const std::vector<Phase>& phases = schedule_->phases();
+    for (size_t i = 0; i < phases.size(); ++i) {
+        const Phase& phase = phases[i];
         if (thread > 0 && !each_its_own_ && thread >= crowd_->taking_part()) return;
         work(phase, thread, thread);
-        const bool is_last = i + 1 == phases_.size();
+        const bool is_last = i + 1 == phases.size();
         prefetch(i + 1, thread);
         if (!is_last || thread == 0) wait(phase, thread);
     }
-}
-
-void Run::work_alone(Phase& phase) {
-    phase.first = done_;
-    work(phase, 0, 0);
 }
 
 void Run::work(const Phase& phase, int thread, int victim) {
@@ -85,14 +69,14 @@ void Run::work(const Phase& phase, int thread, int victim) {
 void Run::prefetch(size_t i, int thread) const {
     constexpr int64_t kBytes = 16 << 10;
     constexpr size_t kNear = 4;  // phases: attention lies between two products
-    const size_t end_near = std::min(i + kNear, phases_.size());
-    while (i < end_near && !phases_[i].weights) ++i;
-    if (i == end_near) return;
-    const Phase& phase = phases_[i];
-    const int64_t first = begin_of(phase, thread) - phase.first,
-                  end = begin_of(phase, thread + 1) - phase.first;
-    const uint8_t* begin = phase.weights + first * phase.weight_stride;
-    const int64_t nbytes = std::min(kBytes, (end - first) * phase.weight_stride);
+    const std::vector<Phase>& phases = schedule_->phases();
+    const size_t end = std::min(i + kNear, phases.size());
+    while (i < end && !phases[i].weights) ++i;
+    if (i == end) return;
+    const Phase& phase = phases[i];
+    const int64_t first = begin_of(phase, thread), n = begin_of(phase, thread + 1) - first;
+    const uint8_t* begin = phase.weights + (first - phase.first) * phase.weight_stride;
+    const int64_t nbytes = std::min(kBytes, n * phase.weight_stride);
     for (int64_t i = 0; i < nbytes; i += 64) __builtin_prefetch(begin + i);
 }
 

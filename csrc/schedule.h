@@ -23,7 +23,7 @@ class Crowd;
 class Pieces;
 
 struct Phase {
-    int64_t first, n;        // its pieces, counted over the whole call
+    int64_t first, n;        // its pieces, counted over the whole schedule
     int64_t n_units, grain;  // a piece is so many units, the last one what is left
     void (*work)(const void* closure, Pieces& pieces);
     const void* closure;
@@ -33,37 +33,78 @@ struct Phase {
     int64_t weight_stride;
 };
 
+// Phases for a number of threads. It may be run many times: what changes in between is in the
+// memory that its closures point to.
+class Schedule {
+  public:
+    explicit Schedule(int n_threads) : n_threads_(n_threads) {}
+
+    int n_threads() const { return n_threads_; }
+    const std::vector<Phase>& phases() const { return phases_; }
+
+    // Appends a phase over `n_units` units, `grain` a piece. `f(Pieces&)` is copied; each thread that
+    // gets a piece calls it, and again when it gets one that another has left. It takes all it can.
+    // What it refers to must live while the schedule is run. `weights`, `weight_stride`: see Phase.
+    template <class F>
+    void add(int64_t n_units, int64_t grain, F f, const uint8_t* weights = nullptr,
+             int64_t weight_stride = 0) {
+        static_assert(std::is_trivially_destructible_v<F>);
+        if (n_units <= 0) return;
+        const auto work = [](const void* closure, Pieces& pieces) {
+            (*static_cast<const F*>(closure))(pieces);
+        };
+        const void* kept = new (room(sizeof(F), alignof(F))) F(std::move(f));
+        phases_.push_back({n_pieces_, (n_units + grain - 1) / grain, n_units, grain, work, kept,
+                           weights, weight_stride});
+        n_pieces_ += phases_.back().n;
+    }
+    // The same with pieces of equal cost, several for each thread.
+    template <class F>
+    void add(int64_t n_units, F f) {
+        const int64_t grain = n_units / (n_threads_ == 1 ? 1 : 4 * n_threads_);
+        add(n_units, grain > 1 ? grain : 1, std::move(f));
+    }
+
+  private:
+    static constexpr size_t kChunk = size_t{4} << 10;
+
+    void* room(size_t nbytes, size_t alignment) {
+        used_ = (used_ + alignment - 1) / alignment * alignment;
+        if (chunks_.empty() || used_ + nbytes > kChunk) {
+            chunks_.push_back(std::make_unique<std::byte[]>(kChunk));
+            used_ = 0;
+        }
+        return chunks_.back().get() + std::exchange(used_, used_ + nbytes);
+    }
+
+    const int n_threads_;
+    int64_t n_pieces_ = 0;
+    std::vector<Phase> phases_;
+    std::vector<std::unique_ptr<std::byte[]>> chunks_;  // of closures
+    size_t used_ = 0;
+};
+
 // What the threads of one call share. A thread that comes late finds a call that has ended, and may
-// read all of this: it is not used again while a thread is inside. What the closures refer to may
-// be gone by then, so they are called with a piece in hand only.
+// read all of this and the schedule: neither goes while a thread is inside. What the closures point
+// to may be gone by then, so they are called with a piece in hand only.
 class Run {
   public:
     explicit Run(int most_threads);
 
-    void clear(int n_threads, Crowd* crowd, bool each_its_own);
-    template <class F>
-    const F* keep(F f) {
-        static_assert(std::is_trivially_destructible_v<F>);
-        return new (room(sizeof(F), alignof(F))) F(std::move(f));
-    }
-    void add(Phase phase);
-
+    void begin(std::shared_ptr<const Schedule> schedule, Crowd* crowd, bool each_its_own);
     int n_threads() const { return n_threads_; }
 
     // Does what thread `thread` can do of all phases. Thread 0 returns when all of them are done.
     void walk(int thread);
-    void work_alone(Phase& phase);
     void rethrow() const;
 
   private:
     friend class Pieces;
 
-    static constexpr size_t kChunk = size_t{16} << 10;
     struct alignas(64) Claim {
-        std::atomic<int64_t> next{0};  // piece of this thread's range, counted over the whole call
+        std::atomic<int64_t> next{0};  // piece of this thread's range, counted as in Phase
     };
 
-    void* room(size_t nbytes, size_t alignment);
     int64_t begin_of(const Phase& phase, int thread) const {
         return phase.first + (phase.n * thread + n_threads_ - 1) / n_threads_;
     }
@@ -77,18 +118,16 @@ class Run {
     void poll();
     void fail(std::exception_ptr error);
 
+    std::shared_ptr<const Schedule> schedule_;
     int n_threads_ = 1;
     Crowd* crowd_ = nullptr;  // null: the caller is alone
     bool each_its_own_ = false;
-    std::vector<Phase> phases_;
-    std::vector<std::unique_ptr<std::byte[]>> chunks_;  // of closures
-    size_t chunk_ = 0, used_ = 0;
     std::unique_ptr<Claim[]> claims_;
-    int64_t next_poll_ = 0;
-    int n_takes_ = 0;  // of thread 0
-    alignas(64) std::atomic<int64_t> done_{0};
-    alignas(64) std::atomic<bool> failed_{false};
     std::exception_ptr error_;
+    alignas(64) int64_t next_poll_ = 0;  // of thread 0
+    int n_takes_ = 0;
+    alignas(64) std::atomic<int64_t> done_{0};  // pieces
+    alignas(64) std::atomic<bool> failed_{false};
 };
 
 // The pieces that one thread takes of a phase: its own range from front to back, or, while it waits,
@@ -139,64 +178,45 @@ class Pieces {
 
 // One call of the core. Calls of several threads take turns, unless one thread is asked for.
 //
-//     Schedule schedule;
-//     schedule.add(n, 16, [=](Pieces& pieces) {
+//     Call call;
+//     call.schedule().add(n, 16, [=](Pieces& pieces) {
 //         for (const auto [begin, end] : pieces) ...
 //     });
-//     schedule.run();
-class Schedule {
+//     call.run();
+class Call {
   public:
     // EachItsOwn: all threads are waited for, and take the pieces of their own ranges only. For
     // measurements.
     enum class Sharing { Any, EachItsOwn };
-    explicit Schedule(Sharing sharing = Sharing::Any);  // waits for its turn
-    ~Schedule();
-    Schedule(const Schedule&) = delete;
-    Schedule& operator=(const Schedule&) = delete;
+    explicit Call(Sharing sharing = Sharing::Any);  // waits for its turn
+    ~Call();
+    Call(const Call&) = delete;
+    Call& operator=(const Call&) = delete;
 
-    int n_threads() const { return run_->n_threads(); }
+    int n_threads() const { return n_threads_; }  // that a schedule is to be made for
 
-    // Appends a phase over `n_units` units, `grain` a piece. `f(Pieces&)` is copied; each thread that
-    // gets a piece calls it, and again when it gets one that another has left. It takes all it can.
-    // What it refers to must live until `run` returns. `weights`, `weight_stride`: see Phase.
-    // Where there is one thread, it has nobody to wait for and does the phase at once.
-    template <class F>
-    void add(int64_t n_units, int64_t grain, F f, const uint8_t* weights = nullptr,
-             int64_t weight_stride = 0) {
-        if (n_units <= 0) return;
-        const auto work = [](const void* closure, Pieces& pieces) {
-            (*static_cast<const F*>(closure))(pieces);
-        };
-        Phase phase{0, (n_units + grain - 1) / grain, n_units, grain, work, &f, weights,
-                    weight_stride};
-        if (n_threads() == 1) return run_->work_alone(phase);
-        phase.closure = run_->keep(std::move(f));
-        run_->add(phase);
-    }
-    // The same with pieces of equal cost, several for each thread.
-    template <class F>
-    void add(int64_t n_units, F f) {
-        const int64_t grain = n_units / (n_threads() == 1 ? 1 : 4 * n_threads());
-        add(n_units, grain > 1 ? grain : 1, std::move(f));
-    }
+    Schedule& schedule();  // of this call alone
 
-    // Runs all phases. Throws what a piece, or the check of `set_poll`, threw; nothing runs
-    // any more then.
-    void run();
+    // Runs all phases: of `schedule()`, or of one that is kept. Throws what a piece, or the check of
+    // `set_poll`, threw; nothing runs any more then.
+    void run() { run(std::move(schedule_)); }
+    void run(std::shared_ptr<const Schedule> schedule);
 
   private:
+    const Sharing sharing_;
     std::unique_ptr<Run> own_;  // of a caller that is alone; else it has its turn with the pool
-    Run* run_;
+    int n_threads_ = 1;
+    std::shared_ptr<Schedule> schedule_;
 };
 
 // Calls f(begin, end) on disjoint ranges that cover 0 .. n, in pieces of `grain`.
 template <class F>
 void parallel_pieces(int64_t n, int64_t grain, const F& f) {
-    Schedule schedule;
-    schedule.add(n, grain, [&f](Pieces& pieces) {
+    Call call;
+    call.schedule().add(n, grain, [&f](Pieces& pieces) {
         for (const auto [begin, end] : pieces) f(begin, end);
     });
-    schedule.run();
+    call.run();
 }
 
 }  // namespace starcoder

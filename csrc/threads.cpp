@@ -186,38 +186,46 @@ void Turn::lock() {
     mutex_.lock();
 }
 
-Schedule::Schedule(Sharing sharing) {
+Call::Call(Sharing sharing) : sharing_(sharing) {
     if (starcoder::n_threads() == 1) {
         own_ = spare ? std::move(spare) : std::make_unique<Run>(1);
-        run_ = own_.get();
-        run_->clear(1, nullptr, false);
         return;
     }
     turn.lock();
     try {
         Pool& all = started_pool();
-        const bool each = sharing == Sharing::EachItsOwn;
-        const int n = each ? all.size() : all.crowd().next_call();
-        run_ = all.free_run();
-        run_->clear(n, n > 1 ? &all.crowd() : nullptr, each);
+        n_threads_ = sharing == Sharing::EachItsOwn ? all.size() : all.crowd().next_call();
     } catch (...) {
         turn.unlock();
         throw;
     }
 }
 
-Schedule::~Schedule() {
+Call::~Call() {
     if (own_)
         spare = std::move(own_);
     else
         turn.unlock();
 }
 
-void Schedule::run() {
-    if (!own_) pool->start(*run_);
-    run_->walk(0);
-    if (!own_) pool->end();
-    run_->rethrow();
+Schedule& Call::schedule() {
+    if (!schedule_) schedule_ = std::make_shared<Schedule>(n_threads_);
+    return *schedule_;
+}
+
+void Call::run(std::shared_ptr<const Schedule> schedule) {
+    if (own_) {
+        own_->begin(std::move(schedule), nullptr, false);
+        own_->walk(0);
+        return own_->rethrow();
+    }
+    Run* run = pool->free_run();
+    run->begin(std::move(schedule), n_threads_ > 1 ? &pool->crowd() : nullptr,
+               sharing_ == Sharing::EachItsOwn);
+    pool->start(*run);
+    run->walk(0);
+    pool->end();
+    run->rethrow();
 }
 
 }  // namespace starcoder
