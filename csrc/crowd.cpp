@@ -3,111 +3,148 @@
 #include <algorithm>
 #include <utility>
 
+#include "threads.h"
+
+#if defined(__linux__)
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
+#endif
+
 namespace starcoder {
 
 namespace {
 
-// A thread out of n is worth its place while less than 1 / n of the time is lost to it; memory does
-// not let it bring as much, so half of that.
-constexpr double kBearable = 0.5;
-constexpr double kMostCredit = 10e-3;  // two or three times that a system puts a thread aside
+constexpr double kLook = 5e-3;  // seconds from one look to the next
+
+// Of the time, all threads together: beside a busy process of the same priority one thread waits
+// half of it, beside one of the lowest a fiftieth.
+constexpr double kBearable = 0.25, kOneThread = 0.5;
 
 // A thread sleeps for so long, twice as long each time it is tried in vain.
 constexpr double kFirstRest = 0.1, kLongestRest = 2;
 
-constexpr double kLook = 200e-6;  // from one look at the others to the next
+Clock::duration duration(double seconds) {
+    return std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+}
+
+double seconds(Clock::duration time) { return std::chrono::duration<double>(time).count(); }
 
 }  // namespace
 
 #if defined(__linux__)
-int cpu_clock() {
+ThreadClock::ThreadClock() {
     clockid_t clock;
-    return pthread_getcpuclockid(pthread_self(), &clock) == 0 ? clock : 0;
+    if (pthread_getcpuclockid(pthread_self(), &clock) == 0) clock_ = clock;
+    file_ = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
 }
 
-double cpu_seconds(int clock) {
+ThreadClock::~ThreadClock() {
+    if (file_ >= 0) close(file_);
+}
+
+double ThreadClock::ran() const {
     timespec time;
-    if (clock_gettime(clock, &time) != 0) return 0;
+    if (clock_gettime(clock_, &time) != 0) return 0;
     return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
 }
+
+// "time on the processor, time in the queue, number of turns", in nanoseconds.
+double ThreadClock::waited() const {
+    char text[64];
+    const ssize_t n = file_ < 0 ? -1 : pread(file_, text, sizeof(text) - 1, 0);
+    if (n <= 0) return 0;
+    text[n] = 0;
+    char* end;
+    strtoull(text, &end, 10);
+    return 1e-9 * static_cast<double>(strtoull(end, nullptr, 10));
+}
 #else
-int cpu_clock() { return 0; }
-double cpu_seconds(int) { return 0; }
+ThreadClock::ThreadClock() {}
+ThreadClock::~ThreadClock() {}
+double ThreadClock::ran() const { return 0; }
+double ThreadClock::waited() const { return 0; }
 #endif
+
+ThreadClock& ThreadClock::of_this_thread() {
+    thread_local std::unique_ptr<ThreadClock> clock;
+    thread_local uint32_t forks = 0;
+    if (!clock || forks != fork_count()) {
+        clock = std::make_unique<ThreadClock>();
+        forks = fork_count();
+    }
+    return *clock;
+}
 
 Crowd::Crowd(int n_threads)
     : size_(n_threads),
       members_(std::make_unique<Member[]>(static_cast<size_t>(n_threads))),
       taking_part_(n_threads),
       awake_(n_threads),
-      credit_(kMostCredit),
-      credited_(Clock::now()),
-      rests_until_(credited_),
-      tried_(credited_) {}
+      looked_(Clock::now()),
+      wakes_at_(looked_),
+      woke_(looked_),
+      waited_(static_cast<size_t>(n_threads)) {}
 
 void Crowd::shrink(int n_threads) { taking_part_ = awake_ = size_ = n_threads; }
 
-int Crowd::next_call() {
-    if (taking_part() == size_) return size_;
-    const std::lock_guard lock(mutex_);
-    const auto now = Clock::now();
-    if (now >= rests_until_) {
-        taking_part_ = std::min(size_, taking_part() + std::max(1, size_ / 4));
-        credit_ = kMostCredit;
-        credited_ = tried_ = now;
-        rests_until_ = now + std::chrono::duration_cast<Clock::duration>(
-                                 std::chrono::duration<double>(kLongestRest));
-    }
-    return taking_part();
+void Crowd::enter(const ThreadClock& first) {
+    if (member(0).clock.exchange(&first) != &first) waited_[0] = first.waited();
 }
 
-void Crowd::lost(double seconds) {
-    const std::lock_guard lock(mutex_);
-    const int n = taking_part();
-    if (n == 1) return;
+void Crowd::look() {
     const auto now = Clock::now();
-    credit_ += kBearable / n * std::chrono::duration<double>(now - credited_).count() - seconds;
-    credit_ = std::min(credit_, kMostCredit);
-    credited_ = now;
-    if (credit_ >= 0) return;
-    const bool in_vain = std::chrono::duration<double>(now - tried_).count() < rest_;
-    rest_ = in_vain ? std::min(2 * rest_, kLongestRest) : kFirstRest;
-    taking_part_ = n - std::max(1, n / 4);
-    awake_ = taking_part();
-    credit_ = kMostCredit;
-    rests_until_ = now + std::chrono::duration_cast<Clock::duration>(
-                             std::chrono::duration<double>(rest_));
+    const double passed = seconds(now - looked_);
+    if (passed < kLook) return;
+    looked_ = now;
+    double waited = 0;
+    for (int i = 0; i < size_; ++i)
+        if (const ThreadClock* clock = member(i).clock) {
+            double& before = waited_[static_cast<size_t>(i)];
+            const double all = clock->waited(), more = all - std::exchange(before, all);
+            if (i < taking_part()) waited += more;
+        }
+    const int n = taking_part();
+    // After a pause of the calls, nothing is known of the time that counts.
+    const bool is_recent = passed < 4 * kLook;
+    if (n > 1 && is_recent && waited > kBearable * passed) {
+        const bool in_vain = seconds(now - woke_) < rest_;
+        rest_ = in_vain ? std::min(2 * rest_, kLongestRest) : kFirstRest;
+        const int too_many = static_cast<int>(waited / passed / kOneThread + 0.5);
+        taking_part_ = std::max(1, n - std::max(1, too_many));
+        awake_ = taking_part();
+        wakes_at_ = now + duration(rest_);
+    } else if (n < size_ && now >= wakes_at_) {
+        taking_part_ = n + 1;
+        woke_ = now;
+        wakes_at_ = now + duration(std::max(rest_, kFirstRest));
+    }
 }
 
 Watch::Watch(Crowd& crowd, int thread)
     : crowd_(crowd),
       thread_(thread),
-      watches_(!crowd.watched_.exchange(true)),
       last_(Clock::now()),
       ran_(static_cast<size_t>(crowd.size())) {
-    if (!watches_) return;
-    for (int i = 0; i < crowd_.size(); ++i)
-        ran_[static_cast<size_t>(i)] = cpu_seconds(crowd_.member(i).clock);
+    is_held_up();
 }
 
-Watch::~Watch() {
-    if (watches_) crowd_.watched_ = false;
-}
-
-void Watch::look() {
-    if (!watches_) return;
+bool Watch::is_held_up() {
     const auto now = Clock::now();
-    const double passed = std::chrono::duration<double>(now - last_).count();
-    if (passed < kLook) return;
-    last_ = now;
-    bool is_held_up = false;
+    const double passed = seconds(now - std::exchange(last_, now));
+    bool found = false;
     for (int i = 0; i < crowd_.size(); ++i) {
-        Member& member = crowd_.member(i);
-        const double before = std::exchange(ran_[static_cast<size_t>(i)], cpu_seconds(member.clock));
-        const double ran = ran_[static_cast<size_t>(i)] - before;
-        if (i != thread_ && member.holds && before > 0 && ran < passed / 2) is_held_up = true;
+        const Member& member = crowd_.member(i);
+        const ThreadClock* clock = member.clock;
+        if (i == thread_ || !clock) continue;
+        const double ran = clock->ran();
+        double& before = ran_[static_cast<size_t>(i)];
+        if (member.holds && before > 0 && ran - before < passed / 2) found = true;
+        before = ran;
     }
-    if (is_held_up) crowd_.lost(passed);
+    return found;
 }
 
 }  // namespace starcoder

@@ -11,13 +11,17 @@ namespace starcoder {
 
 namespace {
 
-// Who waits for others spins this long: a phase of decoding takes 5 to 500 microseconds. After it
-// they may wait for this very processor, which is given away then; and after kYield it sleeps.
+// Who waits for others spins this long before it looks whether they run at all, and in between:
+// a phase of decoding takes 5 to 500 microseconds.
 constexpr auto kSpin = std::chrono::microseconds(50);
+constexpr auto kPause = std::chrono::microseconds(25), kLongestPause = std::chrono::microseconds(200);
+
+// Who waits for threads that do not run yields for this long, then sleeps.
 constexpr auto kYield = std::chrono::milliseconds(1);
 constexpr auto kSleep = std::chrono::microseconds(100);
 
-constexpr int64_t kPoll = 30;  // ms
+// Of a long call, in ms. The check may have to wait for Python's interpreter lock.
+constexpr int64_t kLookEvery = 10, kPollEvery = 50;
 
 }  // namespace
 
@@ -30,7 +34,7 @@ void Run::begin(std::shared_ptr<const Schedule> schedule, Crowd* crowd, bool eac
     each_its_own_ = each_its_own;
     for (int i = 0; i < n_threads_; ++i)
         claims_[static_cast<size_t>(i)].next.store(0, std::memory_order_relaxed);
-    next_poll_ = 0;
+    next_look_ = 0;
     done_.store(0, std::memory_order_relaxed);
     failed_.store(false, std::memory_order_relaxed);
     error_ = nullptr;
@@ -99,26 +103,37 @@ void Run::wait(const Phase& phase, int thread) {
     wait_long(phase, thread);
 }
 
+// Threads with pieces that run are worth waiting for. One that does not may wait for this very
+// processor, which it is given then; to give it away otherwise would cost as long as somebody else
+// runs on it.
 void Run::wait_long(const Phase& phase, int thread) {
     Watch watch(*crowd_, thread);
-    const auto deadline = Clock::now() + kYield;
-    while (!is_done(phase)) {
-        if (Clock::now() < deadline)
+    const auto begin = Clock::now();
+    for (auto pause = kPause; !is_done(phase); pause = std::min(2 * pause, kLongestPause)) {
+        const auto until = Clock::now() + pause;
+        while (Clock::now() < until)
+            for (int i = 0; i < 64; ++i) {
+                if (is_done(phase)) return;
+                relax();
+            }
+        if (thread == 0) poll();
+        if (!watch.is_held_up()) continue;
+        if (Clock::now() - begin < kYield)
             std::this_thread::yield();
         else
             std::this_thread::sleep_for(kSleep);
-        watch.look();
-        if (thread == 0) poll();
     }
-    watch.look();
 }
 
 void Run::poll() {
     const int64_t now = coarse_ms();
+    if (now < next_look_) return;
+    const bool is_first = next_look_ == 0;
+    next_look_ = now + kLookEvery;
+    if (is_first) next_poll_ = now + kPollEvery;
+    if (crowd_ && !is_first) crowd_->look();
     if (now < next_poll_) return;
-    const bool is_first = next_poll_ == 0;
-    next_poll_ = now + kPoll;
-    if (is_first) return;
+    next_poll_ = now + kPollEvery;
     try {
         check_poll();
     } catch (...) {

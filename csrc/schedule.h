@@ -124,7 +124,7 @@ class Run {
     bool each_its_own_ = false;
     std::unique_ptr<Claim[]> claims_;
     std::exception_ptr error_;
-    alignas(64) int64_t next_poll_ = 0;  // of thread 0
+    alignas(64) int64_t next_look_ = 0, next_poll_ = 0;  // of thread 0
     int n_takes_ = 0;
     alignas(64) std::atomic<int64_t> done_{0};  // pieces
     alignas(64) std::atomic<bool> failed_{false};

@@ -68,7 +68,6 @@ class Pool {
     void start(Run& run) {
         if (crowd_.wakes(run.n_threads())) raise();
         if (run.n_threads() == 1) return;
-        crowd_.member(0).clock = cpu_clock();
         current_ = &run;
         next_round();
     }
@@ -101,7 +100,7 @@ class Pool {
     void work(int index) {
         const FloatState state;
         Member& self = crowd_.member(index);
-        self.clock = cpu_clock();
+        self.clock = &ThreadClock::of_this_thread();
         for (uint32_t round = 0;;) {
             wait_change(round_, round);
             round = round_.load(std::memory_order_acquire);
@@ -194,7 +193,10 @@ Call::Call(Sharing sharing) : sharing_(sharing) {
     turn.lock();
     try {
         Pool& all = started_pool();
-        n_threads_ = sharing == Sharing::EachItsOwn ? all.size() : all.crowd().next_call();
+        Crowd& crowd = all.crowd();
+        crowd.enter(ThreadClock::of_this_thread());
+        crowd.look();
+        n_threads_ = sharing == Sharing::EachItsOwn ? all.size() : crowd.taking_part();
     } catch (...) {
         turn.unlock();
         throw;
