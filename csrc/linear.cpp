@@ -339,15 +339,13 @@ void multiply_prepared(Pieces& pieces, const Matrix& w, const Prepared& x, int64
         multiply_pieces(pieces, w, x.rounded, n, pairs, to);
 }
 
-// Pairs of panels in a piece: four pieces for each thread, as far as a piece need not be larger (few
-// tokens: some 20 microseconds) or cannot be smaller: where the next product takes its inputs
-// rounded, each four pairs make a group of them.
+// Pairs of panels in a piece: eight pieces for each thread, so that both are done at once, but no
+// larger ones, and no smaller ones where the next product takes its inputs rounded: each four pairs
+// make a group of them.
 int64_t pairs_a_piece(int64_t pairs, int64_t n, bool is_rounded, int n_threads) {
-    const bool few = are_few(n);
-    const int64_t blocks = few ? 1 : divide_up(n, kTokenBlock), unit = is_rounded ? kPairs : 1;
-    const int64_t most = few ? pairs_at_once(n) / 256 * kPairs : kPairs;
-    const int64_t wanted = pairs * blocks / (4 * n_threads);
-    return std::clamp(wanted / unit * unit, unit, std::max(most, kPairs));
+    if (is_rounded) return kPairs;
+    const int64_t blocks = are_few(n) ? 1 : divide_up(n, kTokenBlock);
+    return std::clamp<int64_t>(pairs * blocks / (8 * n_threads), 1, kPairs);
 }
 
 }  // namespace

@@ -45,15 +45,15 @@ void Run::walk(int thread) {
     for (size_t i = 0; i < phases.size(); ++i) {
         const Phase& phase = phases[i];
         if (thread > 0 && !each_its_own_ && thread >= crowd_->taking_part()) return;
-        work(phase, thread, thread);
+        work(phase, thread, thread, is_large(phase) ? n_threads_ : 1);
         const bool is_last = i + 1 == phases.size();
         prefetch(i + 1, thread);
         if (!is_last || thread == 0) wait(phase, thread);
     }
 }
 
-void Run::work(const Phase& phase, int thread, int victim) {
-    Pieces pieces(*this, phase, thread, victim);
+void Run::work(const Phase& phase, int thread, int first, int n_ranges) {
+    Pieces pieces(*this, phase, thread, first, n_ranges);
     if (!pieces.take()) return;
     Member* self = crowd_ ? &crowd_->member(thread) : nullptr;
     if (self) self->holds.store(true, std::memory_order_relaxed);
@@ -82,7 +82,7 @@ void Run::prefetch(size_t i, int thread) const {
     for (int64_t i = 0; i < nbytes; i += 64) __builtin_prefetch(begin + i);
 }
 
-// Who has done its own pieces first waits a moment: mostly the others are done too, and to look at
+// Who has done its own pieces first waits a moment before it takes those of others: mostly the others are done too, and to look at
 // what they have taken would cost them the line in which they say so.
 void Run::wait(const Phase& phase, int thread) {
     constexpr int kMoment = 32;
@@ -92,7 +92,7 @@ void Run::wait(const Phase& phase, int thread) {
     }
     const auto deadline = Clock::now() + kSpin;
     do {
-        if (!each_its_own_) work(phase, thread, thread + 1 == n_threads_ ? 0 : thread + 1);
+        if (!each_its_own_) work(phase, thread, next(thread), n_threads_ - 1);
         for (int i = 0; i < 64; ++i) {
             if (is_done(phase)) return;
             relax();
@@ -171,13 +171,12 @@ bool Pieces::claim(int thread) {
 bool Pieces::take() {
     if (thread_ == 0) run_.count_take();
     for (;;) {
-        if (claim(victim_)) {
+        if (claim(range_)) {
             if (!run_.failed_.load(std::memory_order_relaxed)) return true;
             continue;  // nobody does what is left after a failure, and nobody waits for it
         }
-        if (victim_ == thread_) return false;
-        victim_ = victim_ + 1 == run_.n_threads_ ? 0 : victim_ + 1;
-        if (victim_ == thread_) return false;
+        if (--n_ranges_ <= 0) return false;
+        range_ = run_.next(range_);
     }
 }
 

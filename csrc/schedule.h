@@ -101,6 +101,8 @@ class Run {
   private:
     friend class Pieces;
 
+    static constexpr int64_t kLargeShare = int64_t{512} << 10;  // bytes of weights
+
     struct alignas(64) Claim {
         std::atomic<int64_t> next{0};  // piece of this thread's range, counted as in Phase
     };
@@ -111,7 +113,12 @@ class Run {
     bool is_done(const Phase& phase) const {
         return done_.load(std::memory_order_acquire) >= phase.first + phase.n;
     }
-    void work(const Phase& phase, int thread, int victim);
+    // Of a large phase a thread takes the pieces of others without a look at what they are doing.
+    bool is_large(const Phase& phase) const {
+        return !each_its_own_ && phase.n * phase.weight_stride > n_threads_ * kLargeShare;
+    }
+    int next(int thread) const { return thread + 1 == n_threads_ ? 0 : thread + 1; }
+    void work(const Phase& phase, int thread, int first, int n_ranges);
     void prefetch(size_t i, int thread) const;
     void wait(const Phase& phase, int thread);
     void wait_long(const Phase& phase, int thread);
@@ -139,8 +146,9 @@ class Pieces {
         int64_t begin, end;
     };
 
-    Pieces(Run& run, const Phase& phase, int thread, int victim)
-        : run_(run), phase_(phase), thread_(thread), victim_(victim) {}
+    // Of `n_ranges` threads, from `first` on.
+    Pieces(Run& run, const Phase& phase, int thread, int first, int n_ranges)
+        : run_(run), phase_(phase), thread_(thread), range_(first), n_ranges_(n_ranges) {}
 
     int thread() const { return thread_; }
     bool take();  // another piece; false: none is left
@@ -173,7 +181,7 @@ class Pieces {
     Run& run_;
     const Phase& phase_;
     const int thread_;
-    int victim_;  // whose range is taken from
+    int range_, n_ranges_;  // whose is taken from, and how many are still to be
     int64_t piece_ = 0, n_taken_ = 0;
 };
 
