@@ -11,7 +11,9 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "graph.h"
@@ -305,22 +307,34 @@ class Player {
             std::exit(2);
         }
         const Value found = function->second(args), expected = value();
-        if (found.kind != expected.kind || found.number != expected.number ||
-            found.real != expected.real)
-            tell("result", 0);
+        const bool same = found.kind == expected.kind && found.number == expected.number &&
+                          found.real == expected.real;
+        if (!same) tell("another result");
         for (const Value& arg : args) compare(arg);
     }
 
     void compare(const Value& arg) {
         const size_t bytes = item_bytes(arg.dtype);
-        for (size_t i = 0; i < arg.expected.size() / bytes; ++i)
-            if (!is_same(arg.data + i * bytes, arg.expected.data() + i * bytes, arg.dtype))
-                return tell(arg.kind == Kind::State ? "state" : "answer", i);
+        for (size_t at = 0; at < arg.expected.size(); at += bytes) {
+            const uint8_t* found = arg.data + at;
+            const char* expected = arg.expected.data() + at;
+            if (is_same(found, expected, arg.dtype)) continue;
+            return tell("at " + std::to_string(at / bytes) + " found bits " + hex(found, bytes) +
+                        ", expected " + hex(expected, bytes));
+        }
     }
 
-    void tell(const char* what, size_t at) {
-        std::fprintf(stderr, "%.*s %.*s: another %s at %zu\n", length(name_), name_.data(),
-                     length(label_), label_.data(), what, at);
+    static std::string hex(const void* number, size_t bytes) {
+        uint32_t bits = 0;
+        std::memcpy(&bits, number, bytes);
+        char text[9];
+        std::snprintf(text, sizeof(text), "%08x", bits);
+        return text;
+    }
+
+    void tell(const std::string& what) {
+        std::fprintf(stderr, "%.*s %.*s: %s\n", length(name_), name_.data(), length(label_),
+                     label_.data(), what.c_str());
         ++n_different;
     }
 

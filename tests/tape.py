@@ -51,6 +51,7 @@ class Tape:
 
     def __init__(self) -> None:
         self.label = ""  # of the calls that follow
+        self.names: set[str] = set()  # of all calls
         self._pieces: list[bytes] = []
         self._objects: list[object] = []
         self._states: list[np.ndarray] = []
@@ -73,6 +74,7 @@ class Tape:
     def _call(self, name: str, *args: Any) -> Any:
         plain = [arg.of if isinstance(arg, Methods) else arg for arg in args]
         result = function(name)(*plain)
+        self.names.add(name)
         self._text(name)
         self._text(self.label)
         self._numbers(len(args))
