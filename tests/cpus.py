@@ -181,7 +181,7 @@ def empty_cache(
 
 
 def record_attention(tape: Tape, dtype: type) -> None:
-    """Prompts of every shape, then a token each of sequences of one and of three parts of 256."""
+    """Prompts of every shape; a token each of short and long sequences; one after nine parts."""
     for heads, kv_heads, head_dim in ((4, 1, 64), (6, 2, 20), (12, 12, 16), (9, 1, 128)):
         for n in (1, 17, 60):
             tape.label = f"{np.dtype(dtype)}, {heads} heads of {head_dim}, n = {n}"
@@ -199,6 +199,11 @@ def record_attention(tape: Tape, dtype: type) -> None:
         tape.label = f"{np.dtype(dtype)}, decoding {len(ends)}"
         rows = [([0], sizes[i], tables[i] + [79]) for i in ends]
         attend(random(len(rows), (heads + 2) * head_dim, seed=8), heads, rows, cache)
+    n, table = 2100, list(range(131, -1, -1))
+    tape.label, cache = f"{np.dtype(dtype)}, after {n}", empty_cache(132, 1, head_dim, dtype)
+    qkv = random(n, (heads + 2) * head_dim, seed=9)
+    ops.store_kv(qkv, heads, Batch.of([([0] * n, 0, table)], []), *cache)
+    attend(qkv[:1], heads, [([0], n, table)], cache)
 
 
 def attend(qkv: np.ndarray, n_heads: int, rows: list, cache: tuple[np.ndarray, np.ndarray]) -> None:
