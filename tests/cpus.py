@@ -376,7 +376,12 @@ def test_the_tests_of_the_kernels_pass(
 ) -> None:
     started = time.perf_counter()
     files = [ROOT / "tests" / f"test_{name}.py" for name in ("kernels", "encode", "pocket", "llm")]
-    run = emulated(machine, sys.executable, "-m", "pytest", "-o", "timeout=1200", *files)
+    command = [sys.executable, "-m", "pytest", "-o", "timeout=1200", *files]
+    if (
+        machine.isa == "avx2"
+    ):  # QEMU 7.2 reads what vmaskmovps masks, also where nothing can be read
+        command += ["-k", "not touches_memory_beyond"]
+    run = emulated(machine, *command)
     assert run.returncode == 0, run.stdout[-4000:]
     passed = re.findall(r"\d+ passed", run.stdout)[-1]
     report(machine, f"tests of the kernels: {passed}", time.perf_counter() - started)
