@@ -3,6 +3,7 @@
 #   make run                     write some Python with the model in the package
 #   make run MODEL=m.gguf PROMPT="def f("   ... or with yours
 #   make test                    all tests, offline, in about two minutes
+#   make test-cpus               the core on other CPUs, emulated: x86-64 without AVX, ARM
 #   make campaign-crash          a hundred kills and a disk that fills: no file is ever lost
 #   make fuzz                    2,000 damaged models per format through everything that reads them
 #   make lint                    ruff, mypy and clang-format; `make format` mends what it can
@@ -16,13 +17,19 @@ PROMPT ?= def fibonacci(
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*.h tests/*.cpp)
 
-.PHONY: run test campaign-crash fuzz lint format bench clean
+.PHONY: run test test-cpus test-cpus-full campaign-crash fuzz lint format bench clean
 
 run: $(VENV)/installed
 	$(BIN)/starcoder $(if $(MODEL),-m "$(MODEL)") -p "$(PROMPT)" -n 64 --temp 0
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
+
+test-cpus: $(VENV)/installed
+	scripts/test-cpus $(VENV)
+
+test-cpus-full: $(VENV)/installed
+	STARCODER_CPUS_FULL=1 scripts/test-cpus $(VENV)
 
 campaign-crash: $(VENV)/installed
 	STARCODER_CRASHES=100 $(BIN)/python -m pytest tests/test_crash.py

@@ -1,0 +1,387 @@
+"""Other CPUs, emulated, give the bits of this one: `make test-cpus`.
+
+What the core answers here is recorded on a tape: every operation with every type of weights, and up
+to more tokens than go straight from the panels; what Pocket computes for a few tokens. Then each
+machine below replays it, with the instruction set that the core chooses there by itself: with the
+Python of this machine if it is of the same architecture, else with replay.cpp, cross-compiled.
+
+With STARCODER_CPUS_FULL (`make test-cpus-full`) matrices are larger, and the tests of the kernels
+run there themselves.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from starcoder import LLM, _core, ops
+from starcoder.batch import Batch
+from starcoder.tensor import TensorType
+from tape import Tape
+from weights import random_tensor
+
+ROOT = Path(__file__).parent.parent
+FULL = bool(os.environ.get("STARCODER_CPUS_FULL"))
+
+pytestmark = pytest.mark.timeout(3600 if FULL else 300)
+
+
+class Machine(NamedTuple):
+    """A CPU of the emulator, and the instruction set that must be chosen on it."""
+
+    arch: str
+    cpu: str
+    isa: str
+    asked: str | None = None  # STARCODER_ISA
+
+    @property
+    def name(self) -> str:
+        return f"{self.cpu}-{self.asked}" if self.asked else self.cpu
+
+
+MACHINES = [
+    Machine("x86_64", "Nehalem", "scalar"),
+    Machine("x86_64", "Haswell", "avx2"),
+    Machine("x86_64", "EPYC", "avx2"),
+    Machine("aarch64", "cortex-a72", "scalar"),  # no dot product
+    Machine("aarch64", "cortex-a76", "neon"),
+    Machine("aarch64", "cortex-a76", "scalar", asked="scalar"),
+]
+PYTHONS = [machine for machine in MACHINES if machine.arch == platform.machine()]
+
+
+def every(machines: list[Machine]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("machine", machines, ids=lambda machine: machine.name)
+
+
+# ---- running -------------------------------------------------------------------------------------
+
+
+def emulated(
+    machine: Machine, *command: str | Path, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Runs a program on the machine."""
+    emulator = shutil.which(f"qemu-{machine.arch}")
+    if not emulator:
+        pytest.skip(f"no qemu-{machine.arch}: make test-cpus installs it")
+    # OpenBLAS would believe a variable that says which CPU it has.
+    ours = ("OPENBLAS", "STARCODER")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
+    if machine.asked:
+        environment["STARCODER_ISA"] = machine.asked
+    line = [emulator, "-cpu", machine.cpu, *map(str, command)]
+    return subprocess.run(line, env=environment, input=stdin, capture_output=True, text=True)
+
+
+def replayer(machine: Machine) -> list[str | Path]:
+    """The program that replays a tape on the machine."""
+    if machine in PYTHONS:
+        return [sys.executable, ROOT / "tests" / "tape.py"]
+    program = ROOT / "build" / "cpus" / machine.arch / "replay"
+    if not program.exists():
+        pytest.skip(f"no {program.relative_to(ROOT)}: `make test-cpus` builds it for aarch64")
+    return [program]
+
+
+class Row(NamedTuple):
+    machine: Machine
+    what: str
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def report(request: pytest.FixtureRequest) -> Iterator[Callable[[Machine, str, float], None]]:
+    """Takes rows, and prints them as a table when all is done."""
+    rows: list[Row] = []
+    yield lambda machine, what, seconds: rows.append(Row(machine, what, seconds))
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        print(f"\n\n{'CPU':<12} {'instructions':<13} {'what':<28} {'seconds':>8}")
+        for machine, what, seconds in rows:
+            print(f"{machine.cpu:<12} {machine.isa:<13} {what:<28} {seconds:8.1f}")
+
+
+# ---- what is recorded ----------------------------------------------------------------------------
+
+
+def random(*shape: int, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def columns(kind: TensorType) -> int:
+    """Some groups of 128 and, where blocks allow it, a part of one."""
+    if FULL:
+        return 1280 if kind.block_len == 256 else 1312
+    return 512 if kind.block_len == 256 else 416
+
+
+def record_linear(tape: Tape, kind: TensorType) -> None:
+    """1, 9 and 60 tokens: from the panels, from several rounds of them, and through strips."""
+    m, k = 150, columns(kind)
+    w, bias = ops.pack(random_tensor(kind, m, k)), random(m, seed=2)
+    for n in (1, 2, 3, 5, 9, 25, 60, 290) if FULL else (1, 9, 60):
+        tape.label = f"{kind.name}, n = {n}"
+        x, residual = random(n, k, seed=n), random(n, m, seed=3)
+        ops.linear(x, w)
+        ops.linear(x, w, bias, activation="gelu_tanh")
+        ops.linear(x, w, activation="gelu_erf", residual=residual)
+        ops.linear(x, w, bias, residual=residual)
+    ops.embed(np.array([0, 49, 16, 31, 32, 7], np.int32), w)
+
+
+def odd_rows() -> np.ndarray:
+    """(n, 256): ordinary weights; zeros of both signs, ties, one large weight, every magnitude."""
+    rng = np.random.default_rng(5)
+    rows = [rng.standard_normal(256) * 0.05 for _ in range(4)]
+    rows += [np.zeros(256), np.full(256, -0.0), np.full(256, 0.25), rng.integers(-8, 9, 256) / 8]
+    rows += [np.abs(rng.standard_normal(256)), np.where(np.arange(256) % 37, 1e-3, 1.0)]
+    rows += [rng.standard_normal(256) * 10.0**e for e in (-38, -9, -5, 3, 30)]
+    return np.array(rows, np.float32)
+
+
+def record_types(tape: Tape, kind: TensorType) -> None:
+    """Floats to blocks, blocks to floats, blocks to other blocks, and what is not finite."""
+    tape.label = kind.name
+    x = odd_rows()
+    blocks = ops.quantize(x, kind)
+    ops.quantize(x, kind, fused=True)
+    ops.dequantize(blocks)
+    ops.dequantize(random_tensor(kind, 3, 512))
+    ops.first_non_finite(blocks)
+    x[3, 77] = np.nan
+    ops.first_non_finite(ops.quantize(x[:4], kind))
+    for target in TensorType:
+        tape.label = f"{kind.name} -> {target.name}"
+        ops.requantize(random_tensor(kind, 2, 256), target)
+
+
+def record_norms(tape: Tape) -> None:
+    for dim in (1, 5, 16, 40, 768, 2049):
+        tape.label = f"k = {dim}"
+        ops.layer_norm(random(9, dim) * 3 + 1, random(dim, seed=2), random(dim, seed=3), 1e-5)
+
+
+def empty_cache(
+    blocks: int, kv_heads: int, head_dim: int, dtype: type
+) -> tuple[np.ndarray, np.ndarray]:
+    width = -(-head_dim // 16) * 16
+    keys = np.zeros((blocks, kv_heads, width, 16), dtype)
+    return keys, np.zeros((blocks, kv_heads, 16, width), dtype)
+
+
+def record_attention(tape: Tape, dtype: type) -> None:
+    """Prompts of every shape; a token each of short and long sequences; one after nine parts."""
+    for heads, kv_heads, head_dim in ((4, 1, 64), (6, 2, 20), (12, 12, 16), (9, 1, 128)):
+        for n in (1, 17, 60):
+            tape.label = f"{np.dtype(dtype)}, {heads} heads of {head_dim}, n = {n}"
+            qkv = random(n, (heads + 2 * kv_heads) * head_dim)
+            attend(
+                qkv, heads, [([0] * n, 0, [3, 1, 2, 0])], empty_cache(4, kv_heads, head_dim, dtype)
+            )
+    sizes, heads, head_dim = [20, 600, 257, 256], 5, 32
+    tables = [[80, 77], list(range(39, 1, -1)), list(range(40, 57)), list(range(60, 76))]
+    cache = empty_cache(90, 1, head_dim, dtype)
+    for n, table in zip(sizes, tables, strict=True):
+        tape.label = f"{np.dtype(dtype)}, a prompt of {n}"
+        attend(random(n, (heads + 2) * head_dim, seed=n), heads, [([0] * n, 0, table)], cache)
+    for ends in (range(4), (1,)):
+        tape.label = f"{np.dtype(dtype)}, decoding {len(ends)}"
+        rows = [([0], sizes[i], tables[i] + [79]) for i in ends]
+        attend(random(len(rows), (heads + 2) * head_dim, seed=8), heads, rows, cache)
+    n, table = 2100, list(range(131, -1, -1))
+    tape.label, cache = f"{np.dtype(dtype)}, after {n}", empty_cache(132, 1, head_dim, dtype)
+    qkv = random(n, (heads + 2) * head_dim, seed=9)
+    ops.store_kv(qkv, heads, Batch.of([([0] * n, 0, table)], []), *cache)
+    attend(qkv[:1], heads, [([0], n, table)], cache)
+
+
+def attend(qkv: np.ndarray, n_heads: int, rows: list, cache: tuple[np.ndarray, np.ndarray]) -> None:
+    batch = Batch.of(rows, [])
+    ops.store_kv(qkv, n_heads, batch, *cache)
+    ops.attention(qkv, n_heads, batch, *cache)
+
+
+def record_graph(tape: Tape, kind: TensorType) -> None:
+    """Two layers around everything that a graph does: norms folded in, products of products."""
+    dim, hidden, vocab, exact = 256, 512, 70, kind in (TensorType.F32, TensorType.F16)
+    graph, norm = ops.Graph(), (random(dim, seed=1), random(dim, seed=2), 1e-5)
+
+    def linear(m: int, k: int, x: int, activation: int = 0, residual: int | None = None) -> int:
+        w = ops.pack(random_tensor(kind, m, k, seed=x))
+        return graph.linear(w, x, random(m, seed=x), activation, residual)
+
+    x = graph.embed(ops.pack(random_tensor(kind, vocab, dim)), random(80, dim, seed=3))
+    for layer in range(2):
+        qkv = linear(dim + 128, dim, graph.layer_norm(x, *norm))
+        mixed = graph.attention(qkv, 4, 1, not exact)
+        if layer:
+            x, mixed = graph.select(x), graph.select(mixed)
+        x = linear(dim, dim, mixed, residual=x)
+        x = linear(
+            dim, hidden, linear(hidden, dim, graph.layer_norm(x, *norm), 1 + layer), residual=x
+        )
+    linear(vocab, dim, graph.layer_norm(x, *norm))
+    cache = (np.zeros((1, 2, 16, 1, 64, 16), np.uint16), np.zeros((1, 2, 16, 1, 16, 64), np.uint16))
+    at = 0
+    for n in (60, 1, 9):
+        tape.label = f"{kind.name}, n = {n}"
+        batch = Batch.of([(list(range(n)), at, [4, 0, 9, 2, 7])], [0, n - 1])
+        places = (
+            batch.tokens,
+            batch.positions,
+            batch.row_starts,
+            batch.block_tables,
+            batch.logit_rows,
+        )
+        graph.run(*places, *cache, np.empty((2, vocab), np.float32))
+        at += n
+
+
+LONG = '''"""Shapes: their areas, and what they are made of."""
+
+from __future__ import annotations
+
+import math
+
+
+class Circle:
+    def __init__(self, radius: float) -> None:
+        self.radius = radius
+
+    def area(self) -> float:
+'''
+
+
+def record_pocket(tape: Tape) -> None:
+    """The model in the package: 16 tokens after a short prompt, and after a long one."""
+    llm = LLM(n_ctx=256, n_parallel=1)
+    assert len(llm.tokenize(LONG)) > 60
+    for prompt in ("def fibonacci(", LONG):
+        tape.label = f"Pocket, {prompt[:12]!r}"
+        assert llm.generate(prompt, max_tokens=16, ignore_eos=True).text
+
+
+def record_limits(tape: Tape) -> None:
+    for kind in range(3):
+        tape.label = str(kind)
+        ops._core.peak(kind, 0.0)
+    memory = ops._core.Memory(1 << 20, 0x1EADBEEF12345678)
+    memory.read(1)
+
+
+@pytest.fixture(scope="module")
+def recorded() -> Tape:
+    """What this machine answers."""
+    tape = Tape()
+    with tape.recording():
+        for kind in TensorType:
+            record_linear(tape, kind)
+            record_types(tape, kind)
+            record_graph(tape, kind)
+        for dtype in (np.float16, np.uint16):
+            record_attention(tape, dtype)
+        record_norms(tape)
+        record_limits(tape)
+        record_pocket(tape)
+    return tape
+
+
+@pytest.fixture(scope="module")
+def tape(recorded: Tape, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in a file."""
+    path = tmp_path_factory.mktemp("cpus") / "tape"
+    recorded.save(path)
+    return path
+
+
+# ---- tests ---------------------------------------------------------------------------------------
+
+
+def test_every_function_of_the_core_is_on_the_tape(recorded: Tape) -> None:
+    names = {name for name in dir(_core) if not name.startswith("_")}
+    for kind in ("Graph", "Memory"):
+        methods = [name for name in dir(getattr(_core, kind)) if not name.startswith("_")]
+        names |= {f"{kind}.{name}" for name in methods}
+    assert names - recorded.names == {
+        *("isa", "available_isas", "use_isa", "n_threads", "set_n_threads"),
+        *("gather_weights", "scatter_weights"),  # where weights lie, not what they are
+    }
+
+
+@every(MACHINES)
+def test_it_chooses_its_instruction_set_and_gives_the_same_bits(
+    machine: Machine, tape: Path, report: Callable[[Machine, str, float], None]
+) -> None:
+    started = time.perf_counter()
+    run = emulated(machine, *replayer(machine), tape)
+    assert run.returncode == 0, run.stderr[-4000:]
+    isa, n_calls = run.stdout.split()
+    assert isa == machine.isa
+    report(machine, f"{n_calls} calls, the same bits", time.perf_counter() - started)
+
+
+COMMANDS = [  # and their stdin
+    (["-p", "def fibonacci(", "-n", "16", "--temp", "0"], ""),
+    (["-p", "def is_even(n):", "-n", "48", "--temp", "0"], ""),
+    (["-p", "-", "-n", "12", "--seed", "42"], "import \n"),
+]
+
+
+@every(PYTHONS)
+def test_python_imports_it_and_writes_the_same_text(
+    machine: Machine, report: Callable[[Machine, str, float], None]
+) -> None:
+    started = time.perf_counter()
+    code = "import starcoder, starcoder.ops as ops; print(ops.isa())"
+    run = emulated(machine, sys.executable, "-c", code)
+    assert (run.returncode, run.stdout.strip()) == (0, machine.isa), run.stderr
+    for options, stdin in COMMANDS:
+        command = [sys.executable, "-m", "starcoder", *options]
+        here = subprocess.run(command, input=stdin, capture_output=True, text=True, check=True)
+        there = emulated(machine, *command, stdin=stdin)
+        assert there.returncode == 0, there.stderr
+        assert there.stdout == here.stdout
+    report(machine, f"import, {len(COMMANDS)} commands", time.perf_counter() - started)
+
+
+@every(MACHINES)
+def test_one_wrong_bit_is_told(machine: Machine, tmp_path: Path) -> None:
+    tape, path = Tape(), tmp_path / "tape"
+    with tape.recording():
+        record_norms(tape)
+    tape.save(path)
+    data = bytearray(path.read_bytes())
+    data[-20] ^= 1  # of the last answer
+    path.write_bytes(data)
+    run = emulated(machine, *replayer(machine), path)
+    assert run.returncode == 1
+    assert "layer_norm k = 2049: " in run.stderr
+
+
+@pytest.mark.skipif(not FULL, reason="for make test-cpus-full")
+@every(PYTHONS)
+def test_the_tests_of_the_kernels_pass(
+    machine: Machine, report: Callable[[Machine, str, float], None]
+) -> None:
+    started = time.perf_counter()
+    files = [ROOT / "tests" / f"test_{name}.py" for name in ("kernels", "encode", "pocket", "llm")]
+    command = [sys.executable, "-m", "pytest", "-o", "timeout=1200", *files]
+    if (
+        machine.isa == "avx2"
+    ):  # QEMU 7.2 reads what vmaskmovps masks, also where nothing can be read
+        command += ["-k", "not touches_memory_beyond"]
+    run = emulated(machine, *command)
+    assert run.returncode == 0, run.stdout[-4000:]
+    passed = re.findall(r"\d+ passed", run.stdout)[-1]
+    report(machine, f"tests of the kernels: {passed}", time.perf_counter() - started)
