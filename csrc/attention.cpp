@@ -321,9 +321,7 @@ class Jobs {
     int64_t piece(int64_t job) const { return job / plan_.longest; }
     int64_t part(int64_t job) const { return job % plan_.longest; }
     // Shorter rows have fewer parts than the longest.
-    int64_t n_parts_of(int64_t piece) const {
-        return n_parts(rows_.positions[queries(piece).row]);
-    }
+    int64_t n_parts_of(int64_t piece) const { return n_parts(rows_.positions[queries(piece).row]); }
     bool exists(int64_t job) const { return part(job) < n_parts_of(piece(job)); }
 
     Queries queries(int64_t piece) const {
@@ -381,9 +379,8 @@ void merge_heads(const Attention& task, const Jobs& jobs, int64_t heads_at_once,
         const Queries all = jobs.queries(piece);
         const int64_t n = std::min({end - begin, heads_at_once - first, all.size - first});
         if (n <= 0 || jobs.n_parts_of(piece) == 1) continue;  // the last piece has fewer heads
-        task.merge_parts({all.row, 1, all.kv_head, all.first + first, n}, [&](int64_t part) {
-            return jobs.sums(piece, part).from(first, width);
-        });
+        task.merge_parts({all.row, 1, all.kv_head, all.first + first, n},
+                         [&](int64_t part) { return jobs.sums(piece, part).from(first, width); });
     }
 }
 
@@ -450,8 +447,8 @@ void store_rows(const float* qkv, int64_t begin, int64_t end, const Heads& heads
 
 }  // namespace
 
-void store_kv(Schedule& schedule, const float* qkv, int64_t n, const Heads& heads,
-              const Rows& rows, const Cache& cache) {
+void store_kv(Schedule& schedule, const float* qkv, int64_t n, const Heads& heads, const Rows& rows,
+              const Cache& cache) {
     schedule.add(n, [=](Pieces& pieces) {
         for (const auto [begin, end] : pieces) store_rows(qkv, begin, end, heads, rows, cache);
     });

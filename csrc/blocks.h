@@ -106,6 +106,6 @@ static_assert(sizeof(BlockQ6_K) == 210);
 
 // The sixteen values of IQ4_NL.
 constexpr int8_t kCodebookIQ4NL[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
-                                              1,    13,   25,  38,  53,  69,  89,  113};
+                                       1,    13,   25,  38,  53,  69,  89,  113};
 
 }  // namespace starcoder

@@ -124,10 +124,7 @@ void Crowd::look() {
 }
 
 Watch::Watch(Crowd& crowd, int thread)
-    : crowd_(crowd),
-      thread_(thread),
-      last_(Clock::now()),
-      ran_(static_cast<size_t>(crowd.size())) {
+    : crowd_(crowd), thread_(thread), last_(Clock::now()), ran_(static_cast<size_t>(crowd.size())) {
     is_held_up();
 }
 

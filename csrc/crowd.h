@@ -63,7 +63,6 @@ class Crowd {
     }
 
   private:
-
     int size_;
     std::unique_ptr<Member[]> members_;
     std::atomic<int> taking_part_, awake_;

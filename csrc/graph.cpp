@@ -16,8 +16,8 @@ namespace {
 // What a run of few tokens needs is kept for the next; what a prompt needs is given back.
 constexpr size_t kKept = 4 << 20;
 
-// Up to so many tokens a schedule is kept for the next run: to make it takes a millionth of a second
-// for each step, and what a thread has read of it stays in its caches.
+// Up to so many tokens a schedule is kept for the next run: to make it takes a millionth of a
+// second for each step, and what a thread has read of it stays in its caches.
 constexpr int64_t kRecorded = 16;
 
 // Weights may wait for huge pages (chunk.h), and one decodes 0.8 to 0.97 of the tokens a second

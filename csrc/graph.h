@@ -112,7 +112,7 @@ class Graph {
     std::vector<Step> steps_;
     std::vector<std::unique_ptr<Matrix>> matrices_;
     Turn turn_;
-    std::vector<int32_t> inputs_;  // of a run, where its schedule finds them
+    std::vector<int32_t> inputs_;               // of a run, where its schedule finds them
     std::shared_ptr<const Schedule> recorded_;  // of the last run, if it is kept for the next
     Key key_{};
     float* recorded_out_ = nullptr;  // where it leaves its result

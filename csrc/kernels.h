@@ -113,9 +113,10 @@ class Matrix {
 
 // ---- operations (linear.cpp, attention.cpp) ----
 //
-// An operation appends what is to be done to a schedule; it is done when the schedule is run. What it
-// is given must live until then, but for `Norm`, `Heads`, `Rows` and `Cache`, which are copied.
-// `shared` is memory for all threads, on a cache line, of the size that the function before it says.
+// An operation appends what is to be done to a schedule; it is done when the schedule is run. What
+// it is given must live until then, but for `Norm`, `Heads`, `Rows` and `Cache`, which are copied.
+// `shared` is memory for all threads, on a cache line, of the size that the function before it
+// says.
 
 enum class Activation : int { None = 0, GeluTanh = 1, GeluErf = 2 };
 
@@ -195,8 +196,8 @@ struct Heads {
 };
 
 // Writes the keys and values of qkv (n, queries | keys | values) into the cache.
-void store_kv(Schedule& schedule, const float* qkv, int64_t n, const Heads& heads,
-              const Rows& rows, const Cache& cache);
+void store_kv(Schedule& schedule, const float* qkv, int64_t n, const Heads& heads, const Rows& rows,
+              const Cache& cache);
 
 // y (n, n_heads * head_dim) = causal attention of the queries in qkv over the cache, the new
 // tokens included. Query head i reads key/value head i * n_kv_heads / n_heads. n is 1 or more.

@@ -54,7 +54,8 @@ struct alignas(64) Timed {
 template <class T>
 double seconds_of(const std::vector<Timed<T>>& threads) {
     auto begin = threads[0].begin, end = threads[0].end;
-    for (const auto& one : threads) begin = std::min(begin, one.begin), end = std::max(end, one.end);
+    for (const auto& one : threads)
+        begin = std::min(begin, one.begin), end = std::max(end, one.end);
     return std::chrono::duration<double>(end - begin).count();
 }
 

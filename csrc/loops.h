@@ -1,7 +1,8 @@
 // The inner loops, written once over the vectors that an isa_*.cpp defines before it includes this
-// file. Everything is in an unnamed namespace, and nothing is initialized when the library is loaded:
-// code of these files must not run, nor be shared by the linker with files that are compiled for
-// other machines, before the CPU was asked what it has. `tests/test_objects.py` reads the objects.
+// file. Everything is in an unnamed namespace, and nothing is initialized when the library is
+// loaded: code of these files must not run, nor be shared by the linker with files that are
+// compiled for other machines, before the CPU was asked what it has. `tests/test_objects.py` reads
+// the objects.
 //
 // Vectors hold W lanes: F of float, I of int32, B of 4 W bytes. See isa_scalar.cpp for the words.
 #pragma once

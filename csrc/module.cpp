@@ -240,9 +240,9 @@ void py_attention(In<float, 2> qkv, int n_heads, In<int32_t, 1> positions,
     const Unlocked unlocked;
     Buffer shared;
     Call call;
-    uint8_t* memory =
-        shared.of(attention_scratch(n, layer.heads, layer.rows, call.n_threads()));
-    attention(call.schedule(), qkv.data(), n, layer.heads, layer.rows, layer.cache, out.data(), memory);
+    uint8_t* memory = shared.of(attention_scratch(n, layer.heads, layer.rows, call.n_threads()));
+    attention(call.schedule(), qkv.data(), n, layer.heads, layer.rows, layer.cache, out.data(),
+              memory);
     call.run();
 }
 

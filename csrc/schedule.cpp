@@ -14,7 +14,8 @@ namespace {
 // Who waits for others spins this long before it looks whether they run at all, and in between:
 // a phase of decoding takes 5 to 500 microseconds.
 constexpr auto kSpin = std::chrono::microseconds(50);
-constexpr auto kPause = std::chrono::microseconds(25), kLongestPause = std::chrono::microseconds(200);
+constexpr auto kPause = std::chrono::microseconds(25),
+               kLongestPause = std::chrono::microseconds(200);
 
 // Who waits for threads that do not run yields for this long, then sleeps.
 constexpr auto kYield = std::chrono::milliseconds(1);
@@ -25,7 +26,8 @@ constexpr int64_t kLookEvery = 10, kPollEvery = 50;
 
 }  // namespace
 
-Run::Run(int most_threads) : claims_(std::make_unique<Claim[]>(static_cast<size_t>(most_threads))) {}
+Run::Run(int most_threads)
+    : claims_(std::make_unique<Claim[]>(static_cast<size_t>(most_threads))) {}
 
 void Run::begin(std::shared_ptr<const Schedule> schedule, Crowd* crowd, bool each_its_own) {
     schedule_ = std::move(schedule);
@@ -82,8 +84,9 @@ void Run::prefetch(size_t i, int thread) const {
     for (int64_t i = 0; i < nbytes; i += 64) __builtin_prefetch(begin + i);
 }
 
-// Who has done its own pieces first waits a moment before it takes those of others: mostly the others are done too, and to look at
-// what they have taken would cost them the line in which they say so.
+// Who has done its own pieces first waits a moment before it takes those of others: mostly the
+// others are done too, and to look at what they have taken would cost them the line in which they
+// say so.
 void Run::wait(const Phase& phase, int thread) {
     constexpr int kMoment = 32;
     for (int i = 0; i < kMoment; ++i) {

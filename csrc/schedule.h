@@ -42,9 +42,10 @@ class Schedule {
     int n_threads() const { return n_threads_; }
     const std::vector<Phase>& phases() const { return phases_; }
 
-    // Appends a phase over `n_units` units, `grain` a piece. `f(Pieces&)` is copied; each thread that
-    // gets a piece calls it, and again when it gets one that another has left. It takes all it can.
-    // What it refers to must live while the schedule is run. `weights`, `weight_stride`: see Phase.
+    // Appends a phase over `n_units` units, `grain` a piece. `f(Pieces&)` is copied; each thread
+    // that gets a piece calls it, and again when it gets one that another has left. It takes all it
+    // can. What it refers to must live while the schedule is run. `weights`, `weight_stride`: see
+    // Phase.
     template <class F>
     void add(int64_t n_units, int64_t grain, F f, const uint8_t* weights = nullptr,
              int64_t weight_stride = 0) {
@@ -138,8 +139,9 @@ class Run {
     alignas(64) std::atomic<bool> failed_{false};
 };
 
-// The pieces that one thread takes of a phase: its own range from front to back, or, while it waits,
-// what others have left of theirs. `for (const auto [begin, end] : pieces)` goes over their units.
+// The pieces that one thread takes of a phase: its own range from front to back, or, while it
+// waits, what others have left of theirs. `for (const auto [begin, end] : pieces)` goes over their
+// units.
 class Pieces {
   public:
     struct Range {
@@ -151,11 +153,11 @@ class Pieces {
         : run_(run), phase_(phase), thread_(thread), range_(first), n_ranges_(n_ranges) {}
 
     int thread() const { return thread_; }
-    bool take();  // another piece; false: none is left
+    bool take();           // another piece; false: none is left
     Range units() const {  // of the piece taken last
         const int64_t begin = (piece_ - phase_.first) * phase_.grain;
-        return {begin, begin + phase_.grain < phase_.n_units ? begin + phase_.grain
-                                                             : phase_.n_units};
+        return {begin,
+                begin + phase_.grain < phase_.n_units ? begin + phase_.grain : phase_.n_units};
     }
     int64_t n_taken() const { return n_taken_; }
 
@@ -206,8 +208,8 @@ class Call {
 
     Schedule& schedule();  // of this call alone
 
-    // Runs all phases: of `schedule()`, or of one that is kept. Throws what a piece, or the check of
-    // `set_poll`, threw; nothing runs any more then.
+    // Runs all phases: of `schedule()`, or of one that is kept. Throws what a piece, or the check
+    // of `set_poll`, threw; nothing runs any more then.
     void run() { run(std::move(schedule_)); }
     void run(std::shared_ptr<const Schedule> schedule);
 

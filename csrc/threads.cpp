@@ -18,9 +18,9 @@ namespace starcoder {
 
 namespace {
 
-// A worker without work spins, then sleeps: the system takes 70 microseconds to wake it. Between two
-// tokens the thread that drives it chooses one and makes text of it, for a quarter to two thirds of
-// a millisecond.
+// A worker without work spins, then sleeps: the system takes 70 microseconds to wake it. Between
+// two tokens the thread that drives it chooses one and makes text of it, for a quarter to two
+// thirds of a millisecond.
 constexpr auto kIdleSpin = std::chrono::milliseconds(1);
 
 // Spins, then sleeps, until `value` is no longer `old`.

@@ -19,6 +19,7 @@
 #include "graph.h"
 #include "isa.h"
 #include "kernels.h"
+#include "schedule.h"
 #include "scratch.h"
 #include "threads.h"
 
@@ -111,29 +112,31 @@ Value run_first_non_finite(const Args& a) {
 Value run_linear(const Args& a) {  // w, x, bias, activation, residual, out
     const Matrix& w = matrix(a[0]);
     const int64_t n = a[1].shape[0];
-    const Input input{a[1].floats(), nullptr, nullptr};
+    const Input input{a[1].floats(), {}, nullptr};
     const Output output{a[5].as<float>(), nullptr, nullptr};
     Buffer shared;
     uint8_t* memory = shared.of(linear_scratch(w, input, n));
-    together(n_threads(), [&](Team& team) {
-        linear(team, w, input, n, a[2].floats(), Activation(a[3].number), a[4].floats(), output,
-               memory);
-    });
+    Call call;
+    linear(call.schedule(), w, input, n, a[2].floats(), Activation(a[3].number), a[4].floats(),
+           output, memory);
+    call.run();
     return {};
 }
 
 Value run_embed(const Args& a) {  // w, ids, out
-    together(n_threads(), [&](Team& team) {
-        embed(team, matrix(a[0]), a[1].as<int32_t>(), a[1].shape[0], a[2].as<float>());
-    });
+    Call call;
+    embed(call.schedule(), matrix(a[0]), a[1].as<int32_t>(), a[1].shape[0], nullptr, nullptr,
+          a[2].as<float>());
+    call.run();
     return {};
 }
 
 Value run_layer_norm(const Args& a) {  // x, weight, bias, eps, out
     const Norm norm{a[1].floats(), a[2].floats(), static_cast<float>(a[3].real)};
-    together(n_threads(), [&](Team& team) {
-        layer_norm(team, a[0].floats(), norm, a[0].shape[0], a[0].shape[1], a[4].as<float>());
-    });
+    Call call;
+    layer_norm(call.schedule(), a[0].floats(), norm, a[0].shape[0], a[0].shape[1],
+               a[4].as<float>());
+    call.run();
     return {};
 }
 
@@ -157,22 +160,21 @@ struct Layer {
 
 Value run_store_kv(const Args& a) {
     const Layer layer(a);
-    together(n_threads(), [&](Team& team) {
-        store_kv(team, a[0].floats(), a[0].shape[0], layer.heads, layer.batch, layer.cache);
-    });
+    Call call;
+    store_kv(call.schedule(), a[0].floats(), a[0].shape[0], layer.heads, layer.batch, layer.cache);
+    call.run();
     return {};
 }
 
 Value run_attention(const Args& a) {  // as a layer, out
     const Layer layer(a);
     const int64_t n = a[0].shape[0];
-    const int threads = n_threads();
+    Call call;
     Buffer shared;
-    uint8_t* memory = shared.of(attention_scratch(n, layer.heads, layer.batch, threads));
-    together(threads, [&](Team& team) {
-        attention(team, a[0].floats(), n, layer.heads, layer.batch, layer.cache, a[8].as<float>(),
-                  memory);
-    });
+    uint8_t* memory = shared.of(attention_scratch(n, layer.heads, layer.batch, call.n_threads()));
+    attention(call.schedule(), a[0].floats(), n, layer.heads, layer.batch, layer.cache,
+              a[8].as<float>(), memory);
+    call.run();
     return {};
 }
 
