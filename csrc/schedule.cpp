@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <thread>
 
+#include "active_threads.h"
 #include "clock.h"
-#include "crowd.h"
 #include "threads.h"
 
 namespace starcoder {
@@ -29,10 +29,11 @@ constexpr int64_t kLookEvery = 10, kPollEvery = 50;
 Run::Run(int most_threads)
     : claims_(std::make_unique<Claim[]>(static_cast<size_t>(most_threads))) {}
 
-void Run::begin(std::shared_ptr<const Schedule> schedule, Crowd* crowd, bool each_its_own) {
+void Run::begin(std::shared_ptr<const Schedule> schedule, ActiveThreads* active,
+                bool each_its_own) {
     schedule_ = std::move(schedule);
     n_threads_ = schedule_->n_threads();
-    crowd_ = crowd;
+    active_ = active;
     each_its_own_ = each_its_own;
     for (int i = 0; i < n_threads_; ++i)
         claims_[static_cast<size_t>(i)].next.store(0, std::memory_order_relaxed);
@@ -46,7 +47,7 @@ void Run::walk(int thread) {
     const std::vector<Phase>& phases = schedule_->phases();
     for (size_t i = 0; i < phases.size(); ++i) {
         const Phase& phase = phases[i];
-        if (thread > 0 && !each_its_own_ && thread >= crowd_->taking_part()) return;
+        if (thread > 0 && !each_its_own_ && thread >= active_->n_active()) return;
         work(phase, thread, thread, is_large(phase) ? n_threads_ : 1);
         const bool is_last = i + 1 == phases.size();
         prefetch(i + 1, thread);
@@ -57,7 +58,7 @@ void Run::walk(int thread) {
 void Run::work(const Phase& phase, int thread, int first, int n_ranges) {
     Pieces pieces(*this, phase, thread, first, n_ranges);
     if (!pieces.take()) return;
-    Member* self = crowd_ ? &crowd_->member(thread) : nullptr;
+    ThreadState* self = active_ ? &active_->state(thread) : nullptr;
     if (self) self->holds.store(true, std::memory_order_relaxed);
     try {
         phase.work(phase.closure, pieces);
@@ -108,7 +109,7 @@ void Run::wait(const Phase& phase, int thread) {
 // processor, which it is given then; to give it away otherwise would cost as long as somebody else
 // runs on it.
 void Run::wait_long(const Phase& phase, int thread) {
-    Watch watch(*crowd_, thread);
+    Watch watch(*active_, thread);
     const auto begin = Clock::now();
     for (auto pause = kPause; !is_done(phase); pause = std::min(2 * pause, kLongestPause)) {
         const auto until = Clock::now() + pause;
@@ -141,7 +142,7 @@ void Run::poll(int64_t now) {
     const bool is_first = next_look_ == 0;
     next_look_ = now + kLookEvery;
     if (is_first) next_poll_ = now + kPollEvery;
-    if (crowd_ && !is_first) crowd_->look();
+    if (active_ && !is_first) active_->look();
     if (now < next_poll_) return;
     next_poll_ = now + kPollEvery;
     try {

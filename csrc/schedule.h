@@ -19,7 +19,7 @@
 
 namespace starcoder {
 
-class Crowd;
+class ActiveThreads;
 class Pieces;
 
 struct Phase {
@@ -92,7 +92,7 @@ class Run {
   public:
     explicit Run(int most_threads);
 
-    void begin(std::shared_ptr<const Schedule> schedule, Crowd* crowd, bool each_its_own);
+    void begin(std::shared_ptr<const Schedule> schedule, ActiveThreads* active, bool each_its_own);
     int n_threads() const { return n_threads_; }
 
     // Does what thread `thread` can do of all phases. Thread 0 returns when all of them are done.
@@ -129,7 +129,7 @@ class Run {
 
     std::shared_ptr<const Schedule> schedule_;
     int n_threads_ = 1;
-    Crowd* crowd_ = nullptr;  // null: the caller is alone
+    ActiveThreads* active_ = nullptr;  // null: the caller is alone
     bool each_its_own_ = false;
     std::unique_ptr<Claim[]> claims_;
     std::exception_ptr error_;

@@ -9,8 +9,8 @@
 #include <thread>
 #include <vector>
 
+#include "active_threads.h"
 #include "clock.h"
-#include "crowd.h"
 #include "float_state.h"
 #include "schedule.h"
 
@@ -38,13 +38,13 @@ void wait_change(const std::atomic<uint32_t>& value, uint32_t old) {
 // Workers wait for calls. One that comes late, or sleeps, holds nobody up: a call ends without it.
 class Pool {
   public:
-    explicit Pool(int wanted) : wanted_(wanted), crowd_(wanted) {
+    explicit Pool(int wanted) : wanted_(wanted), active_(wanted) {
         try {
             for (int i = 1; i < wanted; ++i) workers_.emplace_back([this, i] { work(i); });
         } catch (const std::system_error&) {  // as many as there are will do
         }
         size_ = 1 + static_cast<int>(workers_.size());
-        crowd_.shrink(size_);
+        active_.shrink(size_);
     }
 
     ~Pool() {
@@ -56,7 +56,7 @@ class Pool {
 
     int wanted() const { return wanted_; }
     int size() const { return size_; }
-    Crowd& crowd() { return crowd_; }
+    ActiveThreads& active() { return active_; }
 
     // A run that no thread is inside of; to be called between `end` and `start`.
     Run* free_run() {
@@ -66,7 +66,7 @@ class Pool {
     }
 
     void start(Run& run) {
-        if (crowd_.wakes(run.n_threads())) raise();
+        if (active_.wakes(run.n_threads())) raise();
         if (run.n_threads() == 1) return;
         current_ = &run;
         next_round();
@@ -76,7 +76,7 @@ class Pool {
   private:
     bool is_free(const Run* run) {
         for (int i = 1; i < size_; ++i)
-            if (crowd_.member(i).inside == run) return false;
+            if (active_.state(i).inside == run) return false;
         return true;
     }
     void next_round() {
@@ -89,7 +89,7 @@ class Pool {
     }
 
     // The call of now, which is kept until the thread leaves.
-    Run* enter(Member& self) {
+    Run* enter(ThreadState& self) {
         for (;;) {
             Run* run = current_;
             self.inside = run;
@@ -99,8 +99,9 @@ class Pool {
 
     void work(int index) {
         const FloatState state;
-        Member& self = crowd_.member(index);
-        self.clock = &ThreadClock::of_this_thread();
+        ThreadState& self = active_.state(index);
+        self.queue = &QueueTime::of_this_thread();
+        self.clock = cpu_clock();
         for (uint32_t round = 0;;) {
             wait_change(round_, round);
             round = round_.load(std::memory_order_acquire);
@@ -110,13 +111,13 @@ class Pool {
             if (run && index < run->n_threads()) run->walk(index);
             self.inside = nullptr;
             // A thread that takes no part sleeps until more are wanted.
-            if (index >= crowd_.taking_part() && !is_stopping_) raised_.wait(raised);
+            if (index >= active_.n_active() && !is_stopping_) raised_.wait(raised);
         }
     }
 
     const int wanted_;
     int size_ = 1;
-    Crowd crowd_;
+    ActiveThreads active_;
     std::vector<std::unique_ptr<Run>> runs_;
     alignas(64) std::atomic<uint32_t> round_{0};
     std::atomic<Run*> current_{nullptr};
@@ -194,10 +195,10 @@ Call::Call(Sharing sharing) : sharing_(sharing) {
     turn.lock();
     try {
         Pool& all = started_pool();
-        Crowd& crowd = all.crowd();
-        crowd.enter(ThreadClock::of_this_thread());
-        crowd.look();
-        n_threads_ = sharing == Sharing::EachItsOwn ? all.size() : crowd.taking_part();
+        ActiveThreads& active = all.active();
+        active.enter();
+        active.look();
+        n_threads_ = sharing == Sharing::EachItsOwn ? all.size() : active.n_active();
     } catch (...) {
         turn.unlock();
         throw;
@@ -223,7 +224,7 @@ void Call::run(std::shared_ptr<const Schedule> schedule) {
         return own_->rethrow();
     }
     Run* run = pool->free_run();
-    run->begin(std::move(schedule), n_threads_ > 1 ? &pool->crowd() : nullptr,
+    run->begin(std::move(schedule), n_threads_ > 1 ? &pool->active() : nullptr,
                sharing_ == Sharing::EachItsOwn);
     pool->start(*run);
     run->walk(0);

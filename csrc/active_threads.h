@@ -17,55 +17,61 @@ namespace starcoder {
 
 class Run;
 
-// How long a thread has run, and how long it was kept from running, as the system counts it.
-// Linux tells; elsewhere both are 0.
-class ThreadClock {
+// A clock of the time that the calling thread runs, which others may ask too; and that time in
+// seconds: 0 where the thread has ended, or the system has no such clock (only Linux has).
+int cpu_clock();
+double cpu_seconds(int clock);
+
+// How long the calling thread has waited in the queue of a processor, in seconds, up to when it
+// last began to run. 0 where the system does not count it (only Linux does).
+class QueueTime {
   public:
-    ThreadClock();  // of the calling thread
-    ~ThreadClock();
-    ThreadClock(const ThreadClock&) = delete;
-    ThreadClock& operator=(const ThreadClock&) = delete;
+    QueueTime();
+    ~QueueTime();
+    QueueTime(const QueueTime&) = delete;
+    QueueTime& operator=(const QueueTime&) = delete;
 
-    double ran() const;     // seconds
-    double waited() const;  // seconds, up to when it last began to run
+    double seconds() const;
 
-    static ThreadClock& of_this_thread();
+    static QueueTime& of_this_thread();
 
   private:
-    int clock_ = 0, file_ = -1;
+    int file_ = -1;
 };
 
 // What a thread of the pool lets others see.
-struct alignas(64) Member {
+struct alignas(64) ThreadState {
     std::atomic<const Run*> inside{nullptr};  // the call that it may read
     std::atomic<bool> holds{false};           // pieces
-    std::atomic<const ThreadClock*> clock{nullptr};
+    std::atomic<int> clock{0};                // cpu_clock(); 0: not started yet
+    std::atomic<const QueueTime*> queue{nullptr};
 };
 
-class Crowd {
+class ActiveThreads {
   public:
-    explicit Crowd(int n_threads);
+    explicit ActiveThreads(int n_threads);
     void shrink(int n_threads);  // to those that could be started
 
-    Member& member(int thread) { return members_[static_cast<size_t>(thread)]; }
+    ThreadState& state(int thread) { return states_[static_cast<size_t>(thread)]; }
     int size() const { return size_; }
 
     // Threads that should take part now.
-    int taking_part() const { return taking_part_.load(std::memory_order_relaxed); }
-    // Looks, now and then, at how long threads have waited, and changes that number. For thread 0.
+    int n_active() const { return n_active_.load(std::memory_order_relaxed); }
+    // Looks, now and then, at how long threads have waited, and changes that number. For thread 0,
+    // during a call.
     void look();
-    // Forgets how long thread 0, which is another one in each call, waited before.
-    void enter(const ThreadClock& first);
+    // The calling thread, another one in each call, is thread 0 from now on.
+    void enter();
 
     // Whether a call of so many threads needs some that sleep. After it those that take no part do.
     bool wakes(int n_threads) {
-        return awake_.exchange(std::min(n_threads, taking_part())) < n_threads;
+        return awake_.exchange(std::min(n_threads, n_active())) < n_threads;
     }
 
   private:
     int size_;
-    std::unique_ptr<Member[]> members_;
-    std::atomic<int> taking_part_, awake_;
+    std::unique_ptr<ThreadState[]> states_;
+    std::atomic<int> n_active_, awake_;
     Clock::time_point looked_, wakes_at_, woke_;
     std::vector<double> waited_;  // by each, when last looked at
     double rest_ = 0;             // seconds that the last thread sleeps
@@ -74,12 +80,12 @@ class Crowd {
 // One thread's look at the others, while it waits for them.
 class Watch {
   public:
-    Watch(Crowd& crowd, int thread);
+    Watch(ActiveThreads& active, int thread);
     // Whether a thread with pieces was kept from running since the last look.
     bool is_held_up();
 
   private:
-    Crowd& crowd_;
+    ActiveThreads& active_;
     const int thread_;
     Clock::time_point last_;
     std::vector<double> ran_;

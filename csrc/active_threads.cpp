@@ -1,4 +1,4 @@
-#include "crowd.h"
+#include "active_threads.h"
 
 #include <algorithm>
 #include <utility>
@@ -35,24 +35,25 @@ double seconds(Clock::duration time) { return std::chrono::duration<double>(time
 }  // namespace
 
 #if defined(__linux__)
-ThreadClock::ThreadClock() {
+int cpu_clock() {
     clockid_t clock;
-    if (pthread_getcpuclockid(pthread_self(), &clock) == 0) clock_ = clock;
-    file_ = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
+    return pthread_getcpuclockid(pthread_self(), &clock) == 0 ? clock : 0;
 }
 
-ThreadClock::~ThreadClock() {
-    if (file_ >= 0) close(file_);
-}
-
-double ThreadClock::ran() const {
+double cpu_seconds(int clock) {
     timespec time;
-    if (clock_gettime(clock_, &time) != 0) return 0;
+    if (clock_gettime(clock, &time) != 0) return 0;
     return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
 }
 
+QueueTime::QueueTime() : file_(open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC)) {}
+
+QueueTime::~QueueTime() {
+    if (file_ >= 0) close(file_);
+}
+
 // "time on the processor, time in the queue, number of turns", in nanoseconds.
-double ThreadClock::waited() const {
+double QueueTime::seconds() const {
     char text[64];
     const ssize_t n = file_ < 0 ? -1 : pread(file_, text, sizeof(text) - 1, 0);
     if (n <= 0) return 0;
@@ -62,69 +63,75 @@ double ThreadClock::waited() const {
     return 1e-9 * static_cast<double>(strtoull(end, nullptr, 10));
 }
 #else
-ThreadClock::ThreadClock() {}
-ThreadClock::~ThreadClock() {}
-double ThreadClock::ran() const { return 0; }
-double ThreadClock::waited() const { return 0; }
+int cpu_clock() { return 0; }
+double cpu_seconds(int) { return 0; }
+QueueTime::QueueTime() {}
+QueueTime::~QueueTime() {}
+double QueueTime::seconds() const { return 0; }
 #endif
 
-ThreadClock& ThreadClock::of_this_thread() {
-    thread_local std::unique_ptr<ThreadClock> clock;
+QueueTime& QueueTime::of_this_thread() {
+    thread_local std::unique_ptr<QueueTime> mine;
     thread_local uint32_t forks = 0;
-    if (!clock || forks != fork_count()) {
-        clock = std::make_unique<ThreadClock>();
+    if (!mine || forks != fork_count()) {
+        mine = std::make_unique<QueueTime>();
         forks = fork_count();
     }
-    return *clock;
+    return *mine;
 }
 
-Crowd::Crowd(int n_threads)
+ActiveThreads::ActiveThreads(int n_threads)
     : size_(n_threads),
-      members_(std::make_unique<Member[]>(static_cast<size_t>(n_threads))),
-      taking_part_(n_threads),
+      states_(std::make_unique<ThreadState[]>(static_cast<size_t>(n_threads))),
+      n_active_(n_threads),
       awake_(n_threads),
       looked_(Clock::now()),
       wakes_at_(looked_),
       woke_(looked_),
       waited_(static_cast<size_t>(n_threads)) {}
 
-void Crowd::shrink(int n_threads) { taking_part_ = awake_ = size_ = n_threads; }
+void ActiveThreads::shrink(int n_threads) { n_active_ = awake_ = size_ = n_threads; }
 
-void Crowd::enter(const ThreadClock& first) {
-    if (member(0).clock.exchange(&first) != &first) waited_[0] = first.waited();
+void ActiveThreads::enter() {
+    state(0).clock = cpu_clock();
+    const QueueTime& mine = QueueTime::of_this_thread();
+    if (state(0).queue.exchange(&mine) != &mine) waited_[0] = mine.seconds();
 }
 
-void Crowd::look() {
+void ActiveThreads::look() {
     const auto now = Clock::now();
     const double passed = seconds(now - looked_);
     if (passed < kLook) return;
     looked_ = now;
     double waited = 0;
     for (int i = 0; i < size_; ++i)
-        if (const ThreadClock* clock = member(i).clock) {
+        if (const QueueTime* queue = state(i).queue) {
             double& before = waited_[static_cast<size_t>(i)];
-            const double all = clock->waited(), more = all - std::exchange(before, all);
-            if (i < taking_part()) waited += more;
+            const double all = queue->seconds(), more = all - std::exchange(before, all);
+            if (i < n_active()) waited += more;
         }
-    const int n = taking_part();
+    const int n = n_active();
     // After a pause of the calls, nothing is known of the time that counts.
     const bool is_recent = passed < 4 * kLook;
     if (n > 1 && is_recent && waited > kBearable * passed) {
         const bool in_vain = seconds(now - woke_) < rest_;
         rest_ = in_vain ? std::min(2 * rest_, kLongestRest) : kFirstRest;
         const int too_many = static_cast<int>(waited / passed / kOneThread + 0.5);
-        taking_part_ = std::max(1, n - std::max(1, too_many));
-        awake_ = taking_part();
+        n_active_ = std::max(1, n - std::max(1, too_many));
+        awake_ = n_active();
         wakes_at_ = now + duration(rest_);
     } else if (n < size_ && now >= wakes_at_) {
-        taking_part_ = n + 1;
+        n_active_ = n + 1;
         woke_ = now;
         wakes_at_ = now + duration(std::max(rest_, kFirstRest));
     }
 }
 
-Watch::Watch(Crowd& crowd, int thread)
-    : crowd_(crowd), thread_(thread), last_(Clock::now()), ran_(static_cast<size_t>(crowd.size())) {
+Watch::Watch(ActiveThreads& active, int thread)
+    : active_(active),
+      thread_(thread),
+      last_(Clock::now()),
+      ran_(static_cast<size_t>(active.size())) {
     is_held_up();
 }
 
@@ -132,14 +139,12 @@ bool Watch::is_held_up() {
     const auto now = Clock::now();
     const double passed = seconds(now - std::exchange(last_, now));
     bool found = false;
-    for (int i = 0; i < crowd_.size(); ++i) {
-        const Member& member = crowd_.member(i);
-        const ThreadClock* clock = member.clock;
-        if (i == thread_ || !clock) continue;
-        const double ran = clock->ran();
-        double& before = ran_[static_cast<size_t>(i)];
-        if (member.holds && before > 0 && ran - before < passed / 2) found = true;
-        before = ran;
+    for (int i = 0; i < active_.size(); ++i) {
+        const ThreadState& state = active_.state(i);
+        if (i == thread_ || state.clock == 0) continue;
+        const double ran = cpu_seconds(state.clock);
+        const double before = std::exchange(ran_[static_cast<size_t>(i)], ran);
+        if (state.holds && before > 0 && ran - before < passed / 2) found = true;
     }
     return found;
 }
