@@ -5,6 +5,7 @@
 #   make test                    all tests, offline, in about two minutes
 #   make campaign-crash          a hundred kills and a disk that fills: no file is ever lost
 #   make fuzz                    2,000 damaged models per format through everything that reads them
+#   make sanitize                the core under ASan, UBSan and TSan, in ten minutes
 #   make lint                    ruff, mypy and clang-format; `make format` mends what it can
 #   make bench MODEL=m.gguf      speed of a model, as a share of what this machine can do
 #   make clean                   remove what was built
@@ -16,7 +17,7 @@ PROMPT ?= def fibonacci(
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*.h tests/*.cpp)
 
-.PHONY: run test campaign-crash fuzz lint format bench clean
+.PHONY: run test campaign-crash fuzz sanitize lint format bench clean
 
 run: $(VENV)/installed
 	$(BIN)/starcoder $(if $(MODEL),-m "$(MODEL)") -p "$(PROMPT)" -n 64 --temp 0
@@ -29,6 +30,9 @@ campaign-crash: $(VENV)/installed
 
 fuzz: $(VENV)/installed
 	$(BIN)/python tests/fuzz.py --n 2000
+
+sanitize: $(VENV)/installed
+	scripts/sanitize $(VENV)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
