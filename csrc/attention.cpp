@@ -8,8 +8,8 @@
 
 #include "isa.h"
 #include "kernels.h"
+#include "schedule.h"
 #include "scratch.h"
-#include "threads.h"
 
 namespace starcoder {
 
@@ -216,6 +216,16 @@ class Attention {
         write(q, total);
     }
 
+    void write(const Queries& q, const Sums& sums) const {
+        const int64_t d = heads_.head_dim;
+        for (int64_t r = 0; r < q.n; ++r)
+            for (int64_t h = 0; h < q.size; ++h) {
+                const int64_t head = q.kv_head * group_ + q.first + h, i = r * q.size + h;
+                float* to = y_ + ((q.row + r) * heads_.n_heads + head) * d;
+                scaled(sums.acc + i * width_, 1.0f / sums.sum[i], d, to);
+            }
+    }
+
     // What is asked for while a part is attended to: the next one; and of the first that a thread
     // takes, for which nobody could ask, what it does not need at once.
     Ahead nothing_ahead() const { return Ahead(width_ * kBlock); }
@@ -239,20 +249,10 @@ class Attention {
         isa().merge(into.acc, into.max, into.sum, part.acc, part.max, part.sum, n_queries, width_);
     }
 
-    void write(const Queries& q, const Sums& sums) const {
-        const int64_t d = heads_.head_dim;
-        for (int64_t r = 0; r < q.n; ++r)
-            for (int64_t h = 0; h < q.size; ++h) {
-                const int64_t head = q.kv_head * group_ + q.first + h, i = r * q.size + h;
-                float* to = y_ + ((q.row + r) * heads_.n_heads + head) * d;
-                scaled(sums.acc + i * width_, 1.0f / sums.sum[i], d, to);
-            }
-    }
-
     const float* qkv_;
-    const Heads& heads_;
-    const Rows& rows_;
-    const Cache& cache_;
+    Heads heads_;
+    Rows rows_;
+    Cache cache_;
     float* y_;
     int64_t group_, width_;
 };
@@ -266,7 +266,7 @@ struct Plan {
 
     Plan(int64_t n, const Heads& heads, const Rows& rows, int n_threads)
         : group(heads.n_heads / heads.n_kv_heads) {
-        longest = n_parts(*std::max_element(rows.positions, rows.positions + n));
+        longest = attention_parts(n, rows);
         const int64_t pieces = n * heads.n_kv_heads, enough = 4 * n_threads;
         few = n_threads > 1 && pieces < enough;
         heads_at_once = few && pieces * longest < enough ? std::min(kHeads, group) : group;
@@ -282,7 +282,7 @@ int64_t n_tiles(const Rows& rows, int64_t rows_at_once) {
 }
 
 // Tile `i` of consecutive rows of one sequence: its first row, and the row after its last.
-Team::Range tile_at(const Rows& rows, int64_t rows_at_once, int64_t i) {
+Pieces::Range tile_at(const Rows& rows, int64_t rows_at_once, int64_t i) {
     for (int64_t s = 0;; ++s) {
         const int64_t begin = rows.row_starts[s], end = rows.row_starts[s + 1];
         const int64_t here = divide_up(end - begin, rows_at_once);
@@ -293,15 +293,12 @@ Team::Range tile_at(const Rows& rows, int64_t rows_at_once, int64_t i) {
 }
 
 // Tiles, taken by whichever thread is free.
-void attend_tiles(Team& team, const Attention& task, const Plan& plan, const Heads& heads,
-                  const Rows& rows) {
-    const int64_t tile_rows = std::max<int64_t>(1, kTileQueries / plan.group);
-    const Workspace space = private_workspace(tile_rows * plan.group, heads.width());
-    const int64_t n_pieces = n_tiles(rows, tile_rows) * heads.n_kv_heads;
-    const auto take = team.pieces(1);
-    for (int64_t i; (i = take()) < n_pieces;) {
-        const auto [begin, end] = tile_at(rows, tile_rows, i / heads.n_kv_heads);
-        task.whole({begin, end - begin, i % heads.n_kv_heads, 0, plan.group}, space);
+void attend_tiles(Pieces& pieces, const Attention& task, int64_t tile_rows, int64_t group,
+                  const Heads& heads, const Rows& rows) {
+    const Workspace space = private_workspace(tile_rows * group, heads.width());
+    for (const auto [piece, after] : pieces) {
+        const auto [begin, end] = tile_at(rows, tile_rows, piece / heads.n_kv_heads);
+        task.whole({begin, end - begin, piece % heads.n_kv_heads, 0, group}, space);
     }
 }
 
@@ -324,9 +321,10 @@ class Jobs {
     int64_t piece(int64_t job) const { return job / plan_.longest; }
     int64_t part(int64_t job) const { return job % plan_.longest; }
     // Shorter rows have fewer parts than the longest.
-    bool exists(int64_t job) const {
-        return part(job) < n_parts(rows_.positions[queries(piece(job)).row]);
+    int64_t n_parts_of(int64_t piece) const {
+        return n_parts(rows_.positions[queries(piece).row]);
     }
+    bool exists(int64_t job) const { return part(job) < n_parts_of(piece(job)); }
 
     Queries queries(int64_t piece) const {
         const int64_t first = piece % plan_.chunks * plan_.heads_at_once;
@@ -341,23 +339,25 @@ class Jobs {
     }
 
   private:
-    const Heads& heads_;
-    const Rows& rows_;
-    const Plan& plan_;
+    Heads heads_;
+    Rows rows_;
+    Plan plan_;
     uint8_t* shared_;
     int64_t n_pieces_;
 };
 
 // A thread takes one more job before it begins with one, and asks for what that will read.
-void attend_parts(Team& team, const Attention& task, const Jobs& jobs, const Workspace& space) {
-    const auto take = [&jobs, next = team.pieces(1)] {
-        int64_t job = next();
-        while (job < jobs.count() && !jobs.exists(job)) job = next();
-        return job;
+void attend_parts(Pieces& pieces, const Attention& task, const Jobs& jobs, const Workspace& space) {
+    const auto take = [&jobs, &pieces] {
+        while (pieces.take())
+            if (jobs.exists(pieces.units().begin)) return pieces.units().begin;
+        return jobs.count();
     };
     int64_t loaded = -1;  // the piece whose queries are in `space`
     bool first = true;
-    for (int64_t job = take(), next; job < jobs.count(); job = next, first = false) {
+    int64_t job = pieces.units().begin;
+    if (!jobs.exists(job)) job = take();
+    for (int64_t next; job < jobs.count(); job = next, first = false) {
         next = take();
         const int64_t piece = jobs.piece(job), part = jobs.part(job);
         const Queries q = jobs.queries(piece);
@@ -367,44 +367,64 @@ void attend_parts(Team& team, const Attention& task, const Jobs& jobs, const Wor
             task.add_part(jobs.queries(jobs.piece(next)), jobs.part(next), ahead);
         if (piece != loaded) task.load(q, space.queries);
         loaded = piece;
-        task.attend(q, part, space, jobs.sums(piece, part), ahead);
+        const Sums sums = jobs.sums(piece, part);
+        task.attend(q, part, space, sums, ahead);
+        if (jobs.n_parts_of(piece) == 1) task.write(q, sums);
     }
 }
 
-// Threads share the heads of each piece.
-void merge_parts(Team& team, const Attention& task, const Jobs& jobs, int64_t width) {
-    for (int64_t piece = 0; piece < jobs.n_pieces(); ++piece) {
+// Heads begin .. end, counted over all pieces of `heads_at_once`.
+void merge_heads(const Attention& task, const Jobs& jobs, int64_t heads_at_once, int64_t width,
+                 int64_t begin, int64_t end) {
+    for (int64_t piece, first; begin < end; begin += heads_at_once - first) {
+        piece = begin / heads_at_once, first = begin % heads_at_once;
         const Queries all = jobs.queries(piece);
-        const auto [begin, end] = team.share(all.size);
-        const Queries q{all.row, 1, all.kv_head, all.first + begin, end - begin};
-        task.merge_parts(q,
-                         [&](int64_t part) { return jobs.sums(piece, part).from(begin, width); });
+        const int64_t n = std::min({end - begin, heads_at_once - first, all.size - first});
+        if (n <= 0 || jobs.n_parts_of(piece) == 1) continue;  // the last piece has fewer heads
+        task.merge_parts({all.row, 1, all.kv_head, all.first + first, n}, [&](int64_t part) {
+            return jobs.sums(piece, part).from(first, width);
+        });
     }
 }
 
 }  // namespace
+
+int64_t attention_parts(int64_t n, const Rows& rows) {
+    return n_parts(*std::max_element(rows.positions, rows.positions + n));
+}
 
 size_t attention_scratch(int64_t n, const Heads& heads, const Rows& rows, int n_threads) {
     const Plan plan(n, heads, rows, n_threads);
     return plan.few ? Jobs(n, heads, rows, plan, nullptr).nbytes() : 0;
 }
 
-void attention(Team& team, const float* qkv, int64_t n, const Heads& heads, const Rows& rows,
-               const Cache& cache, float* y, uint8_t* shared) {
+void attention(Schedule& schedule, const float* qkv, int64_t n, const Heads& heads,
+               const Rows& rows, const Cache& cache, float* y, uint8_t* shared) {
     const Attention task(qkv, heads, rows, cache, y);
-    const Plan plan(n, heads, rows, team.size());
-    if (!plan.few) return attend_tiles(team, task, plan, heads, rows);
+    const Plan plan(n, heads, rows, schedule.n_threads());
+    if (!plan.few) {
+        const int64_t tile_rows = std::max<int64_t>(1, kTileQueries / plan.group);
+        return schedule.add(n_tiles(rows, tile_rows) * heads.n_kv_heads, 1, [=](Pieces& pieces) {
+            attend_tiles(pieces, task, tile_rows, plan.group, heads, rows);
+        });
+    }
     const Jobs jobs(n, heads, rows, plan, shared);
-    attend_parts(team, task, jobs, private_workspace(plan.heads_at_once, heads.width()));
-    team.barrier();
-    merge_parts(team, task, jobs, heads.width());
+    schedule.add(jobs.count(), 1, [=](Pieces& pieces) {
+        attend_parts(pieces, task, jobs, private_workspace(plan.heads_at_once, heads.width()));
+    });
+    if (plan.longest == 1) return;  // all is written
+    const int64_t at_once = plan.heads_at_once, width = heads.width();
+    schedule.add(jobs.n_pieces() * at_once, [=](Pieces& pieces) {
+        for (const auto [begin, end] : pieces) merge_heads(task, jobs, at_once, width, begin, end);
+    });
 }
 
-void store_kv(Team& team, const float* qkv, int64_t n, const Heads& heads, const Rows& rows,
-              const Cache& cache) {
+namespace {
+
+void store_rows(const float* qkv, int64_t begin, int64_t end, const Heads& heads, const Rows& rows,
+                const Cache& cache) {
     const int64_t d = heads.width(), hd = heads.head_dim;
     uint16_t* narrow = scratch<uint16_t>(static_cast<size_t>(hd), 0);
-    const auto [begin, end] = team.share(n);
     for (int64_t i = begin; i < end; ++i)
         for (int64_t head = 0; head < heads.n_kv_heads; ++head) {
             const float* key = qkv + i * heads.row() + (heads.n_heads + head) * hd;
@@ -426,6 +446,15 @@ void store_kv(Team& team, const float* qkv, int64_t n, const Heads& heads, const
             for (int64_t j = 0; j < hd; ++j) keys[j * kBlock + slot] = narrow[j];
             isa().narrow(value, hd, values + slot * d);
         }
+}
+
+}  // namespace
+
+void store_kv(Schedule& schedule, const float* qkv, int64_t n, const Heads& heads,
+              const Rows& rows, const Cache& cache) {
+    schedule.add(n, [=](Pieces& pieces) {
+        for (const auto [begin, end] : pieces) store_rows(qkv, begin, end, heads, rows, cache);
+    });
 }
 
 }  // namespace starcoder

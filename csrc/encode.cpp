@@ -4,7 +4,7 @@
 #include "isa.h"
 #include "kernels.h"
 #include "quantize.h"
-#include "threads.h"
+#include "schedule.h"
 
 namespace starcoder {
 

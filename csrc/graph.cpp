@@ -5,7 +5,8 @@
 #include <utility>
 
 #include "clock.h"
-#include "threads.h"
+#include "isa.h"
+#include "schedule.h"
 #include "weight_memory.h"
 
 namespace starcoder {
@@ -14,6 +15,10 @@ namespace {
 
 // What a run of few tokens needs is kept for the next; what a prompt needs is given back.
 constexpr size_t kKept = 4 << 20;
+
+// Up to so many tokens a schedule is kept for the next run: to make it takes a millionth of a second
+// for each step, and what a thread has read of it stays in its caches.
+constexpr int64_t kRecorded = 16;
 
 // Weights may wait for huge pages (chunk.h), and one decodes 0.8 to 0.97 of the tokens a second
 // meanwhile. To gather 700 MB takes 0.9 to 1.6 s, as much as short answers lose without. So a graph
@@ -26,6 +31,7 @@ const float* data_or_null(const std::vector<float>& v) { return v.empty() ? null
 
 Graph::Value Graph::record(Step step, int64_t width, bool selected) {
     step.writes = n_values();
+    recorded_ = nullptr;
     values_.push_back({width, selected, -1, kNone});
     values_.back().product = step.w != nullptr && !step.in_place;
     steps_.push_back(std::move(step));
@@ -50,15 +56,10 @@ Graph::Value Graph::embed(const Matrix& w, const float* positions) {
     const Matrix& matrix = *matrices_.emplace_back(std::make_unique<Matrix>(w));
     const Value y = n_values();
     Step step;
-    step.run = [&matrix, positions, y](Team& team, const Frame& frame) {
-        const int64_t k = matrix.n_cols();
-        const auto [begin, end] = team.share(frame.inputs.n);
-        float* to = frame.floats(y);
-        starcoder::embed(team, matrix, frame.inputs.tokens, frame.inputs.n, to);
-        for (int64_t i = begin; i < end; ++i) {
-            const float* row = positions + frame.inputs.rows.positions[i] * k;
-            for (int64_t j = 0; j < k; ++j) to[i * k + j] += row[j];
-        }
+    step.add = [&matrix, positions, y](Schedule& schedule, const Frame& frame) {
+        const Inputs& in = frame.inputs;
+        starcoder::embed(schedule, matrix, in.tokens, in.n, positions, in.rows.positions,
+                         frame.floats(y));
     };
     return record(std::move(step), w.n_cols(), false);
 }
@@ -81,27 +82,24 @@ Graph::Value Graph::linear(const Matrix& w, Value x, std::vector<float> bias, Ac
         note_reader(x, &matrix);
     if (residual != kNone) note_reader(residual, nullptr);
     const Value y = n_values();
-    const auto input = [this, norm_at, x](float* floats, Rounded* rounded, Norm& norm) -> Input {
-        if (info(x).reader) return {nullptr, nullptr, rounded};
-        if (norm_at < 0) return {floats, nullptr, nullptr};
+    const auto input = [this, norm_at, x](float* floats, Rounded* rounded) -> Input {
+        if (info(x).reader) return {nullptr, {}, rounded};
+        if (norm_at < 0) return {floats, {}, nullptr};
         const StoredNorm& stored = norms_[static_cast<size_t>(norm_at)];
-        norm = {stored.weight.data(), stored.bias.data(), stored.eps};
-        return {floats, &norm, nullptr};
+        return {floats, Norm{stored.weight.data(), stored.bias.data(), stored.eps}, nullptr};
     };
     Step step;
-    step.run = [=, this, &matrix, bias = std::move(bias)](Team& team, const Frame& frame) {
-        Norm norm;
+    step.add = [=, this, &matrix, bias = std::move(bias)](Schedule& schedule, const Frame& frame) {
         const Matrix* reader = info(y).reader;
         const Output output{reader ? nullptr : frame.floats(y), reader ? frame.rounded(y) : nullptr,
                             reader};
-        starcoder::linear(team, matrix, input(frame.floats(x), frame.rounded(x), norm),
+        starcoder::linear(schedule, matrix, input(frame.floats(x), frame.rounded(x)),
                           n_rows(y, frame.inputs), data_or_null(bias), activation,
                           frame.floats(residual), output, frame.shared);
     };
     step.scratch = [=, this, &matrix](const Inputs& inputs, int) {
-        Norm norm;
         if (info(x).reader) return size_t{0};
-        return linear_scratch(matrix, input(nullptr, nullptr, norm), n_rows(y, inputs));
+        return linear_scratch(matrix, input(nullptr, nullptr), n_rows(y, inputs));
     };
     step.reads = {x};
     if (residual != kNone) step.reads.push_back(residual);
@@ -114,15 +112,14 @@ Graph::Value Graph::attention(Value qkv, int layer, const Heads& heads) {
     note_reader(qkv, nullptr);
     const Value y = n_values();
     Step step;
-    step.run = [=](Team& team, const Frame& frame) {
+    step.add = [=](Schedule& schedule, const Frame& frame) {
         const Inputs& in = frame.inputs;
         Cache cache = in.cache;
         cache.keys += layer * Cache::kRun * cache.block_len;
         cache.values += layer * Cache::kRun * cache.block_len;
         const float* from = frame.floats(qkv);
-        store_kv(team, from, in.n, heads, in.rows, cache);
-        team.barrier();
-        starcoder::attention(team, from, in.n, heads, in.rows, cache, frame.floats(y),
+        store_kv(schedule, from, in.n, heads, in.rows, cache);
+        starcoder::attention(schedule, from, in.n, heads, in.rows, cache, frame.floats(y),
                              frame.shared);
     };
     step.scratch = [=](const Inputs& in, int n_threads) {
@@ -137,14 +134,16 @@ Graph::Value Graph::select(Value x) {
     const Value y = n_values();
     const auto k = static_cast<size_t>(width(x));
     Step step;
-    step.run = [=](Team& team, const Frame& frame) {
+    step.add = [=](Schedule& schedule, const Frame& frame) {
         const float* from = frame.floats(x);
         float* to = frame.floats(y);
-        const auto [begin, end] = team.share(frame.inputs.n_selected);
-        for (int64_t i = begin; i < end; ++i)
-            std::memcpy(to + static_cast<size_t>(i) * k,
-                        from + static_cast<size_t>(frame.inputs.selected[i]) * k,
-                        k * sizeof(float));
+        const int32_t* selected = frame.inputs.selected;
+        schedule.add(frame.inputs.n_selected, [=](Pieces& pieces) {
+            for (const auto [begin, end] : pieces)
+                for (int64_t i = begin; i < end; ++i)
+                    std::memcpy(to + static_cast<size_t>(i) * k,
+                                from + static_cast<size_t>(selected[i]) * k, k * sizeof(float));
+        });
     };
     step.reads = {x};
     return record(std::move(step), width(x), true);
@@ -189,33 +188,87 @@ std::vector<uint8_t*> Graph::place(const Inputs& inputs, float* out, Cutter& cut
     return at;
 }
 
-void Graph::run(const Inputs& inputs, float* out) {
-    const std::lock_guard lock(mutex_);
-    const auto start = Clock::now();
-    const int threads = n_threads();
+// Inputs that the next run will have in the same place.
+Inputs Graph::copied(const Inputs& in) {
+    const auto n = static_cast<size_t>(in.n), sequences = static_cast<size_t>(in.rows.n_sequences);
+    const size_t table = sequences * static_cast<size_t>(in.rows.table_len);
+    inputs_.resize(2 * n + sequences + 1 + table + static_cast<size_t>(in.n_selected));
+    int32_t* to = inputs_.data();
+    const auto copy = [&to](const int32_t* from, size_t count) {
+        return std::copy_n(from, count, std::exchange(to, to + count)) - count;
+    };
+    Inputs out = in;
+    out.tokens = copy(in.tokens, n);
+    out.rows.positions = copy(in.rows.positions, n);
+    out.rows.row_starts = copy(in.rows.row_starts, sequences + 1);
+    out.rows.block_tables = copy(in.rows.block_tables, table);
+    out.selected = copy(in.selected, static_cast<size_t>(in.n_selected));
+    return out;
+}
+
+// All steps, for inputs of this shape.
+std::shared_ptr<const Schedule> Graph::schedule(const Inputs& inputs, float* out, int n_threads) {
     size_t shared_bytes = 0;
     for (const Step& step : steps_)
-        if (step.scratch) shared_bytes = std::max(shared_bytes, step.scratch(inputs, threads));
+        if (step.scratch) shared_bytes = std::max(shared_bytes, step.scratch(inputs, n_threads));
+    const auto last_bytes = static_cast<int64_t>(nbytes(steps_.back().writes, inputs));
+    const auto cut = [&](Cutter& cutter) {
+        float* to = out ? out : reinterpret_cast<float*>(cutter.take<uint8_t>(last_bytes));
+        Frame frame{inputs, place(inputs, to, cutter), nullptr};
+        frame.shared = cutter.take<uint8_t>(static_cast<int64_t>(shared_bytes));
+        return frame;
+    };
     Cutter measure(nullptr);
-    place(inputs, nullptr, measure);
-    measure.take<uint8_t>(static_cast<int64_t>(shared_bytes));
-    Cutter cutter(memory_.of(measure.used()));
-    Frame frame{inputs, place(inputs, out, cutter), nullptr};
-    frame.shared = cutter.take<uint8_t>(static_cast<int64_t>(shared_bytes));
+    cut(measure);
+    Cutter cutter(memory_->of(measure.used()));
+    const Frame frame = cut(cutter);
+    recorded_out_ = frame.floats(steps_.back().writes);
+    const auto schedule = std::make_shared<Schedule>(n_threads);
+    for (const Step& step : steps_) step.add(*schedule, frame);
+    return schedule;
+}
 
-    together(threads, [&](Team& team) {
-        for (size_t i = 0; i < steps_.size(); ++i) {
-            steps_[i].run(team, frame);
-            // While the others finish: the next weights are on their way.
-            for (size_t next = i + 1; next < steps_.size() && inputs.n <= 4; ++next)
-                if (steps_[next].w) {
-                    prefetch_share(team, *steps_[next].w, inputs.n);
-                    break;
-                }
-            team.barrier();
+void Graph::run(const Inputs& inputs, float* out) {
+    const std::lock_guard lock(turn_);
+    if (forks_ != fork_count()) {  // the memory of a run that nobody ends: it is leaked
+        (void)memory_.release();
+        memory_ = std::make_unique<Buffer>();
+        recorded_ = nullptr;
+        forks_ = fork_count();
+    }
+    const auto start = Clock::now();
+    {
+        Call call;
+        if (inputs.n > kRecorded) {
+            recorded_ = nullptr;
+            call.run(schedule(inputs, out, call.n_threads()));
+        } else {
+            const Rows& rows = inputs.rows;
+            Key key{inputs.n,
+                    inputs.n_selected,
+                    rows.n_sequences,
+                    rows.table_len,
+                    attention_parts(inputs.n, rows),
+                    {rows.row_starts, rows.row_starts + rows.n_sequences + 1},
+                    &isa(),
+                    inputs.cache.keys,
+                    inputs.cache.values,
+                    call.n_threads()};
+            const Inputs here = copied(inputs);
+            if (!recorded_ || key != key_) {
+                recorded_ = nullptr;
+                recorded_ = schedule(here, nullptr, call.n_threads());
+                key_ = std::move(key);
+            }
+            call.run(recorded_);
+            const int64_t nbytes_out = nbytes(steps_.back().writes, inputs);
+            std::memcpy(out, recorded_out_, static_cast<size_t>(nbytes_out));
         }
-    });
-    if (memory_.size() > kKept) memory_.release();
+        if (memory_->size() > kKept) {
+            recorded_ = nullptr;
+            memory_->release();
+        }
+    }
     const double seconds = seconds_since(start);
     seconds_ += seconds;
     if (seconds_ > kGatherAfter) gather_weights(kGatherShare * seconds);

@@ -1,18 +1,18 @@
 // A model as a list of steps, recorded once and run for every batch.
 //
 // Calling one operation after the other from Python costs more than it computes when a single token
-// is decoded. Here all threads walk down the list together and meet at a barrier after each step.
+// is decoded. Here all steps become one schedule, which threads walk down without meeting Python.
 // What a step computes is kernels.h's affair.
 #pragma once
 
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <vector>
 
 #include "kernels.h"
 #include "scratch.h"
+#include "threads.h"
 
 namespace starcoder {
 
@@ -79,7 +79,7 @@ class Graph {
         }
     };
     struct Step {
-        std::function<void(Team&, const Frame&)> run;
+        std::function<void(Schedule&, const Frame&)> add;
         std::function<size_t(const Inputs&, int n_threads)> scratch;
         std::vector<Value> reads;
         Value writes = kNone;
@@ -87,7 +87,18 @@ class Graph {
         const Matrix* w = nullptr;  // what it multiplies with
     };
 
+    // What a recorded schedule depends on, beside the numbers in `inputs_`.
+    struct Key {
+        int64_t n, n_selected, n_sequences, table_len, n_parts;
+        std::vector<int32_t> row_starts;
+        const void *isa, *keys, *values;
+        int n_threads;
+        bool operator==(const Key&) const = default;
+    };
+
     Value record(Step step, int64_t width, bool selected);
+    std::shared_ptr<const Schedule> schedule(const Inputs& inputs, float* out, int n_threads);
+    Inputs copied(const Inputs& inputs);
     void note_reader(Value x, const Matrix* product);
     const Info& info(Value x) const { return values_[static_cast<size_t>(x)]; }
     int64_t nbytes(Value x, const Inputs& inputs) const;
@@ -100,9 +111,14 @@ class Graph {
     std::vector<StoredNorm> norms_;
     std::vector<Step> steps_;
     std::vector<std::unique_ptr<Matrix>> matrices_;
-    std::mutex mutex_;
-    Buffer memory_;
-    double seconds_ = 0;  // that all runs took
+    Turn turn_;
+    std::vector<int32_t> inputs_;  // of a run, where its schedule finds them
+    std::shared_ptr<const Schedule> recorded_;  // of the last run, if it is kept for the next
+    Key key_{};
+    float* recorded_out_ = nullptr;  // where it leaves its result
+    std::unique_ptr<Buffer> memory_ = std::make_unique<Buffer>();
+    uint32_t forks_ = fork_count();  // when `memory_` was made
+    double seconds_ = 0;             // that all runs took
 };
 
 }  // namespace starcoder

@@ -11,12 +11,13 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 
 #include "blocks.h"
 
 namespace starcoder {
 
-class Team;  // threads.h
+class Schedule;  // schedule.h
 
 // ---- types (quantize.cpp) ----
 
@@ -112,9 +113,9 @@ class Matrix {
 
 // ---- operations (linear.cpp, attention.cpp) ----
 //
-// All threads of a team call an operation together, and share its work. Its result is complete, and
-// its inputs may change, after the next barrier, which is the callers'. `shared` is memory for all
-// threads, on a cache line, of the size that the function before it says.
+// An operation appends what is to be done to a schedule; it is done when the schedule is run. What it
+// is given must live until then, but for `Norm`, `Heads`, `Rows` and `Cache`, which are copied.
+// `shared` is memory for all threads, on a cache line, of the size that the function before it says.
 
 enum class Activation : int { None = 0, GeluTanh = 1, GeluErf = 2 };
 
@@ -132,7 +133,7 @@ size_t rounded_bytes(const Matrix& w, int64_t n);
 // x (n, k): floats, with or without a norm; or what a product before left, rounded for `w`.
 struct Input {
     const float* floats;
-    const Norm* norm;
+    std::optional<Norm> norm;
     const Rounded* rounded;
 };
 
@@ -148,17 +149,17 @@ struct Output {
 // quantized weights, the inputs are rounded to 8 bits, one scale for every 128; products and sums
 // in between are exact.
 size_t linear_scratch(const Matrix& w, const Input& x, int64_t n);
-void linear(Team& team, const Matrix& w, const Input& x, int64_t n, const float* bias,
+void linear(Schedule& schedule, const Matrix& w, const Input& x, int64_t n, const float* bias,
             Activation activation, const float* residual, const Output& y, uint8_t* shared);
 
-// Asks memory for the first of the weights that this thread will multiply in `linear`, n tokens.
-void prefetch_share(const Team& team, const Matrix& w, int64_t n);
-
-// y (n, k) = rows `ids` (n) of w (m, k)
-void embed(Team& team, const Matrix& w, const int32_t* ids, int64_t n, float* y);
+// y (n, k) = rows `ids` (n) of w (m, k), plus rows `places` (n) of `positions` (n_positions, k), if
+// that is not null.
+void embed(Schedule& schedule, const Matrix& w, const int32_t* ids, int64_t n,
+           const float* positions, const int32_t* places, float* y);
 
 // y (n, k) = (x - mean) / sqrt(variance + eps) * weight (k) + bias (k), a row at a time
-void layer_norm(Team& team, const float* x, const Norm& norm, int64_t n, int64_t k, float* y);
+void layer_norm(Schedule& schedule, const float* x, const Norm& norm, int64_t n, int64_t k,
+                float* y);
 
 // Where the tokens of a batch stand: row i has position positions[i] in sequence s, for
 // row_starts[s] <= i < row_starts[s + 1]; position p of s is slot p % 16 of cache block
@@ -194,13 +195,15 @@ struct Heads {
 };
 
 // Writes the keys and values of qkv (n, queries | keys | values) into the cache.
-void store_kv(Team& team, const float* qkv, int64_t n, const Heads& heads, const Rows& rows,
-              const Cache& cache);
+void store_kv(Schedule& schedule, const float* qkv, int64_t n, const Heads& heads,
+              const Rows& rows, const Cache& cache);
 
 // y (n, n_heads * head_dim) = causal attention of the queries in qkv over the cache, the new
 // tokens included. Query head i reads key/value head i * n_kv_heads / n_heads. n is 1 or more.
 size_t attention_scratch(int64_t n, const Heads& heads, const Rows& rows, int n_threads);
-void attention(Team& team, const float* qkv, int64_t n, const Heads& heads, const Rows& rows,
-               const Cache& cache, float* y, uint8_t* shared);
+// Schedules for as many rows of as many sequences differ only where this does.
+int64_t attention_parts(int64_t n, const Rows& rows);
+void attention(Schedule& schedule, const float* qkv, int64_t n, const Heads& heads,
+               const Rows& rows, const Cache& cache, float* y, uint8_t* shared);
 
 }  // namespace starcoder

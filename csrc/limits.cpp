@@ -8,7 +8,7 @@
 #include "clock.h"
 #include "isa.h"
 #include "kernels.h"
-#include "threads.h"
+#include "schedule.h"
 
 namespace starcoder {
 
@@ -43,30 +43,47 @@ Products multiply(const Isa& table, Arithmetic kind, const Operands& o) {
     return table.f32_peak(o.w32, o.x32, kRounds);
 }
 
+// What a thread found, and when.
+template <class T>
+struct alignas(64) Timed {
+    T result{};
+    Clock::time_point begin, end;
+};
+
+// From the first thread's begin to the last one's end.
+template <class T>
+double seconds_of(const std::vector<Timed<T>>& threads) {
+    auto begin = threads[0].begin, end = threads[0].end;
+    for (const auto& one : threads) begin = std::min(begin, one.begin), end = std::max(end, one.end);
+    return std::chrono::duration<double>(end - begin).count();
+}
+
 }  // namespace
 
 Peak peak(Arithmetic kind, double seconds) {
     const Isa& table = isa();
     if (kind == Arithmetic::BF16 && !table.bf16_peak) return {0, 15};
     const Operands operands;
-    std::vector<Products> done(static_cast<size_t>(n_threads()));
-    double elapsed = 0;
-    together(n_threads(), [&](Team& team) {
-        Products mine{0, 0};
-        multiply(table, kind, operands);  // the clock of a core may have to rise
-        team.barrier();
-        const auto start = Clock::now();
+    Call call(Call::Sharing::EachItsOwn);
+    const int threads = call.n_threads();
+    std::vector<Timed<Products>> done(static_cast<size_t>(threads));
+    call.schedule().add(threads, 1, [&](Pieces&) {  // the clock of a core may have to rise
+        multiply(table, kind, operands);
+    });
+    call.schedule().add(threads, 1, [&](Pieces& pieces) {
+        auto& [mine, begin, end] = done[static_cast<size_t>(pieces.thread())];
+        begin = Clock::now();
         do {
             const Products some = multiply(table, kind, operands);
             mine.count += some.count, mine.sum += some.sum;
-        } while (seconds_since(start) < seconds);
-        done[static_cast<size_t>(team.index())] = mine;
-        team.barrier();
-        if (team.index() == 0) elapsed = seconds_since(start);
+        } while (seconds_since(begin) < seconds);
+        end = Clock::now();
     });
+    call.run();
     Products all{0, 0};
-    for (const Products& one : done) all.count += one.count, all.sum += one.sum;
-    return {static_cast<double>(all.count) / elapsed, all.sum / static_cast<double>(all.count)};
+    for (const auto& one : done) all.count += one.result.count, all.sum += one.result.sum;
+    return {static_cast<double>(all.count) / seconds_of(done),
+            all.sum / static_cast<double>(all.count)};
 }
 
 Memory::Memory(int64_t nbytes, uint64_t bits) : n_lines_(nbytes / kLine) {
@@ -74,31 +91,31 @@ Memory::Memory(int64_t nbytes, uint64_t bits) : n_lines_(nbytes / kLine) {
     data_ = {chunk, chunk->take(static_cast<size_t>(nbytes))};
     uint64_t line[kLine / 8];
     std::fill(std::begin(line), std::end(line), bits);
-    together(n_threads(), [&](Team& team) {
-        const auto mine = team.share(n_lines_);
-        for (int64_t i = mine.begin; i < mine.end; ++i)
-            std::memcpy(data_.get() + i * kLine, line, kLine);
+    parallel_pieces(n_lines_, 1 << 14, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) std::memcpy(data_.get() + i * kLine, line, kLine);
     });
 }
 
 Reading Memory::read(int passes) const {
-    std::vector<uint64_t> seen(static_cast<size_t>(n_threads()));
-    double seconds = 0;
-    together(n_threads(), [&](Team& team) {
-        const auto mine = team.share(n_lines_);
+    Call call(Call::Sharing::EachItsOwn);
+    const int threads = call.n_threads();
+    std::vector<Timed<uint64_t>> seen(static_cast<size_t>(threads));
+    call.schedule().add(threads, 1, [&](Pieces& pieces) {
+        auto& [bits, begin, end] = seen[static_cast<size_t>(pieces.thread())];
+        const int64_t first = n_lines_ * pieces.thread() / threads;
+        const int64_t last = n_lines_ * (pieces.thread() + 1) / threads;
         alignas(kLine) uint64_t line[kLine / 8] = {};
-        team.barrier();
-        const auto start = Clock::now();
+        begin = Clock::now();
         for (int pass = 0; pass < passes; ++pass)
-            isa().read_lines(data_.get() + mine.begin * kLine, mine.end - mine.begin,
+            isa().read_lines(data_.get() + first * kLine, last - first,
                              reinterpret_cast<uint8_t*>(line));
-        team.barrier();
-        if (team.index() == 0) seconds = seconds_since(start);
-        for (uint64_t word : line) seen[static_cast<size_t>(team.index())] |= word;
+        end = Clock::now();
+        for (uint64_t word : line) bits |= word;
     });
+    call.run();
     uint64_t all = 0;
-    for (uint64_t one : seen) all |= one;
-    return {static_cast<double>(passes * n_lines_ * kLine) / seconds, all};
+    for (const auto& one : seen) all |= one.result;
+    return {static_cast<double>(passes * n_lines_ * kLine) / seconds_of(seen), all};
 }
 
 }  // namespace starcoder

@@ -5,8 +5,8 @@
 #include "isa.h"
 #include "kernels.h"
 #include "quantize.h"
+#include "schedule.h"
 #include "scratch.h"
-#include "threads.h"
 
 namespace starcoder {
 
@@ -101,10 +101,10 @@ void prefetch(const uint8_t* data, int64_t nbytes) {
     for (int64_t i = 0; i < nbytes; i += 64) __builtin_prefetch(data + i);
 }
 
-void prepare_rows(const Matrix& w, const Input& x, int64_t n, Team::Range rows,
+void prepare_rows(const Matrix& w, const Input& x, int64_t n, Pieces::Range rows,
                   const Prepared& out) {
     const int64_t k = w.n_cols();
-    const Norm* norm = x.norm;
+    const auto& norm = x.norm;
     const bool quantizes = !is_float(w.type());
     const Coding c = quantizes ? coding(w.type(), isa().signed_bytes) : Coding{};
     float* normalized = norm ? scratch<float>(static_cast<size_t>(k), 0) : nullptr;
@@ -125,20 +125,13 @@ void prepare_rows(const Matrix& w, const Input& x, int64_t n, Team::Range rows,
     }
 }
 
-Prepared prepare(Team& team, const Matrix& w, const Input& x, int64_t n, uint8_t* shared) {
-    if (x.rounded) return {nullptr, nullptr, {const_cast<Rounded*>(x.rounded), n}};
-    if (n < kAlone) {
-        Cutter measure(nullptr);
-        cut_prepared(measure, w, n);
-        Cutter cutter(scratch<Line>(measure.used() / sizeof(Line), 0)->bytes);
-        const Prepared out = cut_prepared(cutter, w, n);
-        prepare_rows(w, x, n, {0, n}, out);
-        return out;
-    }
-    Cutter cutter(shared);
+// For the calling thread alone.
+Prepared prepare_alone(const Matrix& w, const Input& x, int64_t n) {
+    Cutter measure(nullptr);
+    cut_prepared(measure, w, n);
+    Cutter cutter(scratch<Line>(measure.used() / sizeof(Line), 0)->bytes);
     const Prepared out = cut_prepared(cutter, w, n);
-    prepare_rows(w, x, n, team.share(n), out);
-    team.barrier();
+    prepare_rows(w, x, n, {0, n}, out);
     return out;
 }
 
@@ -287,40 +280,74 @@ void write_rounded(const Matrix& w, int64_t first, int64_t pairs, int64_t t, int
 // with all.
 int64_t pairs_at_once(int64_t n) { return are_few(n) ? kSums / (n * kGroup) * kPairs : kPairs; }
 
-// Pairs begin .. end, for all tokens.
+void write_sums(const Matrix& w, int64_t first, int64_t pairs, int64_t t, int64_t n,
+                const float* acc, const Finish& to) {
+    (to.reader ? write_rounded : write)(w, first, pairs, t, n, acc, to);
+}
+
+// Few tokens: a piece is some pairs of panels. Sums of pieces that follow each other wait for
+// `write` together.
 template <class X>
-void multiply_range(const Matrix& w, int64_t begin, int64_t end, const X& x, int64_t n,
-                    const Finish& to) {
+void multiply_few(Pieces& pieces, const Matrix& w, const X& x, int64_t n, const Finish& to) {
     alignas(64) float acc[kSums];
-    for (int64_t t = 0; t < n; t += kTokenBlock) {
-        const int64_t count = std::min(kTokenBlock, n - t), at_once = pairs_at_once(count);
-        for (int64_t first = begin; first < end; first += at_once) {
-            const int64_t pairs = std::min(at_once, end - first);
-            std::memset(acc, 0, static_cast<size_t>(pairs * count * kStripRows) * sizeof(float));
-            multiply(w, first, pairs, x, t, count, acc);
-            (to.reader ? write_rounded : write)(w, first, pairs, t, count, acc, to);
+    const int64_t room = pairs_at_once(n), sums = n * kStripRows;
+    int64_t first = 0, last = 0;  // pairs whose sums are there
+    for (const auto [begin, end] : pieces) {
+        if (begin != last || end - first > room) {
+            write_sums(w, first, last - first, 0, n, acc, to);
+            first = begin;
         }
+        float* here = acc + (begin - first) * sums;
+        std::memset(here, 0, static_cast<size_t>((end - begin) * sums) * sizeof(float));
+        multiply(w, begin, end - begin, x, 0, n, here);
+        last = end;
+    }
+    write_sums(w, first, last - first, 0, n, acc, to);
+}
+
+// Many tokens: a piece is `pairs` pairs of panels for a block of tokens.
+template <class X>
+void multiply_many(Pieces& pieces, const Matrix& w, const X& x, int64_t n, int64_t pairs,
+                   const Finish& to) {
+    alignas(64) float acc[kSums];
+    const int64_t all = divide_up(w.n_rows(), kStripRows), strides = divide_up(all, pairs);
+    for (const auto [unit, end] : pieces) {
+        const int64_t t = unit / strides * kTokenBlock, first = unit % strides * pairs;
+        const int64_t count = std::min(kTokenBlock, n - t), here = std::min(pairs, all - first);
+        std::memset(acc, 0, static_cast<size_t>(here * count * kStripRows) * sizeof(float));
+        multiply(w, first, here, x, t, count, acc);
+        write_sums(w, first, here, t, count, acc, to);
     }
 }
 
-// Threads split the rows, so each weight is read and unpacked by one of them only: pairs of panels,
-// or whole groups of outputs where they are rounded. Memory does not serve them equally. With few
-// tokens, which wait for it, an eighth is left, four pairs a piece, to whichever is there first:
-// 1.06 of the tokens a second of Q4_0 on a busy machine, 1.00 on a quiet one.
-int64_t shared_pairs(const Team& team, int64_t pairs, int64_t n) {
-    const int64_t shared = are_few(n) ? pairs / 8 / kPairs * kPairs : 0;
-    return shared / kPairs < team.size() ? 0 : shared;
+template <class X>
+void multiply_pieces(Pieces& pieces, const Matrix& w, const X& x, int64_t n, int64_t pairs,
+                     const Finish& to) {
+    if (are_few(n))
+        multiply_few(pieces, w, x, n, to);
+    else
+        multiply_many(pieces, w, x, n, pairs, to);
 }
 
-template <class X>
-void multiply_share(Team& team, const Matrix& w, const X& x, int64_t n, const Finish& to) {
-    const int64_t pairs = divide_up(w.n_rows(), kStripRows), unit = to.reader ? kPairs : 1;
-    const int64_t own = divide_up(pairs - shared_pairs(team, pairs, n), unit);
-    const auto [begin, end] = team.share(own);
-    multiply_range(w, begin * unit, std::min(end * unit, pairs), x, n, to);
-    const auto take = team.pieces(kPairs);
-    for (int64_t i; (i = own * unit + take()) < pairs;)
-        multiply_range(w, i, std::min(i + kPairs, pairs), x, n, to);
+void multiply_prepared(Pieces& pieces, const Matrix& w, const Prepared& x, int64_t n, int64_t pairs,
+                       const Finish& to) {
+    if (x.pairs)
+        multiply_pieces(pieces, w, Laid<uint16_t>{x.pairs, n}, n, pairs, to);
+    else if (x.floats)
+        multiply_pieces(pieces, w, Laid<float>{x.floats, n}, n, pairs, to);
+    else
+        multiply_pieces(pieces, w, x.rounded, n, pairs, to);
+}
+
+// Pairs of panels in a piece: four pieces for each thread, as far as a piece need not be larger (few
+// tokens: some 20 microseconds) or cannot be smaller: where the next product takes its inputs
+// rounded, each four pairs make a group of them.
+int64_t pairs_a_piece(int64_t pairs, int64_t n, bool is_rounded, int n_threads) {
+    const bool few = are_few(n);
+    const int64_t blocks = few ? 1 : divide_up(n, kTokenBlock), unit = is_rounded ? kPairs : 1;
+    const int64_t most = few ? pairs_at_once(n) / 256 * kPairs : kPairs;
+    const int64_t wanted = pairs * blocks / (n_threads == 1 ? 1 : 4 * n_threads);
+    return std::clamp(wanted / unit * unit, unit, std::max(most, kPairs));
 }
 
 }  // namespace
@@ -336,26 +363,39 @@ size_t linear_scratch(const Matrix& w, const Input& x, int64_t n) {
     return cutter.used();
 }
 
-void linear(Team& team, const Matrix& w, const Input& x, int64_t n, const float* bias,
+// Threads split the rows, so each weight is read and unpacked by one of them only, but for the
+// blocks of tokens of a long prompt.
+void linear(Schedule& schedule, const Matrix& w, const Input& x, int64_t n, const float* bias,
             Activation activation, const float* residual, const Output& y, uint8_t* shared) {
     if (n == 0) return;
-    const Prepared inputs = prepare(team, w, x, n, shared);
     const Finish to{w.units(), bias, activation, residual, y.floats, y.reader, {y.rounded, n}};
-    if (inputs.pairs)
-        multiply_share(team, w, Laid<uint16_t>{inputs.pairs, n}, n, to);
-    else if (inputs.floats)
-        multiply_share(team, w, Laid<float>{inputs.floats, n}, n, to);
-    else
-        multiply_share(team, w, inputs.rounded, n, to);
-}
-
-void prefetch_share(const Team& team, const Matrix& w, int64_t n) {
-    constexpr int64_t kBytes = 16 << 10;
-    const int64_t pairs = divide_up(w.n_rows(), kStripRows);
-    const auto [begin, end] = team.share(pairs - shared_pairs(team, pairs, n));
-    if (begin == end) return;
-    const int64_t nbytes = (end - begin) * w.n_groups() * 2 * w.group_bytes();
-    prefetch(w.group(begin, 0, 0), std::min(kBytes, nbytes));
+    const int64_t all = divide_up(w.n_rows(), kStripRows);
+    const int64_t pairs = pairs_a_piece(all, n, y.reader, schedule.n_threads());
+    const bool few = are_few(n);
+    const int64_t n_units = few ? all : divide_up(all, pairs) * divide_up(n, kTokenBlock);
+    const int64_t grain = few ? pairs : 1;
+    // Prompts wait for multipliers, not for memory.
+    const uint8_t* weights = n <= kAlone ? w.group(0, 0, 0) : nullptr;
+    const int64_t stride = pairs * w.n_groups() * 2 * w.group_bytes();
+    if (!x.rounded && n < kAlone)
+        return schedule.add(
+            n_units, grain,
+            [=, &w](Pieces& pieces) {
+                multiply_prepared(pieces, w, prepare_alone(w, x, n), n, pairs, to);
+            },
+            weights, stride);
+    Prepared inputs{nullptr, nullptr, {const_cast<Rounded*>(x.rounded), n}};
+    if (!x.rounded) {
+        Cutter cutter(shared);
+        inputs = cut_prepared(cutter, w, n);
+        schedule.add(n, [=, &w](Pieces& pieces) {
+            for (const auto rows : pieces) prepare_rows(w, x, n, rows, inputs);
+        });
+    }
+    schedule.add(
+        n_units, grain,
+        [=, &w](Pieces& pieces) { multiply_prepared(pieces, w, inputs, n, pairs, to); }, weights,
+        stride);
 }
 
 // ---- rows of weights ----
@@ -405,18 +445,28 @@ void embed_group(const Matrix& w, int64_t row, int64_t g, int64_t count, float* 
 
 }  // namespace
 
-void embed(Team& team, const Matrix& w, const int32_t* ids, int64_t n, float* y) {
-    const int64_t k = w.n_cols();
-    const auto [begin, end] = team.share(n);
-    for (int64_t t = begin; t < end; ++t)
-        for (int64_t i = 0; i < k; i += kGroup)
-            embed_group(w, ids[t], i / kGroup, std::min<int64_t>(kGroup, k - i), y + t * k + i);
+void embed(Schedule& schedule, const Matrix& w, const int32_t* ids, int64_t n,
+           const float* positions, const int32_t* places, float* y) {
+    schedule.add(n, [=, &w](Pieces& pieces) {
+        const int64_t k = w.n_cols();
+        for (const auto [begin, end] : pieces)
+            for (int64_t t = begin; t < end; ++t) {
+                float* row = y + t * k;
+                for (int64_t i = 0; i < k; i += kGroup)
+                    embed_group(w, ids[t], i / kGroup, std::min<int64_t>(kGroup, k - i), row + i);
+                const float* added = positions ? positions + places[t] * k : nullptr;
+                for (int64_t i = 0; added && i < k; ++i) row[i] += added[i];
+            }
+    });
 }
 
-void layer_norm(Team& team, const float* x, const Norm& norm, int64_t n, int64_t k, float* y) {
-    const auto [begin, end] = team.share(n);
-    for (int64_t t = begin; t < end; ++t)
-        isa().layer_norm(x + t * k, norm.weight, norm.bias, norm.eps, k, y + t * k);
+void layer_norm(Schedule& schedule, const float* x, const Norm& norm, int64_t n, int64_t k,
+                float* y) {
+    schedule.add(n, [=](Pieces& pieces) {
+        for (const auto [begin, end] : pieces)
+            for (int64_t t = begin; t < end; ++t)
+                isa().layer_norm(x + t * k, norm.weight, norm.bias, norm.eps, k, y + t * k);
+    });
 }
 
 }  // namespace starcoder

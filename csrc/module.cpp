@@ -13,8 +13,11 @@
 #include <vector>
 
 #include "graph.h"
+#include "interpreter.h"
 #include "isa.h"
 #include "kernels.h"
+#include "panels.h"
+#include "schedule.h"
 #include "scratch.h"
 #include "threads.h"
 #include "weight_memory.h"
@@ -78,14 +81,20 @@ void require_aligned(Type type, const void* data) {
 void make_matrix(Matrix* self, int type, In<uint8_t, 1> data, int64_t n_rows, int64_t n_cols) {
     const Type t = checked_type(type);
     require_bytes(t, n_rows, n_cols, data.size());
-    nb::gil_scoped_release release;
+    const Unlocked unlocked;
     new (self) Matrix(t, data.data(), n_rows, n_cols);
+}
+
+int64_t py_packed_bytes(int type, int64_t n_rows, int64_t n_cols) {
+    const Type t = checked_type(type);
+    require(n_rows > 0 && n_cols > 0 && n_cols % block_len(t) == 0, "rows of whole blocks");
+    return packed_bytes(t, n_rows, n_cols);
 }
 
 void py_dequantize(int type, In<uint8_t, 1> data, Out<float, 2> out) {
     const Type t = checked_type(type);
     require_bytes(t, size(out, 0), size(out, 1), data.size());
-    nb::gil_scoped_release release;
+    const Unlocked unlocked;
     dequantize(t, data.data(), size(out, 0), size(out, 1), out.data());
 }
 
@@ -95,7 +104,7 @@ void py_requantize(int from, In<uint8_t, 1> data, int64_t n_rows, int64_t n_cols
     require_bytes(source, n_rows, n_cols, data.size());
     require_bytes(target, n_rows, n_cols, out.size());
     require_aligned(target, out.data());
-    nb::gil_scoped_release release;
+    const Unlocked unlocked;
     requantize(source, data.data(), target, n_rows, n_cols, fused, out.data());
 }
 
@@ -103,7 +112,7 @@ void py_quantize(int type, In<float, 2> x, bool fused, Out<uint8_t, 1> out) {
     const Type t = checked_type(type);
     require_bytes(t, size(x, 0), size(x, 1), out.size());
     require_aligned(t, out.data());
-    nb::gil_scoped_release release;
+    const Unlocked unlocked;
     quantize(t, x.data(), size(x, 0), size(x, 1), fused, out.data());
 }
 
@@ -112,7 +121,7 @@ int64_t py_first_non_finite(int type, In<uint8_t, 1> data) {
     require(data.size() % static_cast<size_t>(block_bytes(t)) == 0,
             "as many bytes as whole blocks take");
     const auto n = static_cast<int64_t>(data.size()) / block_bytes(t) * block_len(t);
-    nb::gil_scoped_release release;
+    const Unlocked unlocked;
     return first_non_finite(t, data.data(), n);
 }
 
@@ -125,25 +134,26 @@ void py_linear(const Matrix& w, In<float, 2> x, Maybe<In<float, 1>> bias, int ac
     require(!residual || (size(*residual, 0) == n && size(*residual, 1) == w.n_rows()),
             "linear: residual (n, m)");
     require(activation >= 0 && activation <= 2, "linear: activation 0, 1 or 2");
-    nb::gil_scoped_release release;
+    const Unlocked unlocked;
     Buffer shared;
-    const Input input{x.data(), nullptr, nullptr};
+    const Input input{x.data(), {}, nullptr};
     const Output output{out.data(), nullptr, nullptr};
     uint8_t* memory = shared.of(linear_scratch(w, input, n));
-    together(n_threads(), [&](Team& team) {
-        linear(team, w, input, n, bias ? bias->data() : nullptr,
-               static_cast<Activation>(activation), residual ? residual->data() : nullptr, output,
-               memory);
-    });
+    Call call;
+    linear(call.schedule(), w, input, n, bias ? bias->data() : nullptr,
+           static_cast<Activation>(activation), residual ? residual->data() : nullptr, output,
+           memory);
+    call.run();
 }
 
 void py_embed(const Matrix& w, In<int32_t, 1> ids, Out<float, 2> out) {
     require(size(out, 0) == size(ids, 0) && size(out, 1) == w.n_cols(), "embed: out (n, k)");
     for (size_t i = 0; i < ids.size(); ++i)
         require(ids.data()[i] >= 0 && ids.data()[i] < w.n_rows(), "embed: ids from 0 to m - 1");
-    nb::gil_scoped_release release;
-    together(n_threads(),
-             [&](Team& team) { embed(team, w, ids.data(), size(ids, 0), out.data()); });
+    const Unlocked unlocked;
+    Call call;
+    embed(call.schedule(), w, ids.data(), size(ids, 0), nullptr, nullptr, out.data());
+    call.run();
 }
 
 void py_layer_norm(In<float, 2> x, In<float, 1> weight, In<float, 1> bias, float eps,
@@ -151,9 +161,11 @@ void py_layer_norm(In<float, 2> x, In<float, 1> weight, In<float, 1> bias, float
     const int64_t n = size(x, 0), k = size(x, 1);
     require(size(weight, 0) == k && size(bias, 0) == k, "layer_norm: weight and bias (k)");
     require(size(out, 0) == n && size(out, 1) == k, "layer_norm: out (n, k)");
-    nb::gil_scoped_release release;
+    const Unlocked unlocked;
     const Norm norm{weight.data(), bias.data(), eps};
-    together(n_threads(), [&](Team& team) { layer_norm(team, x.data(), norm, n, k, out.data()); });
+    Call call;
+    layer_norm(call.schedule(), x.data(), norm, n, k, out.data());
+    call.run();
 }
 
 // Where the rows of a batch stand, and the cache, checked against each other.
@@ -211,10 +223,10 @@ void py_store_kv(In<float, 2> qkv, int n_heads, In<int32_t, 1> positions, In<int
                  In<int32_t, 2> block_tables, Out<uint16_t, 4> keys, Out<uint16_t, 4> values,
                  bool bf16) {
     const Layer layer(qkv, n_heads, positions, row_starts, block_tables, keys, values, bf16);
-    nb::gil_scoped_release release;
-    together(n_threads(), [&](Team& team) {
-        store_kv(team, qkv.data(), size(qkv, 0), layer.heads, layer.rows, layer.cache);
-    });
+    const Unlocked unlocked;
+    Call call;
+    store_kv(call.schedule(), qkv.data(), size(qkv, 0), layer.heads, layer.rows, layer.cache);
+    call.run();
 }
 
 void py_attention(In<float, 2> qkv, int n_heads, In<int32_t, 1> positions,
@@ -225,13 +237,13 @@ void py_attention(In<float, 2> qkv, int n_heads, In<int32_t, 1> positions,
     require(size(out, 0) == n && size(out, 1) == layer.heads.n_heads * layer.heads.head_dim,
             "attention: out (n, n_heads head_dim)");
     if (n == 0) return;
-    nb::gil_scoped_release release;
-    const int threads = n_threads();
+    const Unlocked unlocked;
     Buffer shared;
-    uint8_t* memory = shared.of(attention_scratch(n, layer.heads, layer.rows, threads));
-    together(threads, [&](Team& team) {
-        attention(team, qkv.data(), n, layer.heads, layer.rows, layer.cache, out.data(), memory);
-    });
+    Call call;
+    uint8_t* memory =
+        shared.of(attention_scratch(n, layer.heads, layer.rows, call.n_threads()));
+    attention(call.schedule(), qkv.data(), n, layer.heads, layer.rows, layer.cache, out.data(), memory);
+    call.run();
 }
 
 // ---- a model as a graph ----
@@ -305,7 +317,7 @@ class CheckedGraph {
         const Inputs inputs{
             n, tokens.data(),   rows,
             r, selected.data(), Cache::of(keys.data(), values.data(), kv * width * 16, n_layers_)};
-        nb::gil_scoped_release release;
+        const Unlocked unlocked;
         graph_.run(inputs, out.data());
     }
 
@@ -328,20 +340,20 @@ class CheckedGraph {
 
 std::pair<double, double> py_peak(int kind, double seconds) {
     require(kind >= 0 && kind <= 2, "peak: kind 0, 1 or 2");
-    nb::gil_scoped_release release;
+    const Unlocked unlocked;
     const Peak found = peak(static_cast<Arithmetic>(kind), seconds);
     return {found.per_second, found.product};
 }
 
 void make_memory(Memory* memory, int64_t nbytes, uint64_t bits) {
     require(nbytes >= 64, "memory: a line or more");
-    nb::gil_scoped_release release;
+    const Unlocked unlocked;
     new (memory) Memory(nbytes, bits);
 }
 
 std::pair<double, uint64_t> py_read(const Memory& memory, int passes) {
     require(passes >= 1, "read: once or more");
-    nb::gil_scoped_release release;
+    const Unlocked unlocked;
     const Reading found = memory.read(passes);
     return {found.per_second, found.bits};
 }
@@ -379,6 +391,7 @@ NB_MODULE(_core, m) {
         .def("run", &CheckedGraph::run, "tokens"_a, "positions"_a, "row_starts"_a, "block_tables"_a,
              "selected"_a, "keys"_a, "values"_a, "out"_a);
 
+    m.def("packed_bytes", &py_packed_bytes, "type"_a, "n_rows"_a, "n_cols"_a);
     m.def("dequantize", &py_dequantize, "type"_a, "data"_a, "out"_a);
     m.def("requantize", &py_requantize, "source"_a, "data"_a, "n_rows"_a, "n_cols"_a, "type"_a,
           "fused"_a, "out"_a);
@@ -393,7 +406,7 @@ NB_MODULE(_core, m) {
     m.def("attention", &py_attention, "qkv"_a, "n_heads"_a, "positions"_a, "row_starts"_a,
           "block_tables"_a, "keys"_a, "values"_a, "bf16"_a, "out"_a);
 
-    m.def("gather_weights", &gather_weights, "seconds"_a, nb::call_guard<nb::gil_scoped_release>());
+    m.def("gather_weights", &gather_weights, "seconds"_a, nb::call_guard<Unlocked>());
     m.def("scatter_weights", &scatter_weights, "always"_a);
 
     m.def("peak", &py_peak, "kind"_a, "seconds"_a);
@@ -403,4 +416,10 @@ NB_MODULE(_core, m) {
     m.def("use_isa", [](const std::string& name) { return use_isa(name); }, "name"_a);
     m.def("n_threads", &n_threads);
     m.def("set_n_threads", &set_n_threads, "n"_a);
+    m.def("start_threads", &start_threads, nb::call_guard<Unlocked>());
+
+    const nb::object main_thread = nb::module_::import_("threading").attr("main_thread")();
+    set_main_thread(nb::cast<unsigned long>(main_thread.attr("ident")));
+    set_poll(&hear_python);
+    nb::module_::import_("atexit").attr("register")(nb::cpp_function(&close_core));
 }

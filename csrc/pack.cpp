@@ -5,7 +5,7 @@
 
 #include "kernels.h"
 #include "quantize.h"
-#include "threads.h"
+#include "schedule.h"
 #include "weight_memory.h"
 #include "whole.h"
 
@@ -143,20 +143,35 @@ void pack_floats(const uint8_t* rows, int64_t n_rows, int64_t n_cols, T* out) {
     }
 }
 
+// Of one panel's group.
+int64_t packed_group_bytes(Type type) {
+    if (is_float(type)) return int64_t{kGroup} * kRows * block_bytes(type);
+    return dispatch(type, [](auto, auto p) { return int64_t{sizeof(typename decltype(p)::type)}; });
+}
+
+// Of the units of all rows, which follow the panels.
+int64_t units_bytes(Type type, int64_t pairs) {
+    return is_whole(type) ? int64_t{sizeof(float[kStripRows])} * pairs : 0;
+}
+
 }  // namespace
 
+int64_t packed_bytes(Type type, int64_t n_rows, int64_t n_cols) {
+    const int64_t pairs = divide_up(n_rows, kStripRows), groups = divide_up(n_cols, kGroup);
+    return pairs * groups * 2 * packed_group_bytes(type) + units_bytes(type, pairs);
+}
+
 Matrix::Matrix(Type type, const void* data, int64_t n_rows, int64_t n_cols)
-    : type_(type), n_rows_(n_rows), n_cols_(n_cols), n_groups_(divide_up(n_cols, kGroup)) {
-    if (is_float(type))
-        group_bytes_ = int64_t{kGroup} * kRows * block_bytes(type);
-    else
-        group_bytes_ = dispatch(
-            type, [](auto, auto p) { return int64_t{sizeof(typename decltype(p)::type)}; });
+    : type_(type),
+      n_rows_(n_rows),
+      n_cols_(n_cols),
+      n_groups_(divide_up(n_cols, kGroup)),
+      group_bytes_(packed_group_bytes(type)),
+      nbytes_(static_cast<size_t>(packed_bytes(type, n_rows, n_cols))) {
     const int64_t pairs = divide_up(n_rows, kStripRows);
-    const auto panels_bytes = static_cast<size_t>(pairs * n_groups_ * 2 * group_bytes_);
-    nbytes_ = panels_bytes + (is_whole(type) ? sizeof(float[kStripRows]) * pairs : 0);
     data_ = weight_memory(nbytes_);
-    if (is_whole(type)) units_ = reinterpret_cast<float*>(data_.get() + panels_bytes);
+    if (is_whole(type))
+        units_ = reinterpret_cast<float*>(data_.get() + nbytes_ - units_bytes(type, pairs));
 
     const auto* bytes = static_cast<const uint8_t*>(data);
     const int64_t row_bytes = n_cols / block_len(type) * block_bytes(type);

@@ -162,4 +162,7 @@ struct alignas(64) Strip {
 // panels line by line, since they are one stream too. BF16 keeps pairs of inputs together,
 // [input / 2][row][input % 2], as bf16 dot products take them.
 
+// Bytes of a matrix (n_rows, n_cols) as panels: whole pairs of them, and whole groups (pack.cpp).
+int64_t packed_bytes(Type type, int64_t n_rows, int64_t n_cols);
+
 }  // namespace starcoder

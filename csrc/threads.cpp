@@ -5,117 +5,155 @@
 #include <algorithm>
 #include <chrono>
 #include <memory>
-#include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
 #include "clock.h"
+#include "crowd.h"
+#include "float_state.h"
+#include "schedule.h"
 
 namespace starcoder {
 
 namespace {
 
-// Who waits for others spins this long, then sleeps: the system takes 70 microseconds to wake it. A
-// step of StarCoderBase-1B, two runs each: 43 and 44 ms at 50 microseconds, 39 and 42 at 300.
-constexpr auto kSpin = std::chrono::microseconds(200);
-
-// A worker without work spins for longer: between two tokens the thread that drives it chooses one
-// and makes text of it, for a quarter to two thirds of a millisecond.
+// A worker without work spins, then sleeps: the system takes 70 microseconds to wake it. Between two
+// tokens the thread that drives it chooses one and makes text of it, for a quarter to two thirds of
+// a millisecond.
 constexpr auto kIdleSpin = std::chrono::milliseconds(1);
 
-inline void pause() {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    asm volatile("yield");
-#endif
-}
-
 // Spins, then sleeps, until `value` is no longer `old`.
-void wait_change(const std::atomic<uint32_t>& value, uint32_t old, Clock::duration spin) {
-    const auto deadline = Clock::now() + spin;
+void wait_change(const std::atomic<uint32_t>& value, uint32_t old) {
+    const auto deadline = Clock::now() + kIdleSpin;
     for (;;) {
         for (int i = 0; i < 64; ++i) {
             if (value.load(std::memory_order_acquire) != old) return;
-            pause();
+            relax();
         }
         if (Clock::now() > deadline) value.wait(old, std::memory_order_acquire);
     }
 }
 
-// Workers wait for `round` to change, run `task(index)`, and count down `pending`.
+// Workers wait for calls. One that comes late, or sleeps, holds nobody up: a call ends without it.
 class Pool {
   public:
-    explicit Pool(int n) : size_(n) {
-        for (int i = 1; i < n; ++i) workers_.emplace_back([this, i] { work(i); });
+    explicit Pool(int wanted) : wanted_(wanted), crowd_(wanted) {
+        try {
+            for (int i = 1; i < wanted; ++i) workers_.emplace_back([this, i] { work(i); });
+        } catch (const std::system_error&) {  // as many as there are will do
+        }
+        size_ = 1 + static_cast<int>(workers_.size());
+        crowd_.shrink(size_);
     }
 
     ~Pool() {
-        task_ = nullptr;
-        start();
+        is_stopping_ = true;
+        raise();
+        next_round();
         for (auto& worker : workers_) worker.join();
     }
 
+    int wanted() const { return wanted_; }
     int size() const { return size_; }
+    Crowd& crowd() { return crowd_; }
 
-    void run(const std::function<void(int)>& task) {
-        task_ = &task;
-        pending_.store(static_cast<uint32_t>(size_ - 1), std::memory_order_relaxed);
-        start();
-        task(0);
-        uint32_t left;
-        while ((left = pending_.load(std::memory_order_acquire)) != 0)
-            wait_change(pending_, left, kSpin);
+    // A run that no thread is inside of; to be called between `end` and `start`.
+    Run* free_run() {
+        for (const auto& run : runs_)
+            if (is_free(run.get())) return run.get();
+        return runs_.emplace_back(std::make_unique<Run>(wanted_)).get();
     }
 
+    void start(Run& run) {
+        if (crowd_.wakes(run.n_threads())) raise();
+        if (run.n_threads() == 1) return;
+        current_ = &run;
+        next_round();
+    }
+    void end() { current_ = nullptr; }
+
   private:
-    void start() {
+    bool is_free(const Run* run) {
+        for (int i = 1; i < size_; ++i)
+            if (crowd_.member(i).inside == run) return false;
+        return true;
+    }
+    void next_round() {
         round_.fetch_add(1, std::memory_order_release);
         round_.notify_all();
     }
+    void raise() {
+        raised_.fetch_add(1);
+        raised_.notify_all();
+    }
 
-    void work(int index) {
-        for (uint32_t seen = 0;;) {
-            wait_change(round_, seen, kIdleSpin);
-            ++seen;  // run() waits for every worker, so no round is ever missed
-            if (!task_) return;
-            (*task_)(index);
-            if (pending_.fetch_sub(1, std::memory_order_acq_rel) == 1) pending_.notify_one();
+    // The call of now, which is kept until the thread leaves.
+    Run* enter(Member& self) {
+        for (;;) {
+            Run* run = current_;
+            self.inside = run;
+            if (current_ == run) return run;
         }
     }
 
-    const int size_;
-    const std::function<void(int)>* task_ = nullptr;
+    void work(int index) {
+        const FloatState state;
+        Member& self = crowd_.member(index);
+        self.clock = &ThreadClock::of_this_thread();
+        for (uint32_t round = 0;;) {
+            wait_change(round_, round);
+            round = round_.load(std::memory_order_acquire);
+            if (is_stopping_) return;
+            const uint32_t raised = raised_;
+            Run* run = enter(self);
+            if (run && index < run->n_threads()) run->walk(index);
+            self.inside = nullptr;
+            // A thread that takes no part sleeps until more are wanted.
+            if (index >= crowd_.taking_part() && !is_stopping_) raised_.wait(raised);
+        }
+    }
+
+    const int wanted_;
+    int size_ = 1;
+    Crowd crowd_;
+    std::vector<std::unique_ptr<Run>> runs_;
     alignas(64) std::atomic<uint32_t> round_{0};
-    alignas(64) std::atomic<uint32_t> pending_{0};
+    std::atomic<Run*> current_{nullptr};
+    std::atomic<uint32_t> raised_{0};
+    std::atomic<bool> is_stopping_{false};
     std::vector<std::thread> workers_;
 };
 
-std::mutex mutex;  // one parallel call at a time: callers from several threads take turns
-std::unique_ptr<Pool> pool;
+std::atomic<uint32_t> forks{0};
 std::atomic<int> wanted{1};
+std::atomic<void (*)()> poll_check{nullptr};
 
-// A forked child has no workers and perhaps a locked mutex: it starts with a fresh pool. The old
-// one is leaked, since its threads cannot be joined.
-void forget_pool() {
-    pool.release();
-    new (&mutex) std::mutex();
-}
+std::mutex renewal;
 
-void run(int n, const std::function<void(Team&)>& f) {
-    const std::lock_guard lock(mutex);
-    if (!pool || pool->size() != n) {
-        static const int once = pthread_atfork(nullptr, nullptr, forget_pool);
-        (void)once;
-        pool.reset();
-        pool = std::make_unique<Pool>(n);
+// A forked child has the one thread that forked: it starts with fresh locks and a fresh pool.
+[[maybe_unused]] const int forking = pthread_atfork(nullptr, nullptr, [] {
+    ++forks;
+    new (&renewal) std::mutex();
+});
+
+// Never destroyed: the process may end while a thread of Python's is in here.
+Turn& turn = *new Turn;
+Pool* pool = nullptr;
+uint32_t pool_forks = 0;
+
+// The pool, of as many threads as there can be. To be called in turn.
+Pool& started_pool() {
+    if (pool && pool_forks != fork_count()) pool = nullptr;  // its threads cannot be joined
+    if (!pool || pool->wanted() != wanted) {
+        delete std::exchange(pool, nullptr);
+        pool = new Pool(wanted);
+        pool_forks = fork_count();
     }
-    Meeting meeting(n);
-    pool->run([&](int i) {
-        Team team(meeting, i);
-        f(team);
-    });
+    return *pool;
 }
+
+thread_local std::unique_ptr<Run> spare;  // of a thread that works alone
 
 }  // namespace
 
@@ -123,35 +161,73 @@ void set_n_threads(int n) { wanted = std::max(1, n); }
 
 int n_threads() { return wanted; }
 
-void Team::barrier() {
-    if (meeting_.size == 1) return;
-    const uint32_t round = meeting_.round.load(std::memory_order_relaxed);
-    if (meeting_.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 < meeting_.size)
-        return wait_change(meeting_.round, round, kSpin);
-    meeting_.arrived.store(0, std::memory_order_relaxed);
-    meeting_.round.store(round + 1, std::memory_order_release);
-    meeting_.round.notify_all();
+int start_threads() {
+    const std::lock_guard lock(turn);
+    return started_pool().size();
 }
 
-void together(int n, const std::function<void(Team&)>& f) {
-    if (n == 1) {
-        Meeting alone(1);
-        Team team(alone, 0);
-        return f(team);
+void set_poll(void (*check)()) { poll_check = check; }
+
+void check_poll() {
+    if (const auto check = poll_check.load()) check();
+}
+
+uint32_t fork_count() { return forks; }
+
+void Turn::lock() {
+    if (forks_ != fork_count()) {
+        const std::lock_guard lock(renewal);
+        if (forks_ != fork_count()) {
+            new (&mutex_) std::mutex();
+            forks_ = fork_count();
+        }
     }
-    run(n, f);
+    mutex_.lock();
 }
 
-void parallel_pieces(int64_t n, int64_t grain, const std::function<void(int64_t, int64_t)>& f) {
-    const int threads = n_threads();
-    if (n <= grain || threads == 1) {
-        if (n > 0) f(0, n);
+Call::Call(Sharing sharing) : sharing_(sharing) {
+    if (starcoder::n_threads() == 1) {
+        own_ = spare ? std::move(spare) : std::make_unique<Run>(1);
         return;
     }
-    together(threads, [&](Team& team) {
-        const auto take = team.pieces(grain);
-        for (int64_t i; (i = take()) < n;) f(i, std::min(i + grain, n));
-    });
+    turn.lock();
+    try {
+        Pool& all = started_pool();
+        Crowd& crowd = all.crowd();
+        crowd.enter(ThreadClock::of_this_thread());
+        crowd.look();
+        n_threads_ = sharing == Sharing::EachItsOwn ? all.size() : crowd.taking_part();
+    } catch (...) {
+        turn.unlock();
+        throw;
+    }
+}
+
+Call::~Call() {
+    if (own_)
+        spare = std::move(own_);
+    else
+        turn.unlock();
+}
+
+Schedule& Call::schedule() {
+    if (!schedule_) schedule_ = std::make_shared<Schedule>(n_threads_);
+    return *schedule_;
+}
+
+void Call::run(std::shared_ptr<const Schedule> schedule) {
+    if (own_) {
+        own_->begin(std::move(schedule), nullptr, false);
+        own_->walk(0);
+        return own_->rethrow();
+    }
+    Run* run = pool->free_run();
+    run->begin(std::move(schedule), n_threads_ > 1 ? &pool->crowd() : nullptr,
+               sharing_ == Sharing::EachItsOwn);
+    pool->start(*run);
+    run->walk(0);
+    pool->end();
+    run->rethrow();
 }
 
 }  // namespace starcoder

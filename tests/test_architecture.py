@@ -18,8 +18,8 @@ LEVELS = [
     ["errors", "pocket"],
     ["_core", "__init__"],
     ["config", "tensor", "batch", "vocab"],
-    ["checkpoint", "limits", "ops", "reference", "reference_graph", "tokenizer"],
-    ["formats", "hub", "mix", "quantize", "models.layers", "kv_cache", "sampler"],
+    ["checkpoint", "limits", "machine", "ops", "reference", "reference_graph", "tokenizer"],
+    ["formats", "hub", "mix", "quantize", "models.layers", "kv_cache", "sampler", "memory"],
     ["models"],
     ["engine"],
     ["completion", "facts", "stream", "llm", "bench"],
@@ -33,7 +33,8 @@ ONLY = {
     "models": {"batch", "checkpoint", "config", "errors", "kv_cache", "models", "ops", "tensor"},
     "engine": {"batch", "engine", "errors", "kv_cache", "models", "sampler"},
     "cli": {"__init__", "cli", "completion", "errors", "formats", "hub", "llm", "quantize"}
-    | {"bench", "checkpoint", "config", "limits", "mix", "ops", "pocket", "stream"},
+    | {"bench", "checkpoint", "config", "limits", "machine", "memory"}
+    | {"mix", "ops", "pocket", "stream"},
     "server": {"completion", "errors", "llm", "server", "stream"},
 }
 NEVER_TORCH = {"torch", "transformers", "tensorflow", "jax"}

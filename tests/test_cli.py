@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -76,6 +77,17 @@ def test_stderr_has_facts_settings_and_times(run: Run, model: str):
         assert re.search(rf"main: +{name} time = +[0-9.]+ ms", err), name
     assert len(re.findall(r"[0-9.]+ ms per token / [0-9.]+ tokens per second", err)) == 2
     assert re.search(r"peak memory = +[0-9.]+ MB", err)
+
+
+def test_stderr_says_why_there_are_fewer_threads_than_cpus(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    assert "threads    = 1 of 4 CPUs: affinity to 1 CPU (" in run("-p", "x", "-n", "1").err
+    err = run("-p", "x", "-n", "1", "-t", "3").err
+    assert "threads    = 1 of the 3 asked for: affinity to 1 CPU (" in err
+    assert "threads    = 1 (" in run("-p", "x", "-n", "1", "-t", "1").err
 
 
 def test_json_is_one_object_and_nothing_else(run: Run, model: str):

@@ -7,7 +7,9 @@ from dataclasses import astuple
 import pytest
 
 from starcoder import _core, limits, ops
+from starcoder.errors import MemoryLimitError
 from starcoder.limits import Limits
+from starcoder.machine import Room
 from starcoder.tensor import TensorType
 
 
@@ -42,6 +44,12 @@ def test_limits_are_measured_together(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(limits, "_SECONDS", 0.001)
     found = limits.measure(limits.Memory())
     assert min(astuple(found)) > 0
+
+
+def test_without_memory_to_read_nothing_is_measured(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(limits.machine, "memory_room", lambda: Room(500 << 20, "free memory"))
+    with pytest.raises(MemoryLimitError, match="found 500 MB, the free memory, expected 1 GB"):
+        limits.Memory()
 
 
 def test_of_two_measurements_the_larger_numbers_count():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 
 import starcoder
 from conftest import TinyModel, gguf_tensors, write_gguf
-from starcoder import LLM, FormatError, InputError, LogitsError, MemoryLimitError, models, reference
+from starcoder import LLM, FormatError, InputError, LogitsError, MemoryLimitError, models, ops
+from starcoder import reference as twins
 from starcoder.tensor import TensorType
 
 PROMPTS = ["def fibonacci(n):\n", "class A:", "x = [1, 2, 3]\nfor y in x:\n    print(", "{"]
@@ -194,7 +196,7 @@ def test_a_weight_of_attention_that_is_not_finite_is_a_typed_error(
     for tensor in tensors:
         if len(tensor.shape) == 2 and tensor.name != "position_embd.weight":
             tensor.type = kind
-            tensor.data = reference.quantize(tiny.weights[tensor.name], kind).data.tobytes()
+            tensor.data = twins.quantize(tiny.weights[tensor.name], kind).data.tobytes()
     llm = LLM(write_gguf(tmp_path / "bad.gguf", tiny, tensors=tensors))
     assert not np.isfinite(llm.logits(list(range(5, 16)))).any()
     with pytest.raises(LogitsError):
@@ -226,6 +228,17 @@ def test_facts_say_what_the_model_is(path: Path):
     assert (facts.n_ctx, facts.max_ctx, facts.n_vocab, facts.dim) == (100, 512, 1024, 256)
     assert (facts.n_heads, facts.n_kv_heads, facts.n_layers, facts.n_threads) == (4, 1, 2, 1)
     assert 1_700_000 < facts.n_parameters < 1_900_000
+
+
+def test_facts_say_why_fewer_threads_run_than_were_asked_for(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    facts = LLM(path, n_threads=8).facts
+    assert (facts.n_threads, ops.n_threads()) == (1, 1)
+    assert facts.threads_note == "of the 8 asked for: affinity to 1 CPU"
+    assert LLM(path, n_threads=1).facts.threads_note == ""
 
 
 def test_the_public_api_is_all_there():

@@ -109,3 +109,22 @@ def test_a_full_disk_is_one_line(model: str):
     assert result.returncode == 2
     assert b"No space left on device" in result.stderr.splitlines()[-1]
     assert b"Traceback" not in result.stderr
+
+
+THREADS = """
+import os
+from starcoder.cli import main
+try:
+    main()
+finally:
+    print(len(os.listdir("/proc/self/task")))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="Linux only")
+def test_one_thread_is_the_only_one_of_the_process(model: str):
+    """Where a container allows no more, none that nobody needs is in the way."""
+    command = [sys.executable, "-c", THREADS, "-m", model, "-p", "x", "-n", "1", "-t", "1"]
+    env = {k: v for k, v in os.environ.items() if k != "OPENBLAS_NUM_THREADS"}
+    result = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert (result.returncode, result.stdout.splitlines()[-1]) == (0, "1"), result.stderr

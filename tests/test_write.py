@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from conftest import (
 )
 from starcoder import formats
 from starcoder.errors import WriteError
+from starcoder.formats import _write
 from starcoder.formats._write import write_file
 from starcoder.tensor import Tensor, TensorType
 
@@ -219,6 +221,46 @@ def test_an_error_in_making_the_bytes_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="lost"):
         write_file(tmp_path / "x", 3, pieces())
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
+
+
+def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a limit of processes is reached."""
+
+    def start(self: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+
+
+def test_without_a_thread_the_same_file_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_threads(monkeypatch)
+    monkeypatch.setattr(_write, "_BEGIN_BYTES", 3)
+    monkeypatch.setattr(_write, "_WAIT_BYTES", 4)
+    told: list[int] = []
+    write_file(tmp_path / "x", 6, [b"ab", np.frombuffer(b"cde", np.uint8), b"f"], told.append)
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    assert (tmp_path / "x").read_bytes() == b"abcdef"
+    assert told == [2, 3, 1]
+
+
+def test_without_a_thread_errors_leave_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pieces() -> Iterator[bytes]:
+        yield b"new"
+        raise ValueError("lost")
+
+    no_threads(monkeypatch)
+    n_open = len(os.listdir("/dev/fd"))
+    (tmp_path / "x").write_bytes(b"old")
+    with pytest.raises(WriteError, match="3 bytes written where 4 were due"):
+        write_file(tmp_path / "x", 4, [b"new"])
+    with pytest.raises(ValueError, match="lost"):
+        write_file(tmp_path / "x", 3, pieces())
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
+    assert len(os.listdir("/dev/fd")) == n_open
 
 
 def test_what_a_killed_run_left_is_removed_and_a_living_one_is_not(tmp_path: Path) -> None:

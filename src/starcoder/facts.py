@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from starcoder import ops
 from starcoder.checkpoint import Checkpoint
+from starcoder.machine import Threads
 
 __all__ = ["Facts"]
 
@@ -30,10 +31,11 @@ class Facts:
     n_layers: int
     weight_bytes: int  # in memory
     n_threads: int
+    threads_note: str  # why there are no more: "of 2 CPUs: CPU quota of 0.5"; may be empty
     isa: str  # instruction set of the kernels: "avx2"
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, *, n_ctx: int, n_threads: int, nbytes: int) -> Facts:
+    def of(cls, checkpoint: Checkpoint, *, n_ctx: int, threads: Threads, nbytes: int) -> Facts:
         """The facts of a model that runs with these choices; `nbytes` of weights in memory."""
         config = checkpoint.config
         return cls(
@@ -51,6 +53,7 @@ class Facts:
             n_kv_heads=config.n_kv_heads,
             n_layers=config.n_layers,
             weight_bytes=nbytes,
-            n_threads=n_threads,
+            n_threads=threads.n,
+            threads_note=threads.note,
             isa=ops.isa(),
         )

@@ -16,7 +16,7 @@ from starcoder.batch import BLOCK_LEN
 from starcoder.config import ModelConfig
 from starcoder.errors import MemoryLimitError
 
-__all__ = ["RUN_LEN", "KVCache"]
+__all__ = ["RUN_LEN", "KVCache", "cache_bytes"]
 
 RUN_LEN = 16  # blocks of a layer that lie side by side: as many as one softmax spans
 
@@ -45,9 +45,7 @@ class KVCache:
     """
 
     def __init__(self, config: ModelConfig, n_blocks: int) -> None:
-        width = -(-config.head_dim // _LANES) * _LANES
-        n_runs = -(-n_blocks // RUN_LEN)
-        heads = (n_runs, config.n_layers, RUN_LEN, config.n_kv_heads)
+        *heads, width = _shape(config, n_blocks)
         try:
             # (n_runs, n_layers, RUN_LEN, n_kv_heads, width, BLOCK_LEN), (..., BLOCK_LEN, width)
             self.keys = _zeros((*heads, width, BLOCK_LEN))
@@ -59,7 +57,7 @@ class KVCache:
                 "a context that fits",
                 "choose a smaller one with -c or n_ctx",
             ) from None
-        self.n_blocks = n_runs * RUN_LEN
+        self.n_blocks = heads[0] * RUN_LEN
 
     @property
     def nbytes(self) -> int:
@@ -73,6 +71,17 @@ class KVCache:
         )
         for store in (self.keys, self.values):
             store[to_run, :, to_block] = store[run, :, block]
+
+
+def cache_bytes(config: ModelConfig, n_positions: int) -> int:
+    """Bytes of keys and values of so many positions of one sequence, rounded up to whole runs."""
+    return 2 * 2 * BLOCK_LEN * math.prod(_shape(config, -(-n_positions // BLOCK_LEN)))
+
+
+def _shape(config: ModelConfig, n_blocks: int) -> tuple[int, int, int, int, int]:
+    """Runs, layers, blocks of a run, heads, and the width of a head in the cache."""
+    width = -(-config.head_dim // _LANES) * _LANES
+    return -(-n_blocks // RUN_LEN), config.n_layers, RUN_LEN, config.n_kv_heads, width
 
 
 def _zeros(shape: tuple[int, ...]) -> NDArray[np.uint16]:

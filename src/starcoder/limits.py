@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from starcoder import _core
+from starcoder import _core, machine
 from starcoder.errors import MemoryLimitError
 from starcoder.tensor import TensorType
 
@@ -57,11 +57,14 @@ class Memory:
     """
 
     def __init__(self) -> None:
+        room, expected = machine.memory_room(), f"{_READ_BYTES >> 30} GB to read"
+        if room is not None and room.nbytes < _READ_BYTES:
+            found = f"{room.nbytes >> 20} MB, the {room.limit}"
+            raise MemoryLimitError("read bandwidth", found, expected)
         try:
             self._memory = _core.Memory(_READ_BYTES, _PATTERN)
         except MemoryError:
-            found, expected = "too little memory", f"{_READ_BYTES >> 30} GB to read"
-            raise MemoryLimitError("read bandwidth", found, expected) from None
+            raise MemoryLimitError("read bandwidth", "too little memory", expected) from None
 
     def read_gbps(self) -> float:
         """10^9 bytes that are read in a second, now."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypedDict, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from starcoder import formats, hub, models, ops, pocket
+from starcoder import formats, hub, machine, memory, models, ops, pocket
 from starcoder.completion import Completion
 from starcoder.engine import Engine
 from starcoder.errors import InputError, MemoryLimitError
@@ -68,7 +68,8 @@ class LLM:
     Args:
         model: a GGUF file, a legacy ggml file, a Hugging Face directory or a Hub id, "owner/name".
             By default the small Python model that comes with the package.
-        n_threads: threads that share the arithmetic; by default the CPUs this process may use.
+        n_threads: threads that share the arithmetic; by default the physical cores that this
+            process may use. No more run than it may use CPUs: `facts` says so.
         n_ctx: most tokens of prompt and output together; by default what the model was made for.
         n_batch: most tokens in one step. The text never depends on it.
         n_parallel: requests of `n_ctx` tokens that run at once; of shorter ones more do, the
@@ -77,7 +78,7 @@ class LLM:
     Raises:
         FormatError: no model there, or one that is damaged or of an unknown kind.
         InputError: a number outside its bounds, a Hub id that cannot be downloaded.
-        MemoryLimitError: no memory for the model or its cache.
+        MemoryLimitError: no memory for the model or its cache; said before weights are read.
     """
 
     facts: Facts
@@ -93,22 +94,24 @@ class LLM:
         n_parallel: int = 8,
     ) -> None:
         started = time.perf_counter()
-        n_threads = ops.n_cpus() if n_threads is None else n_threads
-        _check("n_threads", n_threads, 1024)
+        if n_threads is not None:
+            _check("n_threads", n_threads, 1024)
         _check("n_batch", n_batch, 1 << 20)
         _check("n_parallel", n_parallel, 1 << 12)
         try:
             checkpoint = formats.read(hub.resolve(model))
             n_ctx = checkpoint.config.n_ctx if n_ctx is None else n_ctx
             _check("n_ctx", n_ctx, checkpoint.config.n_ctx, "choose -c or n_ctx within the model's")
-            ops.set_n_threads(n_threads)
+            memory.check(checkpoint, memory.Use(n_ctx, n_parallel * n_ctx, n_batch))
+            threads = machine.threads(n_threads)
+            ops.set_n_threads(threads.n)
             net = models.build(checkpoint)
             engine = Engine(net, n_ctx=n_ctx, n_batch=n_batch, n_parallel=n_parallel)
             self._tokenizer = Tokenizer(checkpoint.vocab)
         except MemoryError:
             raise _out_of_memory(str(model)) from None
         self._desk = Desk(engine)
-        self.facts = Facts.of(checkpoint, n_ctx=n_ctx, n_threads=n_threads, nbytes=net.nbytes)
+        self.facts = Facts.of(checkpoint, n_ctx=n_ctx, threads=threads, nbytes=net.nbytes)
         self.load_ms = (time.perf_counter() - started) * 1e3
 
     @overload

@@ -15,7 +15,7 @@ from starcoder.config import ModelConfig
 from starcoder.errors import InputError
 from starcoder.tensor import TensorType
 
-__all__ = ["Mix", "find_mix", "find_type", "fit"]
+__all__ = ["Mix", "all_mixes", "find_mix", "find_type", "fit"]
 
 _F32, _F16, _BF16 = TensorType.F32, TensorType.F16, TensorType.BF16
 _Q4_0, _Q5_0, _Q5_1, _Q8_0 = TensorType.Q4_0, TensorType.Q5_0, TensorType.Q5_1, TensorType.Q8_0
@@ -61,6 +61,11 @@ def find_mix(text: str) -> Mix:
         numbers = ", ".join(f"{number} for {name}" for number, name in _GGML_NUMBERS.items())
         raise InputError("type", repr(text[:40]), " ".join(_MIXES), f"or a number: {numbers}")
     return mix
+
+
+def all_mixes() -> tuple[Mix, ...]:
+    """Every mix that can be named."""
+    return tuple(_MIXES.values())
 
 
 def find_type(text: str) -> TensorType:

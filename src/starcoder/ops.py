@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,9 +33,9 @@ __all__ = [
     "isa",
     "layer_norm",
     "linear",
-    "n_cpus",
     "n_threads",
     "pack",
+    "packed_bytes",
     "quantize",
     "requantize",
     "set_n_threads",
@@ -68,6 +66,15 @@ def pack(tensor: Tensor) -> Matrix:
         raise MemoryLimitError("weights", found, expected, advice) from None
     tensor.release()
     return packed
+
+
+def packed_bytes(type: TensorType, shape: tuple[int, ...]) -> int:  # noqa: A002
+    """Bytes that `pack` takes for weights (m, k) of a type: its rows and columns are filled up.
+
+    Raises:
+        ValueError: rows are no whole blocks.
+    """
+    return _core.packed_bytes(int(type), *shape)
 
 
 def gather_weights(seconds: float = math.inf) -> bool:
@@ -189,12 +196,6 @@ def _places(batch: Batch) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray
 
 
 # ---- the machine ---------------------------------------------------------------------------------
-
-
-def n_cpus() -> int:
-    """Processors that this process may use."""
-    affinity: Callable[[int], Any] | None = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def n_threads() -> int:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from starcoder import machine, ops
 from starcoder import mix as mixes
-from starcoder import ops
 from starcoder.checkpoint import Checkpoint
 from starcoder.config import ModelConfig
 from starcoder.errors import FormatError, InputError
@@ -96,8 +96,8 @@ def quantize(
 
 
 def use_threads(n: int | None) -> None:
-    """How many threads encode weights; None: one for each processor."""
-    ops.set_n_threads(n or ops.n_cpus())
+    """How many threads encode weights, if so many can run here; None: see `machine`."""
+    ops.set_n_threads(machine.threads(n).n)
 
 
 def check_finite(checkpoint: Checkpoint) -> Iterator[int]:

@@ -7,6 +7,7 @@ request and its answer are a line of JSON each, over stdin and stdout: see `riva
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from contextlib import suppress
 from dataclasses import asdict
@@ -48,6 +49,8 @@ class Rival:
         self._where, self._needs_file = f"--against {kind}", kind == "llama-cpp"
         self._folder = TemporaryDirectory(prefix="starcoder-bench-", ignore_cleanup_errors=True)
         self._log = Path(self._folder.name, "stderr")
+        own = "OPENBLAS_NUM_THREADS"  # set by our command for numpy; a rival may multiply with it
+        env = {name: value for name, value in os.environ.items() if name != own}
         try:
             with self._log.open("wb") as log:
                 self._process = subprocess.Popen(
@@ -55,6 +58,7 @@ class Rival:
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
+                    env=env,
                     text=True,
                 )
         except OSError as error:

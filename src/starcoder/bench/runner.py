@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
-from starcoder import models, ops
+from starcoder import memory, models, ops
 from starcoder.batch import BLOCK_LEN, Batch
+from starcoder.bench import synthetic
 from starcoder.checkpoint import Checkpoint
 from starcoder.config import ModelConfig
 from starcoder.errors import InputError
@@ -59,6 +60,13 @@ def check_room(config: ModelConfig, task: Task) -> int:
     return n
 
 
+def _use(checkpoint: Checkpoint, n_positions: int) -> memory.Use:
+    use = memory.Use(n_positions, n_positions, _CHUNK, "choose smaller -p, -n, --depth or --batch")
+    if checkpoint.format == synthetic.FORMAT:
+        return replace(use, type_option="--type {type}")
+    return use
+
+
 class Runner:
     """A model and its cache, ready to be timed again and again.
 
@@ -72,6 +80,7 @@ class Runner:
         n = check_room(self.config, task)
         self.type = TensorType[checkpoint.type_name.upper()]
         self.read_bytes = -_unread_bytes(checkpoint)
+        memory.check(checkpoint, _use(checkpoint, task.batch * n))
         self._model = models.build(checkpoint)
         self.read_bytes += self._model.nbytes
         n_blocks = math.ceil(n / BLOCK_LEN)

@@ -20,7 +20,9 @@ from starcoder.mix import Mix
 from starcoder.tensor import Tensor, TensorType
 from starcoder.vocab import Vocab
 
-__all__ = ["SHAPES", "checkpoint", "config_of"]
+__all__ = ["FORMAT", "SHAPES", "checkpoint", "config_of"]
+
+FORMAT = "random weights"  # where a file has "GGUF v3"
 
 SHAPES = {  # dim, heads, layers, positions
     "tiny_starcoder_py": (768, 12, 20, 8192),
@@ -71,7 +73,7 @@ def checkpoint(config: ModelConfig, mix: Mix) -> Checkpoint:
         if key not in made:
             made[key] = _ones(shape) if key[0] else _random(types[name], shape, rng)
         tensors[name] = made[key]
-    return Checkpoint(config, vocab, tensors, "random weights", f"{config.name} {mix.name}")
+    return Checkpoint(config, vocab, tensors, FORMAT, f"{config.name} {mix.name}")
 
 
 def _hollow(shape: tuple[int, ...]) -> Tensor:

@@ -21,6 +21,8 @@ INTERRUPTED, BAD_INPUT, NO_READER = 130, 2, 141
 def main() -> NoReturn:
     """Run the command line of this process and exit."""
     _open_streams()
+    # numpy's BLAS starts threads that we never use, and where it cannot, it ends us by SIGINT.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         code = _run()
         sys.stdout.flush()

@@ -71,7 +71,7 @@ def bench(
     ] = None,
 ) -> int:
     """Measure tokens a second, and their share of what this machine can do."""
-    from starcoder import limits, ops
+    from starcoder import limits, machine, ops
     from starcoder.bench import roofline
     from starcoder.bench.rival import Rival
     from starcoder.bench.runner import Task, check_room
@@ -82,7 +82,10 @@ def bench(
     task = Task(n_prompt, n_decode, depth, batch)
     sources = _sources(model, shape, type_)
     check_room(sources[0].config, task)
-    ops.set_n_threads(threads or ops.n_cpus())
+    allowed = machine.threads(threads)
+    ops.set_n_threads(allowed.n)
+    if allowed.note:
+        report.say(f"threads = {allowed.n} {allowed.note}")
     python = rival_python or sys.executable
     with Rival(against, python) if against else nullcontext() as rival:
         report.say("measuring what the machine can do")

@@ -26,7 +26,7 @@ _FORMATS = {"gguf": False, "ggml": True}
 _SUFFIXES = {".gguf": False, ".bin": True}
 
 Threads = Annotated[
-    int | None, typer.Option("-t", "--threads", min=1, max=1024, help="Default: all CPUs.")
+    int | None, typer.Option("-t", "--threads", min=1, max=1024, help="Default: all cores.")
 ]
 
 

@@ -122,7 +122,7 @@ def generate(
         bool, typer.Option("--ignore-eos", help="Go on after the model's end token.")
     ] = False,
     threads: Annotated[
-        int | None, _whole("-t", "--threads", "Default: all CPUs.", low=1, high=1024)
+        int | None, _whole("-t", "--threads", "Default: all cores.", low=1, high=1024)
     ] = None,
     n_batch: Annotated[
         int,

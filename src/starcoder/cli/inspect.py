@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["inspect"]
 
 _DAMAGED = 1  # exit code: --check found a weight that is not finite
+_TOTALS = ("n_parameters", "weight_bytes", "memory_bytes", "bits_a_weight")
 _HEADINGS = ("tensor", "shape", "type", "bytes", "bits a weight")
 
 
@@ -64,6 +65,8 @@ def _damage(checkpoint: Checkpoint) -> str | None:
 
 
 def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
+    from starcoder.memory import Use, need_of
+
     config = checkpoint.config
     n_parameters = sum(math.prod(t.shape) for t in checkpoint.tensors.values())
     return {
@@ -86,6 +89,7 @@ def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
         "types": _types(checkpoint),
         "n_parameters": n_parameters,
         "weight_bytes": checkpoint.nbytes,
+        "memory_bytes": need_of(checkpoint, Use(config.n_ctx, config.n_ctx)).total,
         "bits_a_weight": round(8 * checkpoint.nbytes / n_parameters, 3),
     }
 
@@ -131,7 +135,7 @@ def _types(checkpoint: Checkpoint) -> dict[str, dict[str, int]]:
 
 def _text(facts: dict[str, Any]) -> str:
     simple = {k: v for k, v in facts.items() if not isinstance(v, (dict, list))}
-    totals = {k: simple.pop(k) for k in ("n_parameters", "weight_bytes", "bits_a_weight")}
+    totals = {k: simple.pop(k) for k in _TOTALS}
     lines = [f"{key:14} {_shown(value)}" for key, value in simple.items()]
     vocabulary = dict(facts["vocabulary"])
     specials = vocabulary.pop("special_tokens")

@@ -2,7 +2,8 @@
 
 Bytes go to a temporary file in the same folder, are flushed to the disk, and take the target's name
 by renaming. A kill at any moment leaves the old file or the new one. Writing has a thread of its
-own, so that whoever makes the bytes computes on meanwhile. What the bytes mean is for the formats.
+own, so that whoever makes the bytes computes on meanwhile; where no thread can be started, the
+maker waits instead. What the bytes mean is for the formats.
 """
 
 from __future__ import annotations
@@ -56,8 +57,9 @@ def write_file(
         fd, temporary = _create(target)
     except OSError as error:
         raise _failure(path, target, nbytes, error) from None
-    writer = _Writer(fd, nbytes)
+    file, writer = _File(fd, nbytes), None
     try:
+        writer = _start(file)
         for piece in pieces:
             writer.put(piece)
             if on_bytes is not None:
@@ -70,7 +72,7 @@ def write_file(
     finally:
         with suppress(OSError):  # renamed, mostly
             temporary.unlink()
-        writer.abandon()
+        file.close() if writer is None else writer.abandon()
 
 
 # ------------------------------------------------------------------------------------------------
@@ -126,14 +128,71 @@ def _create(target: Path) -> tuple[int, Path]:
 # During
 
 
-class _Writer:
-    """A thread that writes pieces in order. It owns the file from here on."""
+class _File:
+    """The temporary file: takes pieces in order, and owns its descriptor."""
 
     def __init__(self, fd: int, nbytes: int) -> None:
         self._fd, self._nbytes = fd, nbytes
+        self._done = self._begun = self._waited = 0  # bytes
+        self.abandoned = False  # nothing more is written
+
+    def write(self, piece: Piece) -> None:
+        """Writes a piece, and now and then waits for the disk."""
+        view = memoryview(piece)  # type: ignore[arg-type]  # arrays are buffers
+        while view and not self.abandoned:
+            view = view[os.write(self._fd, view) :]
+        self._done += len(piece)
+        if self._done - self._begun >= _BEGIN_BYTES:
+            _begin_flush(self._fd, self._begun, self._done - self._begun)
+            self._begun = self._done
+        if self._done - self._waited >= _WAIT_BYTES:
+            os.fsync(self._fd)
+            self._waited = self._done
+
+    def finish(self) -> None:
+        """Waits until everything is on the disk."""
+        if self.abandoned:
+            return
+        os.fsync(self._fd)
+        if not self._done == os.fstat(self._fd).st_size == self._nbytes:
+            raise OSError(None, f"{self._done} bytes written where {self._nbytes} were due")
+
+    def close(self) -> None:
+        """The last thing that is done."""
+        os.close(self._fd)
+
+
+class _Direct:
+    """Writes pieces when they come."""
+
+    def __init__(self, file: _File) -> None:
+        self._file = file
+
+    def put(self, piece: Piece) -> None:
+        """Returns when the piece is written."""
+        self._file.write(piece)
+
+    def finish(self) -> None:
+        """Waits until everything is on the disk."""
+        self._file.finish()
+
+    def abandon(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+class _Writer:
+    """A thread that writes pieces in order. It owns the file from here on.
+
+    Raises:
+        RuntimeError: no thread can be started; the file is whose it was.
+    """
+
+    def __init__(self, file: _File) -> None:
+        self._file = file
         self._queue: queue.Queue[Piece | None] = queue.Queue(_QUEUE_LEN)
         self._error: OSError | None = None
-        self._abandoned = self._ended = False  # told by the caller; by the last piece
+        self._ended = False  # told by the last piece
         # A daemon, so that an interrupt never waits for a slow disk.
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
         self._thread.start()
@@ -151,7 +210,7 @@ class _Writer:
 
     def abandon(self) -> None:
         """Stops the thread soon; nothing more is written."""
-        self._abandoned = True
+        self._file.abandoned = True
         with suppress(queue.Full):
             self._queue.put_nowait(None)
 
@@ -161,41 +220,31 @@ class _Writer:
 
     def _run(self) -> None:
         try:
-            written = self._write_all()
-            if not self._abandoned:
-                os.fsync(self._fd)
-                if not written == os.fstat(self._fd).st_size == self._nbytes:
-                    raise OSError(None, f"{written} bytes written where {self._nbytes} were due")
+            while (piece := self._next()) is not None:
+                self._file.write(piece)
+            self._file.finish()
         except OSError as error:
             self._error = error
             while self._next() is not None:  # so that no `put` waits for ever
                 pass
         finally:
-            os.close(self._fd)
+            self._file.close()
 
     def _next(self) -> Piece | None:
         """The next piece; None, and from then on, after the last or when all is in vain."""
-        if self._ended or self._abandoned:
+        if self._ended or self._file.abandoned:
             return None
         piece = self._queue.get()
         self._ended = piece is None
         return piece
 
-    def _write_all(self) -> int:
-        """Writes pieces until there are no more; returns the bytes written."""
-        done = begun = waited = 0
-        while (piece := self._next()) is not None:
-            view = memoryview(piece)  # type: ignore[arg-type]  # arrays are buffers
-            while view and not self._abandoned:
-                view = view[os.write(self._fd, view) :]
-            done += len(piece)
-            if done - begun >= _BEGIN_BYTES:
-                _begin_flush(self._fd, begun, done - begun)
-                begun = done
-            if done - waited >= _WAIT_BYTES:
-                os.fsync(self._fd)
-                waited = done
-        return done
+
+def _start(file: _File) -> _Writer | _Direct:
+    """A writer with a thread, or without one where none can be started: containers limit them."""
+    try:
+        return _Writer(file)
+    except RuntimeError:
+        return _Direct(file)
 
 
 def _begin_flush(fd: int, start: int, length: int) -> None:

@@ -1,0 +1,145 @@
+"""The memory a model takes, added up before any of it is taken.
+
+Linux gives out more memory than there is and ends a process that fills it. So what a model surely
+needs is compared with the room that `machine` finds, and one that cannot fit is refused, with the
+type or the context that would. What is only reserved (the cache of requests that may never come)
+counts as addresses, not as memory. Nothing here allocates: the figures are of `ops` and `kv_cache`.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+from starcoder import machine, ops, quantize
+from starcoder.batch import BLOCK_LEN
+from starcoder.checkpoint import Checkpoint
+from starcoder.errors import MemoryLimitError, StarcoderError
+from starcoder.kv_cache import RUN_LEN, cache_bytes
+from starcoder.mix import all_mixes
+from starcoder.tensor import Tensor, TensorType
+
+__all__ = ["Need", "Use", "check", "need_of", "shown"]
+
+_RUN = RUN_LEN * BLOCK_LEN  # positions: what a cache is rounded up to
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """How a model will be used; and for messages, what its user can change."""
+
+    n_positions: int  # in the cache at once, that must be possible
+    n_reserved: int  # in the cache at most
+    n_batch: int = 512  # most tokens in one step
+    context_option: str = "choose it with -c or n_ctx"
+    type_option: str = "starcoder quantize {source} OUT.gguf {type}"
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Bytes that a model takes, at least."""
+
+    weights: int  # matrices, packed
+    vectors: int  # norms and biases, and the embeddings of the positions in use
+    cache: int  # keys and values
+    step: int  # what is computed in one step
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.vectors + self.cache + self.step
+
+
+def need_of(
+    checkpoint: Checkpoint, use: Use, types: Mapping[str, TensorType] | None = None
+) -> Need:
+    """What the model takes; with `types`, if its tensors had these.
+
+    The pages of its file are not counted: they are page cache, and let go while it is packed.
+    """
+    config = checkpoint.config
+    n_positions = min(use.n_positions, config.n_ctx)
+    weights, vectors = 0, 4 * n_positions * config.dim
+    for name, tensor in _used(checkpoint).items():
+        if len(tensor.shape) == 2:
+            kind = tensor.type if types is None else types[name]
+            weights += ops.packed_bytes(kind, tensor.shape)
+        else:
+            vectors += tensor.nbytes
+    step = min(use.n_batch, n_positions) * _token_bytes(checkpoint) + 4 * config.n_vocab
+    return Need(weights, vectors, cache_bytes(config, use.n_positions), step)
+
+
+def check(checkpoint: Checkpoint, use: Use) -> None:
+    """Lets through what may fit. Where the system says nothing, everything may.
+
+    Raises:
+        MemoryLimitError: the model can never fit; the message has both figures, and what would.
+    """
+    need = need_of(checkpoint, use)
+    reserved = cache_bytes(checkpoint.config, use.n_reserved) - need.cache
+    for room, more in ((machine.memory_room(), 0), (machine.address_room(), reserved)):
+        if room is not None and need.total + more > room.nbytes:
+            found = f"a model that would take {shown(need.total + more, math.ceil)}"
+            expected = f"at most {shown(room.nbytes, math.floor)}, the {room.limit}"
+            advice = _advice(checkpoint, use, need, room.nbytes, more)
+            raise MemoryLimitError(checkpoint.source, found, expected, advice)
+
+
+def _used(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The tensors that a model takes, but for position embeddings and those it will refuse."""
+    shapes = quantize.tensor_shapes(checkpoint.config)
+    shapes["output.weight"] = shapes["token_embd.weight"]
+    del shapes["position_embd.weight"]
+    found = {name: checkpoint.tensors.get(name) for name in shapes}
+    return {n: t for n, t in found.items() if t is not None and t.shape == shapes[n]}
+
+
+def _token_bytes(checkpoint: Checkpoint) -> int:
+    """What a token takes in its largest step: before attention, or before the last product."""
+    config = checkpoint.config
+    n_qkv = (config.n_heads + 2 * config.n_kv_heads) * config.head_dim
+    down = checkpoint.tensors.get("blk.0.ffn_down.weight")
+    hidden_bytes = 4 if down is not None and down.type.block_len == 1 else 1  # rounded to 8 bits
+    return max(4 * (2 * config.dim + n_qkv), 4 * config.dim + hidden_bytes * config.hidden_dim)
+
+
+# ---- what would fit ------------------------------------------------------------------------------
+
+
+def _advice(checkpoint: Checkpoint, use: Use, need: Need, room: int, reserved: int) -> str:
+    if need.total <= room:
+        return "choose a smaller n_parallel"
+    room -= reserved
+    left = max(0, room - (need.total - need.cache))
+    n_fit = left // cache_bytes(checkpoint.config, _RUN) * _RUN
+    if n_fit:
+        return f"{n_fit} tokens of context would fit: {use.context_option}"
+    best = _best_type(checkpoint, use, room)
+    if best is None:
+        return "no type makes it small enough: use a smaller model, or a machine with more memory"
+    name, nbytes = best
+    option = use.type_option.format(source=shlex.quote(checkpoint.source), type=name)
+    return f"as {name} it would take {shown(nbytes + reserved, math.ceil)}: {option}"
+
+
+def _best_type(checkpoint: Checkpoint, use: Use, room: int) -> tuple[str, int] | None:
+    """Of the types that `quantize` writes and that fit, the one that keeps most, and its bytes."""
+    best, most = None, 0
+    for mix in all_mixes():
+        with suppress(StarcoderError):  # tensors that are not those of the configuration
+            types, _ = quantize.plan(checkpoint, quantize.Choice(mix=mix))
+            total = need_of(checkpoint, use, types).total
+            kept = sum(types[n].nbytes(t.shape) for n, t in checkpoint.tensors.items())
+            if total <= room and kept > most:
+                best, most = (mix.name, total), kept
+    return best
+
+
+def shown(nbytes: int, whole: Callable[[float], int] = round) -> str:
+    """Bytes for people: "8.6 GB"; `whole` says how the last digit is rounded."""
+    unit, name = (1 << 30, "GB") if nbytes >= 1 << 30 else (1 << 20, "MB")
+    return f"{whole(10 * nbytes / unit) / 10} {name}"
