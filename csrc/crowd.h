@@ -5,6 +5,7 @@
 // more than they bring, some are sent to sleep, and tried again a while later.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -56,8 +57,10 @@ class Crowd {
     // Forgets how long thread 0, which is another one in each call, waited before.
     void enter(const ThreadClock& first);
 
-    // Whether a call of so many threads needs some that sleep; they do not from now on.
-    bool wakes(int n_threads) { return awake_.exchange(n_threads) < n_threads; }
+    // Whether a call of so many threads needs some that sleep. After it those that take no part do.
+    bool wakes(int n_threads) {
+        return awake_.exchange(std::min(n_threads, taking_part())) < n_threads;
+    }
 
   private:
 

@@ -346,7 +346,7 @@ int64_t pairs_a_piece(int64_t pairs, int64_t n, bool is_rounded, int n_threads) 
     const bool few = are_few(n);
     const int64_t blocks = few ? 1 : divide_up(n, kTokenBlock), unit = is_rounded ? kPairs : 1;
     const int64_t most = few ? pairs_at_once(n) / 256 * kPairs : kPairs;
-    const int64_t wanted = pairs * blocks / (n_threads == 1 ? 1 : 4 * n_threads);
+    const int64_t wanted = pairs * blocks / (4 * n_threads);
     return std::clamp(wanted / unit * unit, unit, std::max(most, kPairs));
 }
 

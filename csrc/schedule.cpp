@@ -58,12 +58,10 @@ void Run::work(const Phase& phase, int thread, int victim) {
     Member* self = crowd_ ? &crowd_->member(thread) : nullptr;
     if (self) self->holds.store(true, std::memory_order_relaxed);
     try {
-        if (!failed_.load(std::memory_order_relaxed)) phase.work(phase.closure, pieces);
+        phase.work(phase.closure, pieces);
     } catch (...) {
         fail(std::current_exception());
-    }
-    // After a failure nobody does what is left, and nobody waits for it.
-    while (failed_.load(std::memory_order_relaxed) && pieces.take()) {
+        pieces.take();
     }
     if (self) self->holds.store(false, std::memory_order_relaxed);
     done_.fetch_add(pieces.n_taken(), std::memory_order_acq_rel);
@@ -116,7 +114,7 @@ void Run::wait_long(const Phase& phase, int thread) {
                 if (is_done(phase)) return;
                 relax();
             }
-        if (thread == 0) poll();
+        if (thread == 0) poll(coarse_ms());
         if (!watch.is_held_up()) continue;
         if (Clock::now() - begin < kYield)
             std::this_thread::yield();
@@ -125,8 +123,17 @@ void Run::wait_long(const Phase& phase, int thread) {
     }
 }
 
-void Run::poll() {
+// Pieces of one token take a microsecond, those of a prompt a millisecond and more.
+void Run::count_take() {
+    if (++n_takes_ < takes_a_poll_) return;
     const int64_t now = coarse_ms();
+    takes_a_poll_ = now - last_take_ms_ > 1 ? 1 : std::min(2 * takes_a_poll_, 8);
+    n_takes_ = 0;
+    last_take_ms_ = now;
+    poll(now);
+}
+
+void Run::poll(int64_t now) {
     if (now < next_look_) return;
     const bool is_first = next_look_ == 0;
     next_look_ = now + kLookEvery;
@@ -162,13 +169,16 @@ bool Pieces::claim(int thread) {
 }
 
 bool Pieces::take() {
-    if (thread_ == 0 && ++run_.n_takes_ % 8 == 0) run_.poll();
-    while (!claim(victim_)) {
+    if (thread_ == 0) run_.count_take();
+    for (;;) {
+        if (claim(victim_)) {
+            if (!run_.failed_.load(std::memory_order_relaxed)) return true;
+            continue;  // nobody does what is left after a failure, and nobody waits for it
+        }
         if (victim_ == thread_) return false;
         victim_ = victim_ + 1 == run_.n_threads_ ? 0 : victim_ + 1;
         if (victim_ == thread_) return false;
     }
-    return true;
 }
 
 }  // namespace starcoder

@@ -61,7 +61,7 @@ class Schedule {
     // The same with pieces of equal cost, several for each thread.
     template <class F>
     void add(int64_t n_units, F f) {
-        const int64_t grain = n_units / (n_threads_ == 1 ? 1 : 4 * n_threads_);
+        const int64_t grain = n_units / (4 * n_threads_);
         add(n_units, grain > 1 ? grain : 1, std::move(f));
     }
 
@@ -115,7 +115,8 @@ class Run {
     void prefetch(size_t i, int thread) const;
     void wait(const Phase& phase, int thread);
     void wait_long(const Phase& phase, int thread);
-    void poll();
+    void count_take();
+    void poll(int64_t now);
     void fail(std::exception_ptr error);
 
     std::shared_ptr<const Schedule> schedule_;
@@ -124,8 +125,8 @@ class Run {
     bool each_its_own_ = false;
     std::unique_ptr<Claim[]> claims_;
     std::exception_ptr error_;
-    alignas(64) int64_t next_look_ = 0, next_poll_ = 0;  // of thread 0
-    int n_takes_ = 0;
+    alignas(64) int64_t next_look_ = 0, next_poll_ = 0, last_take_ms_ = 0;  // of thread 0, in ms
+    int n_takes_ = 0, takes_a_poll_ = 1;
     alignas(64) std::atomic<int64_t> done_{0};  // pieces
     alignas(64) std::atomic<bool> failed_{false};
 };

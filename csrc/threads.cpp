@@ -162,6 +162,7 @@ void set_n_threads(int n) { wanted = std::max(1, n); }
 int n_threads() { return wanted; }
 
 int start_threads() {
+    if (wanted == 1) return 1;
     const std::lock_guard lock(turn);
     return started_pool().size();
 }

@@ -104,7 +104,7 @@ class LLM:
             _check("n_ctx", n_ctx, checkpoint.config.n_ctx, "choose -c or n_ctx within the model's")
             memory.check(checkpoint, memory.Use(n_ctx, n_parallel * n_ctx, n_batch))
             threads = machine.threads(n_threads)
-            ops.set_n_threads(threads.n)
+            threads = threads.started(ops.set_n_threads(threads.n))
             net = models.build(checkpoint)
             engine = Engine(net, n_ctx=n_ctx, n_batch=n_batch, n_parallel=n_parallel)
             self._tokenizer = Tokenizer(checkpoint.vocab)

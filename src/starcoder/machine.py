@@ -41,13 +41,17 @@ class Threads:
     n: int
     note: str = ""  # "of 2 CPUs: CPU quota of 0.5"; empty where there is nothing to explain
 
+    def started(self, n: int) -> Threads:
+        """What is left of them where the system has started `n`."""
+        return self if n == self.n else Threads(n, f"of {self.n}: the system starts no more")
+
 
 def threads(wanted: int | None = None, *, root: Path = _ROOT) -> Threads:
     """The threads that run where `wanted` are asked for; by default those that are fastest.
 
-    Never more than can run at once, by affinity mask and cgroup quota: all of them meet after every
-    step, so each that waits for a CPU stops the others. By default no more than there are cores
-    either: hyperthreads share the units that multiply.
+    Never more than can run at once, by affinity mask and cgroup quota: one that waits for a CPU with
+    a piece of work in its hands stops the others. By default no more than there are cores either:
+    hyperthreads share the units that multiply.
 
     Args:
         wanted: threads, 1 or more, or None.

@@ -203,9 +203,14 @@ def n_threads() -> int:
     return _core.n_threads()
 
 
-def set_n_threads(n: int) -> None:
-    """Sets the number of threads of every later operation. Results do not depend on it."""
+def set_n_threads(n: int) -> int:
+    """Sets the number of threads of every later operation, and starts them.
+
+    Results do not depend on it. Returns how many there are, the caller among them: fewer than `n`
+    where the system starts no more.
+    """
     _core.set_n_threads(n)
+    return _core.start_threads()
 
 
 def isa() -> str:

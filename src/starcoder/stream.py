@@ -6,7 +6,9 @@ inboxes. So streams may be read in turn or from several threads without one bloc
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Ids
@@ -22,12 +24,16 @@ __all__ = ["Desk", "Stream"]
 
 
 class Desk:
-    """Takes requests to the engine and brings each its events."""
+    """Takes requests to the engine and brings each its events.
+
+    A forked child begins with none: those of the parent end there, "cancelled".
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._lock = threading.Lock()
         self._inboxes: dict[int, deque[Event]] = {}
+        _desks.add(self)
 
     def submit(
         self,
@@ -57,11 +63,12 @@ class Desk:
             MemoryLimitError: no memory for a step.
             StarcoderError: the sequence failed.
         """
-        inbox = self._inboxes[sequence.id]
-        while not inbox:
+        while (inbox := self._inboxes.get(sequence.id)) is not None and not inbox:
             with self._lock:
                 if not inbox:
                     self._step()
+        if inbox is None:  # another thread has cancelled it, or this is a forked child
+            return Event(sequence.id, finish_reason="cancelled")
         event = inbox.popleft()
         if event.finish_reason is not None:
             del self._inboxes[sequence.id]
@@ -74,6 +81,12 @@ class Desk:
         if self._inboxes.pop(sequence.id, None) is not None:
             self._engine.cancel(sequence.id)
 
+    def clear(self) -> None:
+        """Begin anew, whatever another thread was doing with the engine."""
+        self._lock = threading.Lock()
+        self._inboxes = {}
+        self._engine.clear()
+
     def _step(self) -> None:
         try:
             events = self._engine.step()
@@ -84,6 +97,19 @@ class Desk:
             inbox = self._inboxes.get(event.id)
             if inbox is not None:
                 inbox.append(event)
+
+
+_desks: weakref.WeakSet[Desk] = weakref.WeakSet()
+
+
+def _clear_desks() -> None:
+    """In a forked child: the thread that held a lock, or was in the middle of a step, is not here."""
+    for desk in list(_desks):
+        desk.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_clear_desks)
 
 
 class Stream(Iterator[Piece]):

@@ -55,15 +55,20 @@ class Engine:
     """
 
     def __init__(self, model: Model, *, n_ctx: int, n_batch: int, n_parallel: int) -> None:
-        n_blocks = n_parallel * -(-n_ctx // BLOCK_LEN)
         self.n_ctx = n_ctx
         self._model = model
-        self._cache = KVCache(model.config, n_blocks)
-        self._scheduler = Scheduler(BlockPool(n_blocks), n_batch)
+        self._n_batch = n_batch
+        self._n_blocks = n_parallel * -(-n_ctx // BLOCK_LEN)
+        self._cache = KVCache(model.config, self._n_blocks)
+        self._ids = itertools.count()
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all sequences, in whatever state a step has left them."""
+        self._scheduler = Scheduler(BlockPool(self._n_blocks), self._n_batch)
         self._sequences: dict[int, Sequence] = {}
         self._cancelled: list[int] = []
         self._events: list[Event] = []
-        self._ids = itertools.count()
 
     def submit(
         self,
