@@ -6,6 +6,7 @@
 #   make test-cpus               the core on other CPUs, emulated: x86-64 without AVX, ARM
 #   make campaign-crash          a hundred kills and a disk that fills: no file is ever lost
 #   make fuzz                    2,000 damaged models per format through everything that reads them
+#   make sanitize                the core under ASan, UBSan and TSan, in ten minutes
 #   make lint                    ruff, mypy and clang-format; `make format` mends what it can
 #   make bench MODEL=m.gguf      speed of a model, as a share of what this machine can do
 #   make clean                   remove what was built
@@ -17,7 +18,7 @@ PROMPT ?= def fibonacci(
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*.h tests/*.cpp)
 
-.PHONY: run test test-cpus test-cpus-full campaign-crash fuzz lint format bench clean
+.PHONY: run test test-cpus test-cpus-full campaign-crash fuzz sanitize lint format bench clean
 
 run: $(VENV)/installed
 	$(BIN)/starcoder $(if $(MODEL),-m "$(MODEL)") -p "$(PROMPT)" -n 64 --temp 0
@@ -36,6 +37,9 @@ campaign-crash: $(VENV)/installed
 
 fuzz: $(VENV)/installed
 	$(BIN)/python tests/fuzz.py --n 2000
+
+sanitize: $(VENV)/installed
+	scripts/sanitize $(VENV)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .

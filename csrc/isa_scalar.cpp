@@ -32,6 +32,7 @@ F sub(F a, F b) { return a - b; }
 F mul(F a, F b) { return a * b; }
 F div(F a, F b) { return a / b; }
 F fma(F a, F b, F c) { return std::fma(a, b, c); }  // a b + c, rounded once
+// NaN if b is; if a is, NaN or b.
 F min(F a, F b) { return a < b ? a : b; }
 F max(F a, F b) { return a > b ? a : b; }
 F abs(F x) { return std::fabs(x); }
@@ -46,7 +47,9 @@ I max_int(I a, I b) { return a > b ? a : b; }
 int32_t max_lane(I x) { return x; }
 int32_t sum_lanes(I x) { return x; }
 F to_float(I x) { return static_cast<float>(x); }
-I round(F x) { return static_cast<I>(std::nearbyint(x)); }  // ties to even
+I round(F x) {  // ties to even; what NaN becomes may differ, but its last 9 bits are 0
+    return x == x ? static_cast<I>(std::nearbyint(x)) : 0;
+}
 I magnitude_bits(F x) { return __builtin_bit_cast(I, x) & 0x7fffffff; }
 F times_power_of_two(F x, I n) {  // n such that the result is a normal number
     return __builtin_bit_cast(F, __builtin_bit_cast(I, x) + n * (1 << 23));

@@ -30,10 +30,12 @@ float sum_of(int64_t k, V vector, S scalar) {
 
 // ---- elementary functions ----
 
-// e^x within 2 units in the last place; the polynomial is Cephes' expf. 0 below -87.3.
+// e^x within 2 units in the last place; the polynomial is Cephes' expf. 0 below -87.3, and NaN
+// stays NaN: `min` and `max` let it through as their second operand, and what `round` makes of it
+// adds nothing to its bits.
 [[gnu::always_inline]] inline F exp(F x) {  // a call costs as much as it does
     const F low = set(-87.3f);
-    const F clipped = min(max(x, low), set(88.0f));
+    const F clipped = min(set(88.0f), max(low, x));
     const I n = round(mul(clipped, set(1.44269504088896341f)));
     const F nf = to_float(n);
     F r = fma(nf, set(-0.693359375f), clipped);
@@ -84,7 +86,9 @@ void layer_norm(const float* x, const float* weight, const float* bias, float ep
                                k, [&](int64_t i) { return square(sub(load(x + i), set(mean))); },
                                [&](int64_t i) { return (x[i] - mean) * (x[i] - mean); }) /
                            n;
-    const float scale = 1.0f / __builtin_sqrtf(variance + eps);
+    // Where squares overflow, dividing would leave zeros, as if all were well.
+    const bool fits = variance < __builtin_inff();
+    const float scale = fits ? 1.0f / __builtin_sqrtf(variance + eps) : __builtin_nanf("");
     int64_t i = 0;
     for (; i + W <= k; i += W) {
         const F v = mul(sub(load(x + i), set(mean)), set(scale));

@@ -133,13 +133,13 @@ void pack_panel(const Block* rows, int64_t n_rows, int64_t n_cols, float* unit, 
 
 // Up to 32 rows of floats. `kPairs` of inputs stand side by side.
 template <class T, bool kPairs>
-void pack_floats(const T* rows, int64_t n_rows, int64_t n_cols, T* out) {
+void pack_floats(const uint8_t* rows, int64_t n_rows, int64_t n_cols, T* out) {
     for (int64_t first = 0; first < n_cols; first += kGroup, out += kGroup * kStripRows) {
         const int64_t n = std::min<int64_t>(kGroup, n_cols - first);
         for (int64_t r = 0; r < n_rows; ++r)
             for (int64_t i = 0; i < n; ++i)
                 out[kPairs ? (i / 2 * kStripRows + r) * 2 + i % 2 : i * kStripRows + r] =
-                    rows[r * n_cols + first + i];
+                    number_at<T>(rows, r * n_cols + first + i);
     }
 }
 
@@ -192,7 +192,7 @@ Matrix::Matrix(Type type, const void* data, int64_t n_rows, int64_t n_cols)
                 }
             };
             const auto pack_rows = [&]<class T, bool kPairs>() {
-                pack_floats<T, kPairs>(reinterpret_cast<const T*>(bytes + first * row_bytes),
+                pack_floats<T, kPairs>(bytes + first * row_bytes,
                                        std::min<int64_t>(kStripRows, n_rows - first), n_cols,
                                        reinterpret_cast<T*>(place(pair, 0)));
             };

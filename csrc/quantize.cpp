@@ -242,12 +242,13 @@ void widen(const RowGroup& group, int64_t n, float* out) {
 }
 
 void widen_floats(Type type, const void* data, int64_t n, float* out) {
-    const auto* halves = static_cast<const uint16_t*>(data);
     if (type == Type::F32)
         std::memcpy(out, data, static_cast<size_t>(n) * 4);
     else
-        for (int64_t i = 0; i < n; ++i)
-            out[i] = type == Type::F16 ? half_to_float(halves[i]) : bf16_to_float(halves[i]);
+        for (int64_t i = 0; i < n; ++i) {
+            const auto bits = number_at<uint16_t>(data, i);
+            out[i] = type == Type::F16 ? half_to_float(bits) : bf16_to_float(bits);
+        }
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "blocks.h"
@@ -12,6 +13,14 @@ namespace starcoder {
 
 inline float bf16_to_float(uint16_t h) {
     return __builtin_bit_cast(float, static_cast<uint32_t>(h) << 16);
+}
+
+// Number i of a file's, which may begin at any byte.
+template <class T>
+T number_at(const void* data, int64_t i) {
+    T number;
+    std::memcpy(&number, static_cast<const uint8_t*>(data) + i * int64_t{sizeof(T)}, sizeof(T));
+    return number;
 }
 
 // 128 inputs of one row, as `panels.h` wants them. Which scales are set depends on the type.

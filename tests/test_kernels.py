@@ -84,6 +84,21 @@ def test_packing_keeps_the_weights_of_the_reference_exactly(kind: TensorType, is
 
 
 @pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
+def test_weights_may_begin_at_any_byte_of_a_file(kind: TensorType, isa: str) -> None:
+    tensor, ids = random_tensor(kind, 37, columns(kind)[-1]), np.arange(37, dtype=np.int32)
+    room = np.zeros(tensor.nbytes + 3, np.uint8)
+    for at in (1, 2, 3):
+        moved = Tensor(kind, tensor.shape, room[at : at + tensor.nbytes])
+        moved.data[:] = tensor.data
+        assert np.array_equal(ops.dequantize(moved), ops.dequantize(tensor))
+        packed = ops.pack(moved)
+        assert np.array_equal(ops.embed(ids, packed), ops.embed(ids, ops.pack(tensor)))
+        assert ops.first_non_finite(moved) == ops.first_non_finite(tensor)
+        wide = ops.requantize(moved, TensorType.F32)
+        assert np.array_equal(wide.data, ops.requantize(tensor, TensorType.F32).data)
+
+
+@pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
 def test_packed_weights_are_as_good_as_those_of_the_file(kind: TensorType) -> None:
     tensor = random_tensor(kind, 64, 1280)
     kept, file = reference.packed(tensor), reference.dequantize(tensor)
@@ -193,15 +208,6 @@ def test_extreme_codes_and_activations_never_overflow(isa: str) -> None:
             for at, scale in scales.items():
                 blocks[:, at : at + 2] = scale
             assert_close(ops.linear(x, ops.pack(w)), reference.linear(x, w))
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_numbers_that_are_not_finite_stay_visible(bad: float, isa: str) -> None:
-    x = random(3, 256)
-    x[1, 77] = bad
-    y = ops.linear(x, ops.pack(random_tensor(TensorType.Q4_0, 32, 256)))
-    assert np.isnan(y[1]).all()
-    assert np.isfinite(y[[0, 2]]).all()
 
 
 def test_tiny_and_zero_activations_give_zero(isa: str) -> None:
@@ -351,6 +357,164 @@ def test_sequences_in_one_batch_do_not_see_each_other(kv: type, isa: str) -> Non
     cache, batch, qkv = empty_cache(10, 1, 16, kv), Batch.of(rows, []), np.concatenate(parts)
     ops.store_kv(qkv, heads, batch, *cache)
     assert np.array_equal(ops.attention(qkv, heads, batch, *cache), np.concatenate(alone))
+
+
+# ---- numbers that are not finite -----------------------------------------------------------------
+
+
+BAD = [np.nan, np.inf, -np.inf]
+
+
+def quiet() -> np.errstate:
+    """No warnings of numpy, in the twins."""
+    return np.errstate(invalid="ignore", over="ignore")
+
+
+def assert_as_visible(found: np.ndarray, expected: np.ndarray, tolerance: float = 2e-6) -> None:
+    """Not finite where the twin is not, and otherwise the same."""
+    finite = np.isfinite(expected)
+    assert np.array_equal(np.isfinite(found), finite)
+    assert_close(np.where(finite, found, 0), np.where(finite, expected, 0), tolerance)
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
+def test_what_is_not_finite_stays_visible_in_products(
+    kind: TensorType, bad: float, isa: str
+) -> None:
+    w = random_tensor(kind, 40, 256)
+    packed = ops.pack(w)
+    for n in (1, 4, 60):
+        x, bias, residual = random(n, 256), random(40, seed=2), random(n, 40, seed=3)
+        for array in (x, bias, residual):
+            kept, array.flat[21] = array.flat[21], bad
+            with quiet():
+                expected = reference.linear(x, w, bias, residual=residual)
+            assert not np.isfinite(expected).all()
+            assert_as_visible(ops.linear(x, packed, bias, residual=residual), expected)
+            array.flat[21] = kept
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
+def test_a_weight_that_is_not_finite_stays_visible(kind: str, bad: float, isa: str) -> None:
+    floats = random(40, 160)
+    floats[7, 130] = bad
+    w = reference.quantize(floats, TensorType[kind])
+    for n in (1, 4, 60):
+        x = random(n, 160)
+        with quiet():
+            expected = reference.linear(x, w)
+        assert not np.isfinite(expected[:, 7]).any()
+        assert_as_visible(ops.linear(x, ops.pack(w)), expected)
+
+
+@pytest.mark.parametrize("activation", ["gelu_tanh", "gelu_erf"])
+def test_what_is_not_finite_stays_visible_in_gelu(activation: str, isa: str) -> None:
+    x = np.tile(np.array([*BAD, 1, -1], np.float32), 9).reshape(-1, 1)
+    one = Tensor(TensorType.F32, (1, 1), np.ones(1, np.float32).view(np.uint8))
+    with quiet():
+        expected = reference.linear(x, one, activation=activation)
+    assert_as_visible(ops.linear(x, ops.pack(one), activation=activation), expected)
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_what_is_not_finite_stays_visible_in_norms(bad: float, isa: str) -> None:
+    for at in (3, 39):  # in a whole vector, and behind the last
+        x, weight, bias = random(5, 40), random(40, seed=2), random(40, seed=3)
+        for array in (x, weight, bias):
+            kept, array.flat[at] = array.flat[at], bad
+            with quiet():
+                expected = reference.layer_norm(x, weight, bias, 1e-5)
+            assert_as_visible(ops.layer_norm(x, weight, bias, 1e-5), expected)
+            array.flat[at] = kept
+
+
+def test_a_variance_beyond_the_floats_is_visible(isa: str) -> None:
+    x = random(3, 40)
+    x[1] *= 1e20
+    found = ops.layer_norm(x, random(40, seed=2), random(40, seed=3), 1e-5)
+    assert np.isnan(found[1]).all()
+    assert np.isfinite(found[[0, 2]]).all()
+
+
+# Several parts of 256 keys; two heads of keys and values, three queries for each.
+N_KEYS, N_HEADS, N_KV_HEADS, HEAD_DIM = 530, 6, 2, 20
+
+
+def attend_both_ways(qkv: np.ndarray, rows: list[int], kv: type) -> tuple[np.ndarray, np.ndarray]:
+    """These rows of attention over all of qkv, by the kernels in one batch, and by the twin."""
+    n, table = len(qkv), shuffled_blocks(len(qkv), 40)
+    cache = empty_cache(40, N_KV_HEADS, HEAD_DIM, kv)
+    slow = empty_cache(40, N_KV_HEADS, HEAD_DIM, kv)
+    everything = Batch.of([([0] * n, 0, table)], [])
+    some = Batch(
+        tokens=everything.tokens[rows],
+        positions=everything.positions[rows],
+        row_starts=np.array([0, len(rows)], np.int32),
+        block_tables=everything.block_tables,
+        logit_rows=np.array([], np.int32),
+    )
+    ops.store_kv(qkv, N_HEADS, everything, *cache)
+    found = ops.attention(qkv[rows], N_HEADS, some, *cache)
+    with quiet():
+        reference.store_kv(qkv, N_HEADS, everything, *slow)
+        return found, reference.attention(qkv[rows], N_HEADS, some, *slow)
+
+
+def tolerance(kv: type) -> float:
+    return 1e-6 if kv is np.float16 else 1e-4
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("part", ["query", "key", "value"])
+@pytest.mark.parametrize("at", [7, 300])  # in the first part of the keys, and not
+@KV_TYPES
+def test_what_is_not_finite_stays_visible_in_attention(
+    kv: type, at: int, part: str, bad: float, isa: str
+) -> None:
+    last = N_KEYS - 1
+    head = {"query": 4, "key": N_HEADS + 1, "value": N_HEADS + N_KV_HEADS + 1}[part]
+    for rows in ([at], [last], list(range(at - 7, at + 7)), [0, at - 1, at, at + 1, last]):
+        for row in (at, last):
+            qkv = random(N_KEYS, (N_HEADS + 2 * N_KV_HEADS) * HEAD_DIM)
+            qkv[row, head * HEAD_DIM + 13] = bad
+            for n_threads in (1, 2):
+                ops.set_n_threads(n_threads)
+                found, expected = attend_both_ways(qkv, rows, kv)
+                assert_as_visible(found, expected, tolerance(kv))
+            if row in rows and (part != "key" or np.isnan(bad)):
+                assert not np.isfinite(found[rows.index(row)]).all()
+
+
+@KV_TYPES
+def test_scores_of_minus_infinity_weigh_nothing_unless_there_is_no_other(
+    kv: type, isa: str
+) -> None:
+    qkv = random(N_KEYS, (N_HEADS + 2 * N_KV_HEADS) * HEAD_DIM)
+    qkv[:, :HEAD_DIM] = abs(qkv[:, :HEAD_DIM])  # head 0 asks with positive numbers alone
+    for first, visible in ((1, True), (0, False)):
+        qkv[first:256, N_HEADS * HEAD_DIM] = -np.inf  # in the keys of the first part
+        for rows in ([N_KEYS - 1], list(range(240, 280))):
+            for n_threads in (1, 2):
+                ops.set_n_threads(n_threads)
+                found, expected = attend_both_ways(qkv, rows, kv)
+                assert_as_visible(found, expected, tolerance(kv))
+                assert np.isfinite(found[:, :HEAD_DIM]).all() == visible
+
+
+@KV_TYPES
+def test_keys_and_values_beyond_the_cache_s_type_are_infinite_as_in_the_twin(
+    kv: type, isa: str
+) -> None:
+    for head in (N_HEADS, N_HEADS + N_KV_HEADS):
+        for large in (70_000, -70_000):
+            qkv = random(N_KEYS, (N_HEADS + 2 * N_KV_HEADS) * HEAD_DIM)
+            qkv[300, head * HEAD_DIM] = large
+            found, expected = attend_both_ways(qkv, [299, 300, N_KEYS - 1], kv)
+            assert_as_visible(found, expected, tolerance(kv))
+            if head > N_HEADS:
+                assert np.isfinite(found[1]).all() == (kv is np.uint16)
 
 
 # ---- the edges of memory -------------------------------------------------------------------------

@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 
 import starcoder
+from conftest import TinyModel, gguf_tensors, write_gguf
 from starcoder import LLM, FormatError, InputError, LogitsError, MemoryLimitError, models, ops
+from starcoder import reference as twins
+from starcoder.tensor import TensorType
 
 PROMPTS = ["def fibonacci(n):\n", "class A:", "x = [1, 2, 3]\nfor y in x:\n    print(", "{"]
 SAMPLED = {"temperature": 1.0, "seed": 5}
@@ -180,6 +183,24 @@ def test_bad_logits_and_missing_memory_are_typed_errors(llm: LLM, monkeypatch: p
     gc.collect()
     assert n_free(llm) == n
     assert len(llm.generate("x", max_tokens=3).tokens) == 3
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("row", [0, 32, 40], ids=["query", "key", "value"])
+@pytest.mark.parametrize("kind", [TensorType.F32, TensorType.BF16], ids=lambda kind: kind.name)
+def test_a_weight_of_attention_that_is_not_finite_is_a_typed_error(
+    kind: TensorType, row: int, bad: float, tmp_path: Path, tiny: TinyModel
+):
+    tiny.weights["blk.0.attn_qkv.weight"][row, 5] = bad
+    tensors = gguf_tensors(tiny)
+    for tensor in tensors:
+        if len(tensor.shape) == 2 and tensor.name != "position_embd.weight":
+            tensor.type = kind
+            tensor.data = twins.quantize(tiny.weights[tensor.name], kind).data.tobytes()
+    llm = LLM(write_gguf(tmp_path / "bad.gguf", tiny, tensors=tensors))
+    assert not np.isfinite(llm.logits(list(range(5, 16)))).any()
+    with pytest.raises(LogitsError):
+        llm.generate([5, 6, 7], max_tokens=2)
 
 
 def test_no_memory_while_loading_is_a_typed_error(path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import textwrap
@@ -18,7 +17,7 @@ import numpy as np
 import pytest
 
 from starcoder import _core, ops
-from starcoder.tensor import Tensor, TensorType
+from starcoder.tensor import TensorType
 from weights import random_tensor
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits and signals of Linux")

@@ -49,8 +49,8 @@ class Threads:
 def threads(wanted: int | None = None, *, root: Path = _ROOT) -> Threads:
     """The threads that run where `wanted` are asked for; by default those that are fastest.
 
-    Never more than can run at once, by affinity mask and cgroup quota: one that waits for a CPU with
-    a piece of work in its hands stops the others. By default no more than there are cores either:
+    Never more than can run at once, by affinity mask and cgroup quota: one that waits for a CPU
+    while it holds a piece of work stops the others. By default no more than there are cores either:
     hyperthreads share the units that multiply.
 
     Args:

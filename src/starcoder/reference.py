@@ -335,14 +335,20 @@ def quantize(x: Floats, type: TensorType, *, fused: bool = False) -> Tensor:  # 
 
 
 def quantize_activations(x: Floats) -> tuple[NDArray[np.int8], Floats]:
-    """x (n, k) in 8 bits (n, k), and the scale of every 128 inputs (n, ceil(k / 128))."""
+    """x (n, k) in 8 bits (n, k), and the scale of every 128 inputs (n, ceil(k / 128)).
+
+    The scale is NaN if one of them is not finite.
+    """
     n, k = x.shape
     padded = np.zeros((n, -(-k // GROUP), GROUP), np.float32)
     padded.reshape(n, -1)[:, :k] = x
     top = np.abs(padded).max(axis=2)
-    inverse = np.divide(np.float32(127), top, out=np.zeros_like(top), where=top >= 1e-30)
-    q = np.rint(padded * inverse[:, :, None]).astype(np.int8)
-    return q.reshape(n, -1)[:, :k], np.where(top >= 1e-30, top / np.float32(127), 0)
+    usual = np.isfinite(top) & (top >= 1e-30)
+    inverse = np.divide(np.float32(127), top, out=np.zeros_like(top), where=usual)
+    q = np.zeros(padded.shape, np.int8)
+    q[usual] = np.rint(padded[usual] * inverse[usual, None])
+    scales = np.where(usual, top / np.float32(127), np.where(np.isfinite(top), 0, np.nan))
+    return q.reshape(n, -1)[:, :k], scales.astype(np.float32)
 
 
 def _gelu_tanh(x: Array) -> Array:

@@ -103,7 +103,7 @@ _desks: weakref.WeakSet[Desk] = weakref.WeakSet()
 
 
 def _clear_desks() -> None:
-    """In a forked child: the thread that held a lock, or was in the middle of a step, is not here."""
+    """In a forked child: a thread that held a lock, or was in the middle of a step, is not here."""
     for desk in list(_desks):
         desk.clear()
 
