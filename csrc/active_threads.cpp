@@ -23,6 +23,10 @@ constexpr double kLook = 5e-3;  // seconds from one look to the next
 // half of it, beside one of the lowest a fiftieth.
 constexpr double kBearable = 0.25, kOneThread = 0.5;
 
+// Seconds beyond that: more than once that another program gets a turn; for a thread that is tried
+// again, less than once.
+constexpr double kMostDebt = 6e-3, kTrialDebt = 1e-3;
+
 // A thread sleeps for so long, twice as long each time it is tried in vain.
 constexpr double kFirstRest = 0.1, kLongestRest = 2;
 
@@ -110,20 +114,21 @@ void ActiveThreads::look() {
             const double all = queue->seconds(), more = all - std::exchange(before, all);
             if (i < n_active()) waited += more;
         }
+    debt_ = std::max(0.0, debt_ + waited - kBearable * passed);
     const int n = n_active();
-    // After a pause of the calls, nothing is known of the time that counts.
-    const bool is_recent = passed < 4 * kLook;
-    if (n > 1 && is_recent && waited > kBearable * passed) {
-        const bool in_vain = seconds(now - woke_) < rest_;
-        rest_ = in_vain ? std::min(2 * rest_, kLongestRest) : kFirstRest;
+    const bool on_trial = seconds(now - woke_) < rest_;
+    if (n > 1 && debt_ > (on_trial ? kTrialDebt : kMostDebt)) {
+        rest_ = on_trial ? std::min(2 * rest_, kLongestRest) : kFirstRest;
         const int too_many = static_cast<int>(waited / passed / kOneThread + 0.5);
         n_active_ = std::max(1, n - std::max(1, too_many));
         awake_ = n_active();
         wakes_at_ = now + duration(rest_);
+        debt_ = 0;
     } else if (n < size_ && now >= wakes_at_) {
         n_active_ = n + 1;
         woke_ = now;
         wakes_at_ = now + duration(std::max(rest_, kFirstRest));
+        debt_ = 0;
     }
 }
 

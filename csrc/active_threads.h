@@ -74,6 +74,7 @@ class ActiveThreads {
     std::atomic<int> n_active_, awake_;
     Clock::time_point looked_, wakes_at_, woke_;
     std::vector<double> waited_;  // by each, when last looked at
+    double debt_ = 0;             // seconds that threads waited beyond what is bearable
     double rest_ = 0;             // seconds that the last thread sleeps
 };
 
