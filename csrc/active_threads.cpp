@@ -8,7 +8,9 @@
 #if defined(__linux__)
 #include <fcntl.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 #endif
@@ -17,7 +19,7 @@ namespace starcoder {
 
 namespace {
 
-constexpr double kLook = 5e-3;  // seconds from one look to the next
+constexpr double kLook = 3e-3;  // seconds from one look to the next, for each thread
 
 // Of the time, all threads together: beside a busy process of the same priority one thread waits
 // half of it, beside one of the lowest a fiftieth.
@@ -50,16 +52,18 @@ double cpu_seconds(int clock) {
     return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
 }
 
-QueueTime::QueueTime() : file_(open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC)) {}
+int thread_id() { return static_cast<int>(syscall(SYS_gettid)); }
 
-QueueTime::~QueueTime() {
-    if (file_ >= 0) close(file_);
-}
-
-// "time on the processor, time in the queue, number of turns", in nanoseconds.
-double QueueTime::seconds() const {
+// "time on the processor, time in the queue, number of turns", in nanoseconds. Opened anew each
+// time, in 5 microseconds: a file that is kept open is closed by programs that close all they have
+// inherited.
+double queue_seconds(int thread_id) {
     char text[64];
-    const ssize_t n = file_ < 0 ? -1 : pread(file_, text, sizeof(text) - 1, 0);
+    snprintf(text, sizeof(text), "/proc/self/task/%d/schedstat", thread_id);
+    const int file = open(text, O_RDONLY | O_CLOEXEC);
+    if (file < 0) return 0;
+    const ssize_t n = read(file, text, sizeof(text) - 1);
+    close(file);
     if (n <= 0) return 0;
     text[n] = 0;
     char* end;
@@ -69,20 +73,9 @@ double QueueTime::seconds() const {
 #else
 int cpu_clock() { return 0; }
 double cpu_seconds(int) { return 0; }
-QueueTime::QueueTime() {}
-QueueTime::~QueueTime() {}
-double QueueTime::seconds() const { return 0; }
+int thread_id() { return 0; }
+double queue_seconds(int) { return 0; }
 #endif
-
-QueueTime& QueueTime::of_this_thread() {
-    thread_local std::unique_ptr<QueueTime> mine;
-    thread_local uint32_t forks = 0;
-    if (!mine || forks != fork_count()) {
-        mine = std::make_unique<QueueTime>();
-        forks = fork_count();
-    }
-    return *mine;
-}
 
 ActiveThreads::ActiveThreads(int n_threads)
     : size_(n_threads),
@@ -92,26 +85,27 @@ ActiveThreads::ActiveThreads(int n_threads)
       looked_(Clock::now()),
       wakes_at_(looked_),
       woke_(looked_),
-      waited_(static_cast<size_t>(n_threads)) {}
+      waited_(static_cast<size_t>(n_threads)),
+      ran_(waited_.size() * waited_.size()) {}
 
 void ActiveThreads::shrink(int n_threads) { n_active_ = awake_ = size_ = n_threads; }
 
 void ActiveThreads::enter() {
     state(0).clock = cpu_clock();
-    const QueueTime& mine = QueueTime::of_this_thread();
-    if (state(0).queue.exchange(&mine) != &mine) waited_[0] = mine.seconds();
+    const int id = thread_id();
+    if (state(0).id.exchange(id) != id) waited_[0] = queue_seconds(id);
 }
 
 void ActiveThreads::look() {
     const auto now = Clock::now();
     const double passed = seconds(now - looked_);
-    if (passed < kLook) return;
+    if (passed < kLook * size_) return;
     looked_ = now;
     double waited = 0;
     for (int i = 0; i < size_; ++i)
-        if (const QueueTime* queue = state(i).queue) {
+        if (const int id = state(i).id) {
             double& before = waited_[static_cast<size_t>(i)];
-            const double all = queue->seconds(), more = all - std::exchange(before, all);
+            const double all = queue_seconds(id), more = all - std::exchange(before, all);
             if (i < n_active()) waited += more;
         }
     debt_ = std::max(0.0, debt_ + waited - kBearable * passed);
@@ -136,7 +130,7 @@ Watch::Watch(ActiveThreads& active, int thread)
     : active_(active),
       thread_(thread),
       last_(Clock::now()),
-      ran_(static_cast<size_t>(active.size())) {
+      ran_(active.ran_.data() + static_cast<size_t>(thread) * active.waited_.size()) {
     is_held_up();
 }
 
@@ -148,7 +142,7 @@ bool Watch::is_held_up() {
         const ThreadState& state = active_.state(i);
         if (i == thread_ || state.clock == 0) continue;
         const double ran = cpu_seconds(state.clock);
-        const double before = std::exchange(ran_[static_cast<size_t>(i)], ran);
+        const double before = std::exchange(ran_[i], ran);
         if (state.holds && before > 0 && ran - before < passed / 2) found = true;
     }
     return found;

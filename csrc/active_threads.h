@@ -22,29 +22,18 @@ class Run;
 int cpu_clock();
 double cpu_seconds(int clock);
 
-// How long the calling thread has waited in the queue of a processor, in seconds, up to when it
-// last began to run. 0 where the system does not count it (only Linux does).
-class QueueTime {
-  public:
-    QueueTime();
-    ~QueueTime();
-    QueueTime(const QueueTime&) = delete;
-    QueueTime& operator=(const QueueTime&) = delete;
-
-    double seconds() const;
-
-    static QueueTime& of_this_thread();
-
-  private:
-    int file_ = -1;
-};
+// The calling thread, by the system's number; and how long a thread of this process has waited in
+// the queue of a processor, in seconds, up to when it last began to run: 0 where the system does
+// not count it (only Linux does).
+int thread_id();
+double queue_seconds(int thread_id);
 
 // What a thread of the pool lets others see.
 struct alignas(64) ThreadState {
     std::atomic<const Run*> inside{nullptr};  // the call that it may read
     std::atomic<bool> holds{false};           // pieces
     std::atomic<int> clock{0};                // cpu_clock(); 0: not started yet
-    std::atomic<const QueueTime*> queue{nullptr};
+    std::atomic<int> id{0};                   // thread_id()
 };
 
 class ActiveThreads {
@@ -69,11 +58,14 @@ class ActiveThreads {
     }
 
   private:
+    friend class Watch;
+
     int size_;
     std::unique_ptr<ThreadState[]> states_;
     std::atomic<int> n_active_, awake_;
     Clock::time_point looked_, wakes_at_, woke_;
     std::vector<double> waited_;  // by each, when last looked at
+    std::vector<double> ran_;     // (n, n): by each, as each has seen it in its `Watch`
     double debt_ = 0;             // seconds that threads waited beyond what is bearable
     double rest_ = 0;             // seconds that the last thread sleeps
 };
@@ -89,7 +81,7 @@ class Watch {
     ActiveThreads& active_;
     const int thread_;
     Clock::time_point last_;
-    std::vector<double> ran_;
+    double* ran_;  // (n)
 };
 
 }  // namespace starcoder

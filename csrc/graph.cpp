@@ -31,7 +31,7 @@ const float* data_or_null(const std::vector<float>& v) { return v.empty() ? null
 
 Graph::Value Graph::record(Step step, int64_t width, bool selected) {
     step.writes = n_values();
-    recorded_ = nullptr;
+    kept_->schedule = nullptr;
     values_.push_back({width, selected, -1, kNone});
     values_.back().product = step.w != nullptr && !step.in_place;
     steps_.push_back(std::move(step));
@@ -192,8 +192,8 @@ std::vector<uint8_t*> Graph::place(const Inputs& inputs, float* out, Cutter& cut
 Inputs Graph::copied(const Inputs& in) {
     const auto n = static_cast<size_t>(in.n), sequences = static_cast<size_t>(in.rows.n_sequences);
     const size_t table = sequences * static_cast<size_t>(in.rows.table_len);
-    inputs_.resize(2 * n + sequences + 1 + table + static_cast<size_t>(in.n_selected));
-    int32_t* to = inputs_.data();
+    kept_->inputs.resize(2 * n + sequences + 1 + table + static_cast<size_t>(in.n_selected));
+    int32_t* to = kept_->inputs.data();
     const auto copy = [&to](const int32_t* from, size_t count) {
         return std::copy_n(from, count, std::exchange(to, to + count)) - count;
     };
@@ -220,9 +220,9 @@ std::shared_ptr<const Schedule> Graph::schedule(const Inputs& inputs, float* out
     };
     Cutter measure(nullptr);
     cut(measure);
-    Cutter cutter(memory_->of(measure.used()));
+    Cutter cutter(kept_->memory.of(measure.used()));
     const Frame frame = cut(cutter);
-    recorded_out_ = frame.floats(steps_.back().writes);
+    kept_->out = frame.floats(steps_.back().writes);
     const auto schedule = std::make_shared<Schedule>(n_threads);
     for (const Step& step : steps_) step.add(*schedule, frame);
     return schedule;
@@ -230,17 +230,16 @@ std::shared_ptr<const Schedule> Graph::schedule(const Inputs& inputs, float* out
 
 void Graph::run(const Inputs& inputs, float* out) {
     const std::lock_guard lock(turn_);
-    if (forks_ != fork_count()) {  // the memory of a run that nobody ends: it is leaked
-        (void)memory_.release();
-        memory_ = std::make_unique<Buffer>();
-        recorded_ = nullptr;
+    if (forks_ != fork_count()) {  // a run that nobody ends may have been changing it: it is leaked
+        (void)kept_.release();
+        kept_ = std::make_unique<Kept>();
         forks_ = fork_count();
     }
     const auto start = Clock::now();
     {
         Call call;
         if (inputs.n > kRecorded) {
-            recorded_ = nullptr;
+            kept_->schedule = nullptr;
             call.run(schedule(inputs, out, call.n_threads()));
         } else {
             const Rows& rows = inputs.rows;
@@ -255,18 +254,18 @@ void Graph::run(const Inputs& inputs, float* out) {
                     inputs.cache.values,
                     call.n_threads()};
             const Inputs here = copied(inputs);
-            if (!recorded_ || key != key_) {
-                recorded_ = nullptr;
-                recorded_ = schedule(here, nullptr, call.n_threads());
-                key_ = std::move(key);
+            if (!kept_->schedule || key != kept_->key) {
+                kept_->schedule = nullptr;
+                kept_->schedule = schedule(here, nullptr, call.n_threads());
+                kept_->key = std::move(key);
             }
-            call.run(recorded_);
+            call.run(kept_->schedule);
             const int64_t nbytes_out = nbytes(steps_.back().writes, inputs);
-            std::memcpy(out, recorded_out_, static_cast<size_t>(nbytes_out));
+            std::memcpy(out, kept_->out, static_cast<size_t>(nbytes_out));
         }
-        if (memory_->size() > kKept) {
-            recorded_ = nullptr;
-            memory_->release();
+        if (kept_->memory.size() > kKept) {
+            kept_->schedule = nullptr;
+            kept_->memory.release();
         }
     }
     const double seconds = seconds_since(start);

@@ -87,7 +87,7 @@ class Graph {
         const Matrix* w = nullptr;  // what it multiplies with
     };
 
-    // What a recorded schedule depends on, beside the numbers in `inputs_`.
+    // What a recorded schedule depends on, beside the numbers in its inputs.
     struct Key {
         int64_t n, n_selected, n_sequences, table_len, n_parts;
         std::vector<int32_t> row_starts;
@@ -111,13 +111,18 @@ class Graph {
     std::vector<StoredNorm> norms_;
     std::vector<Step> steps_;
     std::vector<std::unique_ptr<Matrix>> matrices_;
+    // What one run leaves for the next.
+    struct Kept {
+        Buffer memory;
+        std::vector<int32_t> inputs;  // where a recorded schedule finds them
+        std::shared_ptr<const Schedule> schedule;
+        Key key{};
+        float* out = nullptr;  // where that schedule leaves its result
+    };
+
     Turn turn_;
-    std::vector<int32_t> inputs_;               // of a run, where its schedule finds them
-    std::shared_ptr<const Schedule> recorded_;  // of the last run, if it is kept for the next
-    Key key_{};
-    float* recorded_out_ = nullptr;  // where it leaves its result
-    std::unique_ptr<Buffer> memory_ = std::make_unique<Buffer>();
-    uint32_t forks_ = fork_count();  // when `memory_` was made
+    std::unique_ptr<Kept> kept_ = std::make_unique<Kept>();
+    uint32_t forks_ = fork_count();  // when that was made
     double seconds_ = 0;             // that all runs took
 };
 

@@ -421,5 +421,6 @@ NB_MODULE(_core, m) {
     const nb::object main_thread = nb::module_::import_("threading").attr("main_thread")();
     set_main_thread(nb::cast<unsigned long>(main_thread.attr("ident")));
     set_poll(&hear_python);
-    nb::module_::import_("atexit").attr("register")(nb::cpp_function(&close_core));
+    m.def("close", &close_core);
+    nb::module_::import_("atexit").attr("register")(m.attr("close"));
 }

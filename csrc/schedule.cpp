@@ -43,7 +43,7 @@ void Run::begin(std::shared_ptr<const Schedule> schedule, ActiveThreads* active,
     error_ = nullptr;
 }
 
-void Run::walk(int thread) {
+void Run::walk(int thread) noexcept {
     const std::vector<Phase>& phases = schedule_->phases();
     for (size_t i = 0; i < phases.size(); ++i) {
         const Phase& phase = phases[i];
@@ -57,17 +57,19 @@ void Run::walk(int thread) {
 
 void Run::work(const Phase& phase, int thread, int first, int n_ranges) {
     Pieces pieces(*this, phase, thread, first, n_ranges);
-    if (!pieces.take()) return;
-    ThreadState* self = active_ ? &active_->state(thread) : nullptr;
-    if (self) self->holds.store(true, std::memory_order_relaxed);
-    try {
-        phase.work(phase.closure, pieces);
-    } catch (...) {
-        fail(std::current_exception());
-        pieces.take();
+    if (pieces.take()) {
+        ThreadState* self = active_ ? &active_->state(thread) : nullptr;
+        if (self) self->holds.store(true, std::memory_order_relaxed);
+        try {
+            phase.work(phase.closure, pieces);
+        } catch (...) {
+            fail(std::current_exception());
+            pieces.take();
+        }
+        if (self) self->holds.store(false, std::memory_order_relaxed);
     }
-    if (self) self->holds.store(false, std::memory_order_relaxed);
-    done_.fetch_add(pieces.n_taken(), std::memory_order_acq_rel);
+    // After a failure pieces are taken and not done, but counted.
+    if (pieces.n_taken()) done_.fetch_add(pieces.n_taken(), std::memory_order_acq_rel);
 }
 
 // While the others finish: the next weights are on their way.

@@ -96,7 +96,7 @@ class Run {
     int n_threads() const { return n_threads_; }
 
     // Does what thread `thread` can do of all phases. Thread 0 returns when all of them are done.
-    void walk(int thread);
+    void walk(int thread) noexcept;
     void rethrow() const;
 
   private:

@@ -4,8 +4,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <exception>
 #include <memory>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -39,9 +39,11 @@ void wait_change(const std::atomic<uint32_t>& value, uint32_t old) {
 class Pool {
   public:
     explicit Pool(int wanted) : wanted_(wanted), active_(wanted) {
+        workers_.reserve(static_cast<size_t>(wanted));
         try {
             for (int i = 1; i < wanted; ++i) workers_.emplace_back([this, i] { work(i); });
-        } catch (const std::system_error&) {  // as many as there are will do
+        } catch (
+            const std::exception&) {  // no thread, or no memory for one: those there are will do
         }
         size_ = 1 + static_cast<int>(workers_.size());
         active_.shrink(size_);
@@ -66,10 +68,11 @@ class Pool {
     }
 
     void start(Run& run) {
+        // In this order: a worker that has seen the new count of `raised_` sees the call too, and
+        // does not sleep through it.
+        if (run.n_threads() > 1) current_ = &run;
         if (active_.wakes(run.n_threads())) raise();
-        if (run.n_threads() == 1) return;
-        current_ = &run;
-        next_round();
+        if (run.n_threads() > 1) next_round();
     }
     void end() { current_ = nullptr; }
 
@@ -100,7 +103,7 @@ class Pool {
     void work(int index) {
         const FloatState state;
         ThreadState& self = active_.state(index);
-        self.queue = &QueueTime::of_this_thread();
+        self.id = thread_id();
         self.clock = cpu_clock();
         for (uint32_t round = 0;;) {
             wait_change(round_, round);
@@ -155,6 +158,7 @@ Pool& started_pool() {
 }
 
 thread_local std::unique_ptr<Run> spare;  // of a thread that works alone
+thread_local int depth = 0;  // of its calls: the handler of a signal may make one in another
 
 }  // namespace
 
@@ -188,8 +192,9 @@ void Turn::lock() {
 }
 
 Call::Call(Sharing sharing) : sharing_(sharing) {
-    if (starcoder::n_threads() == 1) {
+    if (starcoder::n_threads() == 1 || depth > 0) {
         own_ = spare ? std::move(spare) : std::make_unique<Run>(1);
+        ++depth;
         return;
     }
     turn.lock();
@@ -203,9 +208,11 @@ Call::Call(Sharing sharing) : sharing_(sharing) {
         turn.unlock();
         throw;
     }
+    ++depth;
 }
 
 Call::~Call() {
+    --depth;
     if (own_)
         spare = std::move(own_);
     else

@@ -314,7 +314,15 @@ def test_every_function_of_the_core_is_on_the_tape(recorded: Tape) -> None:
         methods = [name for name in dir(getattr(_core, kind)) if not name.startswith("_")]
         names |= {f"{kind}.{name}" for name in methods}
     assert names - recorded.names == {
-        *("isa", "available_isas", "use_isa", "n_threads", "set_n_threads", "start_threads"),
+        *(
+            "isa",
+            "available_isas",
+            "use_isa",
+            "n_threads",
+            "set_n_threads",
+            "start_threads",
+            "close",
+        ),
         *("gather_weights", "scatter_weights", "packed_bytes"),  # where weights lie, not what
     }
 

@@ -44,11 +44,12 @@ def all_room():
 """
 
 
-def run(code: str, *, isa: str = "") -> str:
+def run(code: str, *, isa: str = "", first: str = "") -> str:
     """What a program prints that must end by itself, quietly and well."""
+    code = textwrap.dedent(first) + PRELUDE + textwrap.dedent(code)
     environ = os.environ | ({"STARCODER_ISA": isa} if isa else {})
     done = subprocess.run(
-        [sys.executable, "-c", PRELUDE + textwrap.dedent(code)],
+        [sys.executable, "-c", code],
         capture_output=True,
         text=True,
         timeout=100,
@@ -136,6 +137,26 @@ def test_functions_that_run_at_exit_may_still_generate():
 
 
 @pytest.mark.parametrize("n_threads", [1, 2])
+def test_functions_at_exit_may_use_the_model_of_a_thread_that_ended(n_threads: int):
+    first = """
+    import atexit
+    atexit.register(lambda: print(len(llm.generate("def f", max_tokens=3).tokens)))
+    """
+    printed = run(
+        f"""
+        llm = starcoder.LLM(n_threads={n_threads})
+        def forever():
+            while True:
+                llm.generate("def f", max_tokens=200, ignore_eos=True)
+        threading.Thread(target=forever, daemon=True).start()
+        time.sleep(0.1)
+        """,
+        first=first,
+    )
+    assert printed == "3\n"
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
 def test_a_child_forked_beside_a_generating_thread_works(n_threads: int):
     run(f"""
     llm = starcoder.LLM(n_threads={n_threads})
@@ -171,6 +192,61 @@ def test_an_interrupt_is_heard_inside_a_call(n_threads: int):
             assert np.array_equal(ops.linear(x[:1], w), ops.linear(x[1:2], w))
         else:
             raise AssertionError("not heard")
+        """,
+        isa="scalar",
+    )
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 3])
+def test_a_model_works_after_interrupts_in_the_middle_of_a_step(n_threads: int):
+    run(
+        f"""
+        class Stop(Exception): pass
+        def stop(*_): raise Stop
+        signal.signal(signal.SIGALRM, stop)
+        llm, ids = starcoder.LLM(n_threads={n_threads}), list(range(5, 455))
+        expected, n_stopped = llm.logits(ids).tobytes(), 0
+        for i in range(12):
+            signal.setitimer(signal.ITIMER_REAL, 0.02 + 0.02 * i)
+            try:
+                llm.logits(ids)
+            except Stop:
+                n_stopped += 1
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        assert n_stopped
+        assert llm.logits(ids).tobytes() == expected
+        """,
+        isa="scalar",
+    )
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_the_process_ends_in_the_middle_of_a_long_step(n_threads: int):
+    for delay in (0.1, 0.3):
+        run(
+            f"""
+            llm = starcoder.LLM(n_threads={n_threads})
+            def forever():
+                while True:
+                    llm.logits(list(range(5, 455)))
+            threading.Thread(target=forever, daemon=True).start()
+            time.sleep({delay})
+            """,
+            isa="scalar",
+        )
+
+
+def test_a_handler_may_compute_while_a_call_waits_for_it():
+    run(
+        """
+        ops.set_n_threads(2)
+        w, x, found = matrix(256, 512), np.ones((20_000, 512), np.float32), []
+        expected = ops.linear(x[:2], w).tobytes()
+        signal.signal(signal.SIGALRM, lambda *_: found.append(ops.linear(x[:2], w).tobytes()))
+        signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
+        ops.linear(x, w)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        assert set(found) == {expected}
         """,
         isa="scalar",
     )

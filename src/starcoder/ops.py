@@ -26,6 +26,7 @@ __all__ = [
     "Matrix",
     "attention",
     "available_isas",
+    "close",
     "dequantize",
     "embed",
     "first_non_finite",
@@ -213,6 +214,14 @@ def set_n_threads(n: int) -> int:
     return _core.start_threads()
 
 
+def close() -> None:
+    """At the end of the process: ends the calls of other threads, which never return from them.
+
+    The calling thread may go on.
+    """
+    _core.close()
+
+
 def isa() -> str:
     """The instruction set in use: "avx512", "avxvnni", "avx2", "neon" or "scalar"."""
     return _core.isa()
@@ -225,6 +234,9 @@ def available_isas() -> list[str]:
 
 def use_isa(name: str) -> None:
     """Changes the instruction set of every later operation. Results do not depend on it.
+
+    Not while another thread computes: what one call has rounded in one way another would take in
+    another.
 
     Raises:
         InputError: this machine has no such instruction set.

@@ -6,6 +6,7 @@ inboxes. So streams may be read in turn or from several threads without one bloc
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import weakref
@@ -14,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Ids
 from types import TracebackType
 
+from starcoder import ops
 from starcoder.completion import Completion, Piece, Timings
 from starcoder.engine import Engine, Event, Sequence
 from starcoder.errors import MemoryLimitError
@@ -26,7 +28,8 @@ __all__ = ["Desk", "Stream"]
 class Desk:
     """Takes requests to the engine and brings each its events.
 
-    A forked child begins with none: those of the parent end there, "cancelled".
+    A forked child begins with none, and so does what runs at the end of the process: those of
+    before end there, "cancelled".
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -103,11 +106,18 @@ _desks: weakref.WeakSet[Desk] = weakref.WeakSet()
 
 
 def _clear_desks() -> None:
-    """In a forked child: a thread that held a lock, or was in the middle of a step, is not here."""
+    """Where only this thread is left: others may have held locks, or been inside a step."""
     for desk in list(_desks):
         desk.clear()
 
 
+def _end() -> None:
+    """At the end of the process: functions that run after this one may still generate."""
+    ops.close()
+    _clear_desks()
+
+
+atexit.register(_end)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_clear_desks)
 
