@@ -16,6 +16,7 @@ from starcoder.errors import StarcoderError
 __all__ = ["main"]
 
 INTERRUPTED, BAD_INPUT, NO_READER = 130, 2, 141
+_NO_MEMORY = "memory: found too little, expected room for the model"
 
 
 def main() -> NoReturn:
@@ -36,7 +37,11 @@ def main() -> NoReturn:
     except StarcoderError as error:
         code = _complain(str(error))
     except MemoryError:
-        code = _complain("memory: found too little, expected room for the model")
+        code = _complain(_NO_MEMORY)
+    except ImportError as error:
+        if "failed to map" not in str(error) and "allocate memory" not in str(error):
+            raise
+        code = _complain(_NO_MEMORY)  # for a library that is loaded when it is first needed
     sys.exit(code)
 
 
