@@ -35,15 +35,16 @@ void wait_change(const std::atomic<uint32_t>& value, uint32_t old) {
     }
 }
 
-// Workers wait for calls. One that comes late, or sleeps, holds nobody up: a call ends without it.
+// Workers wait for calls. One that comes late, or sleeps, keeps nobody waiting: a call ends without
+// it, and `Run`s are used again only when nobody is inside.
 class Pool {
   public:
     explicit Pool(int wanted) : wanted_(wanted), active_(wanted) {
         workers_.reserve(static_cast<size_t>(wanted));
         try {
             for (int i = 1; i < wanted; ++i) workers_.emplace_back([this, i] { work(i); });
-        } catch (
-            const std::exception&) {  // no thread, or no memory for one: those there are will do
+        } catch (const std::exception&) {
+            // No thread is to be had, or no memory for one: those that there are will do.
         }
         size_ = 1 + static_cast<int>(workers_.size());
         active_.shrink(size_);
