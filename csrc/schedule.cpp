@@ -1,6 +1,7 @@
 #include "schedule.h"
 
 #include <algorithm>
+#include <stdexcept>
 #include <thread>
 
 #include "active_threads.h"
@@ -35,6 +36,7 @@ void Run::begin(std::shared_ptr<const Schedule> schedule, ActiveThreads* active,
     n_threads_ = schedule_->n_threads();
     active_ = active;
     each_its_own_ = each_its_own;
+    forks_ = fork_count();
     for (int i = 0; i < n_threads_; ++i)
         claims_[static_cast<size_t>(i)].next.store(0, std::memory_order_relaxed);
     next_look_ = 0;
@@ -121,6 +123,10 @@ void Run::wait_long(const Phase& phase, int thread) {
                 relax();
             }
         if (thread == 0) poll(coarse_ms());
+        if (forks_ != fork_count()) {  // the handler of a signal has forked: nobody else is here
+            fail(std::make_exception_ptr(std::runtime_error("this process was forked in a call")));
+            done_.store(phase.first + phase.n, std::memory_order_relaxed);
+        }
         if (!watch.is_held_up()) continue;
         if (Clock::now() - begin < kYield)
             std::this_thread::yield();

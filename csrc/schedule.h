@@ -131,6 +131,7 @@ class Run {
     int n_threads_ = 1;
     ActiveThreads* active_ = nullptr;  // null: the caller is alone
     bool each_its_own_ = false;
+    uint32_t forks_ = 0;  // when it began
     std::unique_ptr<Claim[]> claims_;
     std::exception_ptr error_;
     alignas(64) int64_t next_look_ = 0, next_poll_ = 0, last_take_ms_ = 0;  // of thread 0, in ms

@@ -252,6 +252,30 @@ def test_a_handler_may_compute_while_a_call_waits_for_it():
     )
 
 
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_a_handler_that_forks_leaves_a_child_that_works(n_threads: int):
+    """With one thread the child goes on with the call; others are not there, and it ends."""
+    run(
+        f"""
+        ops.set_n_threads({n_threads})
+        w, x, children = matrix(256, 512), np.ones((20_000, 512), np.float32), []
+        expected = ops.linear(x[:2], w).tobytes()
+        signal.signal(signal.SIGALRM, lambda *_: children.append(os.fork()))
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        try:
+            ops.linear(x, w)
+        except RuntimeError:
+            assert children == [0]
+        good = ops.linear(x[:2], w).tobytes() == expected
+        if children == [0]:
+            os._exit(0 if good else 1)
+        assert good
+        assert os.waitpid(children[0], 0)[1] == 0
+        """,
+        isa="scalar",
+    )
+
+
 def test_a_signal_whose_handler_returns_ends_nothing():
     run(
         """
