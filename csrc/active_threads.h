@@ -1,8 +1,8 @@
 // How many threads take part, on a machine that others use too.
 //
-// The system lets a thread wait while others run on its processor, for 3 ms and more: a hundred
-// times as long as a piece of work takes. Whoever needs the piece waits with it. Where threads wait
-// more than they bring, some are sent to sleep, and tried again a while later.
+// The system lets a thread wait while others run on its processor, for 3 ms and more: a thousand
+// times as long as a piece of one token takes. Whoever needs the piece waits with it. Where threads
+// wait more than they bring, some are sent to sleep, and tried again a while later.
 #pragma once
 
 #include <algorithm>
@@ -49,10 +49,11 @@ class ActiveThreads {
     // Looks, now and then, at how long threads have waited, and changes that number. For thread 0,
     // during a call.
     void look();
-    // The calling thread, another one in each call, is thread 0 from now on.
+    // The calling thread, perhaps another one than in the last call, is thread 0 from now on.
     void enter();
 
-    // Whether a call of so many threads needs some that sleep. After it those that take no part do.
+    // Notes that a call of so many threads begins. True: some of them sleep and must be woken. The
+    // others fall asleep after it.
     bool wakes(int n_threads) {
         return awake_.exchange(std::min(n_threads, n_active())) < n_threads;
     }
@@ -67,7 +68,7 @@ class ActiveThreads {
     std::vector<double> waited_;  // by each, when last looked at
     std::vector<double> ran_;     // (n, n): by each, as each has seen it in its `Watch`
     double debt_ = 0;             // seconds that threads waited beyond what is bearable
-    double rest_ = 0;             // seconds that the last thread sleeps
+    double rest_ = 0;             // seconds that threads sleep, when last sent to
 };
 
 // One thread's look at the others, while it waits for them.

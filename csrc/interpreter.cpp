@@ -13,30 +13,32 @@ namespace starcoder {
 
 namespace {
 
-std::atomic<int> n_unlocked{0};  // threads that will ask for the lock again
+std::atomic<int> n_unlocked{0};  // `Unlocked`s whose threads will ask for the lock again
 std::atomic<bool> is_closing{false};
-std::atomic<unsigned long> main_thread{0}, last_thread{0};
+std::atomic<unsigned long> main_thread{0}, closing_thread{0};
 
 thread_local Unlocked* innermost = nullptr;
+thread_local int depth = 0;  // how many there are of this thread
 
-bool must_not_return() { return is_closing && PyThread_get_thread_ident() != last_thread; }
+bool must_not_return() { return is_closing && PyThread_get_thread_ident() != closing_thread; }
 
 // The child of a fork has the one thread that forked.
 [[maybe_unused]] const int forking = pthread_atfork(nullptr, nullptr, [] {
-    n_unlocked = innermost ? 1 : 0;
+    n_unlocked = depth;
     main_thread = PyThread_get_thread_ident();
 });
 
 }  // namespace
 
 Unlocked::Unlocked() : outer_(innermost) {
-    ++n_unlocked;
+    ++n_unlocked, ++depth;
     innermost = this;
     thread_ = PyEval_SaveThread();
 }
 
 Unlocked::~Unlocked() {
     innermost = outer_;
+    --depth;
     if (must_not_return()) {
         --n_unlocked;
         for (;;) pause();
@@ -57,7 +59,7 @@ void hear_python() {
 }
 
 void close_core() {
-    last_thread = PyThread_get_thread_ident();
+    closing_thread = PyThread_get_thread_ident();
     is_closing = true;
     PyThreadState* thread = PyEval_SaveThread();
     while (n_unlocked > 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));

@@ -34,7 +34,7 @@ void hear_python();
 // lets none of them into Python again.
 void close_core();
 
-// Whose signals are heard.
+// The thread in which Python runs the handlers of signals.
 void set_main_thread(unsigned long ident);
 
 }  // namespace starcoder

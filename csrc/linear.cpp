@@ -372,8 +372,9 @@ void linear(Schedule& schedule, const Matrix& w, const Input& x, int64_t n, cons
     const bool few = are_few(n);
     const int64_t n_units = few ? all : divide_up(all, pairs) * divide_up(n, kTokenBlock);
     const int64_t grain = few ? pairs : 1;
-    // Prompts wait for multipliers, not for memory.
-    const uint8_t* weights = n <= kAlone ? w.group(0, 0, 0) : nullptr;
+    // More tokens wait for multipliers, not for memory.
+    constexpr int64_t kWaitForMemory = 4;
+    const uint8_t* weights = n <= kWaitForMemory ? w.group(0, 0, 0) : nullptr;
     const int64_t stride = pairs * w.n_groups() * 2 * w.group_bytes();
     if (!x.rounded && n < kAlone)
         return schedule.add(

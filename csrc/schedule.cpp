@@ -12,8 +12,8 @@ namespace starcoder {
 
 namespace {
 
-// Who waits for others spins this long before it looks whether they run at all, and in between:
-// a phase of decoding takes 5 to 500 microseconds.
+// Who waits spins for kSpin first, then looks whether the others run, and again after each pause. A
+// phase of decoding takes 5 to 500 microseconds.
 constexpr auto kSpin = std::chrono::microseconds(50);
 constexpr auto kPause = std::chrono::microseconds(25),
                kLongestPause = std::chrono::microseconds(200);
@@ -74,7 +74,7 @@ void Run::work(const Phase& phase, int thread, int first, int n_ranges) {
     if (pieces.n_taken()) done_.fetch_add(pieces.n_taken(), std::memory_order_acq_rel);
 }
 
-// While the others finish: the next weights are on their way.
+// Asks for the first weights of the next phase that has some, while the others finish.
 void Run::prefetch(size_t i, int thread) const {
     constexpr int64_t kBytes = 16 << 10;
     constexpr size_t kNear = 4;  // phases: attention lies between two products
@@ -86,7 +86,7 @@ void Run::prefetch(size_t i, int thread) const {
     const int64_t first = begin_of(phase, thread), n = begin_of(phase, thread + 1) - first;
     const uint8_t* begin = phase.weights + (first - phase.first) * phase.weight_stride;
     const int64_t nbytes = std::min(kBytes, n * phase.weight_stride);
-    for (int64_t i = 0; i < nbytes; i += 64) __builtin_prefetch(begin + i);
+    for (int64_t at = 0; at < nbytes; at += 64) __builtin_prefetch(begin + at);
 }
 
 // Who has done its own pieces first waits a moment before it takes those of others: mostly the
@@ -98,9 +98,10 @@ void Run::wait(const Phase& phase, int thread) {
         if (is_done(phase)) return;
         relax();
     }
+    // After that nothing is left to claim.
+    if (!each_its_own_) work(phase, thread, next(thread), n_threads_ - 1);
     const auto deadline = Clock::now() + kSpin;
     do {
-        if (!each_its_own_) work(phase, thread, next(thread), n_threads_ - 1);
         for (int i = 0; i < 64; ++i) {
             if (is_done(phase)) return;
             relax();
@@ -135,7 +136,8 @@ void Run::wait_long(const Phase& phase, int thread) {
     }
 }
 
-// Pieces of one token take a microsecond, those of a prompt a millisecond and more.
+// Looks at the clock at every take, or at every eighth where pieces are quick: those of one token
+// take a microsecond, those of a prompt a millisecond and more.
 void Run::count_take() {
     if (++n_takes_ < takes_a_poll_) return;
     const int64_t now = coarse_ms();

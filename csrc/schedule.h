@@ -27,8 +27,8 @@ struct Phase {
     int64_t n_units, grain;  // a piece is so many units, the last one what is left
     void (*work)(const void* closure, Pieces& pieces);
     const void* closure;
-    // Where the weights of its first piece lie, and the bytes from one piece to the next: what a
-    // thread asks memory for while it waits for others. Null: it reads none.
+    // Where the weights of its first piece lie: what a thread asks memory for while it waits for
+    // others. Null: not worth asking for. And the bytes of weights in a piece.
     const uint8_t* weights;
     int64_t weight_stride;
 };
@@ -59,7 +59,7 @@ class Schedule {
                            weights, weight_stride});
         n_pieces_ += phases_.back().n;
     }
-    // The same with pieces of equal cost, several for each thread.
+    // The same for units of equal cost, four pieces or more for each thread.
     template <class F>
     void add(int64_t n_units, F f) {
         const int64_t grain = n_units / (4 * n_threads_);
@@ -102,7 +102,7 @@ class Run {
   private:
     friend class Pieces;
 
-    static constexpr int64_t kLargeShare = int64_t{512} << 10;  // bytes of weights
+    static constexpr int64_t kLargeShare = int64_t{512} << 10;  // bytes of weights, for each thread
 
     struct alignas(64) Claim {
         std::atomic<int64_t> next{0};  // piece of this thread's range, counted as in Phase
@@ -114,7 +114,7 @@ class Run {
     bool is_done(const Phase& phase) const {
         return done_.load(std::memory_order_acquire) >= phase.first + phase.n;
     }
-    // Of a large phase a thread takes the pieces of others without a look at what they are doing.
+    // Of a large phase a thread takes the pieces of others at once, without waiting a moment.
     bool is_large(const Phase& phase) const {
         return !each_its_own_ && phase.n * phase.weight_stride > n_threads_ * kLargeShare;
     }
@@ -188,7 +188,8 @@ class Pieces {
     int64_t piece_ = 0, n_taken_ = 0;
 };
 
-// One call of the core. Calls of several threads take turns, unless one thread is asked for.
+// One call of the core; it is in threads.cpp, beside the pool. Calls of several threads take turns,
+// unless one thread is asked for.
 //
 //     Call call;
 //     call.schedule().add(n, 16, [=](Pieces& pieces) {

@@ -52,7 +52,7 @@ class Pool {
 
     ~Pool() {
         is_stopping_ = true;
-        raise();
+        wake_sleepers();
         next_round();
         for (auto& worker : workers_) worker.join();
     }
@@ -69,10 +69,10 @@ class Pool {
     }
 
     void start(Run& run) {
-        // In this order: a worker that has seen the new count of `raised_` sees the call too, and
+        // In this order: a worker that has seen the new count of `wakeups_` sees the call too, and
         // does not sleep through it.
         if (run.n_threads() > 1) current_ = &run;
-        if (active_.wakes(run.n_threads())) raise();
+        if (active_.wakes(run.n_threads())) wake_sleepers();
         if (run.n_threads() > 1) next_round();
     }
     void end() { current_ = nullptr; }
@@ -87,9 +87,9 @@ class Pool {
         round_.fetch_add(1, std::memory_order_release);
         round_.notify_all();
     }
-    void raise() {
-        raised_.fetch_add(1);
-        raised_.notify_all();
+    void wake_sleepers() {
+        wakeups_.fetch_add(1);
+        wakeups_.notify_all();
     }
 
     // The call of now, which is kept until the thread leaves.
@@ -110,12 +110,12 @@ class Pool {
             wait_change(round_, round);
             round = round_.load(std::memory_order_acquire);
             if (is_stopping_) return;
-            const uint32_t raised = raised_;
+            const uint32_t wakeups = wakeups_;
             Run* run = enter(self);
             if (run && index < run->n_threads()) run->walk(index);
             self.inside = nullptr;
             // A thread that takes no part sleeps until more are wanted.
-            if (index >= active_.n_active() && !is_stopping_) raised_.wait(raised);
+            if (index >= active_.n_active() && !is_stopping_) wakeups_.wait(wakeups);
         }
     }
 
@@ -125,7 +125,7 @@ class Pool {
     std::vector<std::unique_ptr<Run>> runs_;
     alignas(64) std::atomic<uint32_t> round_{0};
     std::atomic<Run*> current_{nullptr};
-    std::atomic<uint32_t> raised_{0};
+    std::atomic<uint32_t> wakeups_{0};
     std::atomic<bool> is_stopping_{false};
     std::vector<std::thread> workers_;
 };
@@ -147,7 +147,7 @@ Turn& turn = *new Turn;
 Pool* pool = nullptr;
 uint32_t pool_forks = 0;
 
-// The pool, of as many threads as there can be. To be called in turn.
+// The pool, of the threads that were asked for and could be started. To be called in turn.
 Pool& started_pool() {
     if (pool && pool_forks != fork_count()) pool = nullptr;  // its threads cannot be joined
     if (!pool || pool->wanted() != wanted) {
@@ -169,6 +169,7 @@ int n_threads() { return wanted; }
 
 int start_threads() {
     if (wanted == 1) return 1;
+    if (depth > 0) return pool ? pool->size() : 1;  // from the handler of a signal, in a call
     const std::lock_guard lock(turn);
     return started_pool().size();
 }

@@ -18,8 +18,8 @@ int n_threads();
 // if the system starts no more.
 int start_threads();
 
-// What the calling thread does every 50 ms of a long call, between two pieces. What it throws ends
-// the call. Null: nothing.
+// What the calling thread does every 50 ms of a long call, between two pieces or while it waits.
+// What it throws ends the call. Null: nothing.
 void set_poll(void (*check)());
 void check_poll();
 

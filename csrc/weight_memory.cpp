@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <mutex>
+#include <new>
 #include <vector>
 
 #include "chunk.h"
@@ -34,8 +35,12 @@ std::shared_ptr<uint8_t> weight_memory(size_t nbytes) {
     uint8_t* data = chunk ? chunk->take(nbytes) : nullptr;
     if (!data) {
         const bool scattered = always_scattered || (chunk && chunk->is_scattered());
-        chunk = std::make_shared<Chunk>(std::max(nbytes, kChunk),
-                                        scattered ? Pages::Small : Pages::Quick);
+        const Pages pages = scattered ? Pages::Small : Pages::Quick;
+        try {
+            chunk = std::make_shared<Chunk>(std::max(nbytes, kChunk), pages);
+        } catch (const std::bad_alloc&) {  // of addresses: a limit of the process
+            chunk = std::make_shared<Chunk>(nbytes, pages);
+        }
         chunks.push_back(chunk);
         data = chunk->take(nbytes);
     }
