@@ -15,8 +15,6 @@
 #include <utility>
 #include <vector>
 
-#include "threads.h"
-
 namespace starcoder {
 
 class ActiveThreads;
