@@ -26,6 +26,7 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     format: str = field(default="", compare=False)  # "GGUF v3", for people to read
     source: str = field(default="", compare=False)  # the file or directory, for messages
+    notices: tuple[str, ...] = field(default=(), compare=False)  # what its user should know
 
     def __post_init__(self) -> None:
         found, expected = len(self.vocab.tokens), self.config.n_vocab

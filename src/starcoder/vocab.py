@@ -42,11 +42,15 @@ class Vocab:
     eos_id: int | None  # the token that ends a document
     bos_id: int | None = None
     split_digits: bool = True  # every digit apart, as StarCoder; False: GPT-2's pattern alone
+    other_end_ids: frozenset[int] = frozenset()  # more ids at which generation stops
+    # Special tokens that the tokenizer's files name and the embedding has no row for ("[PAD]").
+    unembedded: frozenset[bytes] = frozenset()
 
     def __post_init__(self) -> None:
         named = {"eos_id": self.eos_id, "bos_id": self.bos_id}
         ids = {name: value for name, value in named.items() if value is not None}
         ids |= {f"special id {value}": value for value in self.special_ids}
+        ids |= {f"end id {value}": value for value in self.other_end_ids}
         for name, value in ids.items():
             if not 0 <= value < len(self.tokens):
                 raise FormatError(f"vocabulary: {name}", str(value), f"0 to {len(self.tokens) - 1}")
@@ -56,7 +60,7 @@ class Vocab:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Vocab):
             return NotImplemented
-        names = ("tokens", "special_ids", "eos_id", "bos_id", "split_digits")
+        names = ("tokens", "special_ids", "eos_id", "bos_id", "end_ids", "split_digits")
         same = all(getattr(self, name) == getattr(other, name) for name in names)
         return same and np.array_equal(self.merges, other.merges)
 
@@ -67,9 +71,9 @@ class Vocab:
 
     @property
     def end_ids(self) -> frozenset[int]:
-        """The ids at which generation stops: end of document, and end of a chat turn."""
+        """The ids at which generation stops: end of document, end of a chat turn, what else."""
         named = (self.find("<|endoftext|>"), self.find("<|end|>"), self.find("<|end_of_turn|>"))
-        return frozenset(i for i in (self.eos_id, *named) if i is not None)
+        return self.other_end_ids.union(i for i in (self.eos_id, *named) if i is not None)
 
 
 def recover_merges(tokens: Sequence[bytes], special_ids: Collection[int]) -> NDArray[np.int32]:

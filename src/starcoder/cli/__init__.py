@@ -7,6 +7,7 @@ imported before `main` can catch a Ctrl-C.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import NoReturn, cast
@@ -22,6 +23,7 @@ _NO_MEMORY = "memory: found too little, expected room for the model"
 def main() -> NoReturn:
     """Run the command line of this process and exit."""
     _open_streams()
+    _show_notices()
     # numpy's BLAS starts threads that we never use, and where it cannot, it ends us by SIGINT.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
@@ -84,6 +86,14 @@ def _forget_output(code: int) -> int:
     for stream in (sys.stdout, sys.stderr):
         os.dup2(nowhere, stream.fileno())
     return code
+
+
+def _show_notices() -> None:
+    """Notices of the package, such as what a model's file lacks, are lines on stderr."""
+    logging.raiseExceptions = False  # on a full or closed stderr
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("starcoder: note: %(message)s"))
+    logging.getLogger("starcoder").handlers = [handler]
 
 
 def _open_streams() -> None:

@@ -6,6 +6,7 @@ and `read`, and a row in the table. Writers stand beside their readers, in modul
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +19,8 @@ from starcoder.formats._gguf_carry import carried_keys
 from starcoder.tensor import Weights
 
 __all__ = ["read", "write"]
+
+_log = logging.getLogger("starcoder")
 
 _READERS = {gguf.MAGIC: gguf.read, ggml.MAGIC: ggml.read}
 
@@ -33,6 +36,7 @@ _STRANGERS = {  # first bytes of files that people try, and what to do with them
 def read(path: str | os.PathLike[str]) -> Checkpoint:
     """The model at `path`: a GGUF file, a legacy ggml `.bin` file or a Hugging Face directory.
 
+    What the user should know of it is in `notices`, and goes to the log of the name "starcoder".
     Files are mapped into memory, so the weights take no memory until they are used and no file
     may change while its `Checkpoint` lives; replace model files by renaming.
 
@@ -42,7 +46,13 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
     Raises:
         FormatError: no model there, or one that is damaged or of an unknown kind.
     """
-    path = Path(path)
+    checkpoint = _read(Path(path))
+    for notice in checkpoint.notices:
+        _log.warning("%s: %s", checkpoint.source, notice)
+    return checkpoint
+
+
+def _read(path: Path) -> Checkpoint:
     if os.path.isdir(path):
         return hf.read(path)
     magic = map_file(path)[: len(gguf.MAGIC)]

@@ -32,7 +32,7 @@ def shown(text: str, limit: int = 160) -> str:
     return "".join(c if c.isprintable() else "?" for c in text[:limit])
 
 
-def reject(path: Path, what: str, found: str, expected: str, advice: str = DAMAGED) -> NoReturn:
+def reject(path: Path, what: str, found: str, expected: str, advice: str = "") -> NoReturn:
     """End reading with an error that names the file, and `what` in it if not empty."""
     where = f"{path}: {shown(what)}" if what else str(path)
     raise FormatError(where, shown(found), expected, advice)
@@ -79,7 +79,7 @@ class Cursor:
         """Bytes from here to the end."""
         return len(self.data) - self.pos
 
-    def fail(self, what: str, found: str, expected: str, advice: str = DAMAGED) -> NoReturn:
+    def fail(self, what: str, found: str, expected: str, advice: str = "") -> NoReturn:
         """End reading with an error that names the file."""
         reject(Path(self.name), what, found, expected, advice)
 
@@ -87,7 +87,7 @@ class Cursor:
         """Step over `n` bytes; returns where they start."""
         start = self.pos
         if n > self.left:
-            self.fail(what, f"only {self.left} bytes left in the file", f"{n} bytes")
+            self.fail(what, f"only {self.left} bytes left in the file", f"{n} bytes", DAMAGED)
         self.pos = start + n
         return start
 
@@ -98,7 +98,7 @@ class Cursor:
     def take(self, n: int, limit: int, what: str) -> bytes:
         """A copy of `n` bytes, of which there may be `limit` at most."""
         if n > limit:
-            self.fail(what, f"a length of {n} bytes", f"at most {limit}")
+            self.fail(what, f"a length of {n} bytes", f"at most {limit}", DAMAGED)
         start = self.skip(n, what)
         return self.data[start : start + n]
 
@@ -108,7 +108,7 @@ class Cursor:
         try:
             return raw.decode()
         except UnicodeDecodeError:
-            self.fail(what, f"the bytes {raw[:16]!r}", "UTF-8 text")
+            self.fail(what, f"the bytes {raw[:16]!r}", "UTF-8 text", DAMAGED)
 
     def view(self, n: int, what: str) -> NDArray[np.uint8]:
         """`n` bytes of the mapping itself, not a copy."""
