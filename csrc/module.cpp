@@ -16,6 +16,7 @@
 #include "interpreter.h"
 #include "isa.h"
 #include "kernels.h"
+#include "mapped_files.h"
 #include "panels.h"
 #include "schedule.h"
 #include "scratch.h"
@@ -345,6 +346,8 @@ std::pair<double, double> py_peak(int kind, double seconds) {
     return {found.per_second, found.product};
 }
 
+int py_watch_mapping(In<uint8_t, 1> bytes) { return watch_mapping(bytes.data(), bytes.size()); }
+
 void make_memory(Memory* memory, int64_t nbytes, uint64_t bits) {
     require(nbytes >= 64, "memory: a line or more");
     const Unlocked unlocked;
@@ -408,6 +411,10 @@ NB_MODULE(_core, m) {
 
     m.def("gather_weights", &gather_weights, "seconds"_a, nb::call_guard<Unlocked>());
     m.def("scatter_weights", &scatter_weights, "always"_a);
+
+    m.def("watch_mapping", &py_watch_mapping, "bytes"_a);
+    m.def("lost_bytes", &lost_bytes, "mapping"_a);
+    m.def("unwatch_mapping", &unwatch_mapping, "mapping"_a);
 
     m.def("peak", &py_peak, "kind"_a, "seconds"_a);
 

@@ -17,7 +17,7 @@ ROOT = Path(starcoder.__file__).parent
 LEVELS = [
     ["errors", "pocket"],
     ["_core", "__init__"],
-    ["config", "tensor", "batch", "vocab"],
+    ["config", "mapped_file", "tensor", "batch", "vocab"],
     ["checkpoint", "limits", "machine", "ops", "reference", "reference_graph", "tokenizer"],
     ["formats", "hub", "mix", "quantize", "models.layers", "kv_cache", "sampler", "memory"],
     ["models"],

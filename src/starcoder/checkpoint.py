@@ -48,6 +48,15 @@ class Checkpoint:
             raise FormatError(where, f"shape {tensor.shape}", f"shape {shape}", advice)
         return tensor
 
+    def check_files(self) -> None:
+        """Make sure that no file of the weights changed since it was opened.
+
+        Raises:
+            FormatError: one was cut or written into, so that what was read of it is not its model.
+        """
+        for file in {file for tensor in self.tensors.values() for file in tensor.files()}:
+            file.check()
+
     @property
     def nbytes(self) -> int:
         """Bytes of all weights as stored."""

@@ -65,7 +65,7 @@ class Quantized:
         """All bytes in order, some rows at a time.
 
         Raises:
-            FormatError: a weight that is not finite.
+            FormatError: a weight that is not finite, or a file that changed meanwhile.
         """
         for first, rows in _row_pieces(self.source):
             _check_rows(rows, first, self.where)
@@ -74,7 +74,7 @@ class Quantized:
                 raise FormatError(self.where, "a weight too large", f"what {self.type.name} holds")
             yield encoded.data
             rows.release()
-        self.source.release()
+        self.source.finish()
 
 
 def quantize(
@@ -104,7 +104,7 @@ def check_finite(checkpoint: Checkpoint) -> Iterator[int]:
     """Reads every weight; yields bytes read, piece by piece.
 
     Raises:
-        FormatError: a weight that is not finite; the message has its place.
+        FormatError: a weight that is not finite; the message has its place. Or a file that changed.
     """
     for name, tensor in checkpoint.tensors.items():
         where = f"{checkpoint.source}: tensor {name}"
@@ -115,7 +115,7 @@ def check_finite(checkpoint: Checkpoint) -> Iterator[int]:
             _check_rows(rows, first, where)
             rows.release()
             yield rows.nbytes
-        tensor.release()
+        tensor.finish()
 
 
 def _row_bytes(tensor: Tensor) -> int:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starcoder.errors import FormatError
+from starcoder.mapped_file import MappedFile
 
 __all__ = ["JoinedTensor", "Tensor", "TensorType", "Weights"]
 
@@ -104,20 +105,40 @@ class Tensor:
         return Tensor(self.type, (len(data) // row_bytes, *self.shape[1:]), data)
 
     def pieces(self) -> Iterator[NDArray[np.uint8]]:
-        """All bytes in order, as copies of a few MB; what was copied leaves memory again."""
+        """All bytes in order, as copies of a few MB; what was copied leaves memory again.
+
+        Raises:
+            FormatError: the file changed meanwhile; said after the last piece.
+        """
         for start in range(0, self.nbytes, _PIECE_BYTES):
             piece = self.data[start : start + _PIECE_BYTES]
             yield piece.copy()
             _advise(piece, "MADV_DONTNEED")
-        self.release()
+        self.finish()
 
     def prefetch(self) -> None:
         """Asks for a mapped file's bytes to be read from disk while other work goes on."""
         _advise(self.data, "MADV_WILLNEED")
 
+    def finish(self) -> None:
+        """Lets go of the memory, after all bytes were read.
+
+        Raises:
+            FormatError: the file changed since it was opened.
+        """
+        self.release()
+        for file in self.files():
+            file.check()
+
     def release(self) -> None:
         """Lets go of the memory of a mapped file's bytes; they are read again if asked for."""
         _advise(self.data, "MADV_DONTNEED")
+
+    def files(self) -> Iterator[MappedFile]:
+        """The files that the bytes lie in: one, or none."""
+        file = _file(self.data)
+        if file is not None:
+            yield file
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Tensor):
@@ -166,6 +187,10 @@ class JoinedTensor(Tensor):
         for part in self._parts:
             yield from part.pieces()
 
+    def files(self) -> Iterator[MappedFile]:  # noqa: D102
+        for part in self._parts:
+            yield from part.files()
+
     def prefetch(self) -> None:  # noqa: D102
         for part in self._parts:
             part.prefetch()
@@ -192,15 +217,21 @@ class Weights(Protocol):
 
 def _advise(data: NDArray[np.uint8], advice: str) -> None:
     """Tells the system what to do with the whole pages of a file's mapping inside `data`."""
+    file = _file(data)
+    if file is None or not hasattr(mmap, advice):
+        return
+    start = data.ctypes.data - np.frombuffer(file, np.uint8).ctypes.data
+    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = (start + data.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
+    if length > 0:
+        file.madvise(getattr(mmap, advice), first, length)
+
+
+def _file(data: NDArray[np.uint8]) -> MappedFile | None:
+    """The file that these bytes lie in, if they do."""
     owner: object = data
     while isinstance(owner, np.ndarray):
         owner = owner.base
     if isinstance(owner, memoryview):
         owner = owner.obj
-    if not (isinstance(owner, mmap.mmap) and hasattr(mmap, advice)):
-        return
-    start = data.ctypes.data - np.frombuffer(owner, np.uint8).ctypes.data
-    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-    length = (start + data.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
-    if length > 0:
-        owner.madvise(getattr(mmap, advice), first, length)
+    return owner if isinstance(owner, MappedFile) else None

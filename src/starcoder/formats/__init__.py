@@ -37,8 +37,8 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
     """The model at `path`: a GGUF file, a legacy ggml `.bin` file or a Hugging Face directory.
 
     What the user should know of it is in `notices`, and goes to the log of the name "starcoder".
-    Files are mapped into memory, so the weights take no memory until they are used and no file
-    may change while its `Checkpoint` lives; replace model files by renaming.
+    Files are mapped into memory, so the weights take no memory until they are used. What reads
+    them says so if a file changed meanwhile; replace model files by renaming.
 
     >>> read("starcoderbase-1b-q4_0.gguf").config.n_layers  # doctest: +SKIP
     24
@@ -47,6 +47,7 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
         FormatError: no model there, or one that is damaged or of an unknown kind.
     """
     checkpoint = _read(Path(path))
+    checkpoint.check_files()
     for notice in checkpoint.notices:
         _log.warning("%s: %s", checkpoint.source, notice)
     return checkpoint

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import json
-import mmap
 import os
 import stat
 import struct
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starcoder.errors import FormatError, MemoryLimitError
+from starcoder.mapped_file import MappedFile
 from starcoder.tensor import Tensor, TensorType
 
 __all__ = ["DAMAGED", "Cursor", "load_json", "map_file", "read_json", "reject", "settle", "shown"]
@@ -38,11 +38,8 @@ def reject(path: Path, what: str, found: str, expected: str, advice: str = "") -
     raise FormatError(where, shown(found), expected, advice)
 
 
-def map_file(path: Path) -> mmap.mmap:
-    """The file as read-only memory; pages are read from disk when they are first looked at.
-
-    The mapping lives as long as a view of it. A file that shrinks while it is mapped ends the
-    process (SIGBUS): replace model files by renaming, never write into them.
+def map_file(path: Path) -> MappedFile:
+    """The file as read-only memory, which lives as long as a view of it.
 
     Raises:
         FormatError: no such file, no permission, an empty file, a device or a pipe.
@@ -54,7 +51,7 @@ def map_file(path: Path) -> mmap.mmap:
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise FormatError(str(path), "an empty file", "a model", DAMAGED)
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return MappedFile(file)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         advice = "check the path and its permissions"
@@ -71,7 +68,7 @@ class Cursor:
     """
 
     name: str  # of the file, for messages
-    data: mmap.mmap
+    data: MappedFile
     pos: int = 0
 
     @property

@@ -35,14 +35,17 @@ _ARCHITECTURES: dict[str, Callable[[Checkpoint], Model]] = {"gpt_bigcode": GPTBi
 
 
 def build(checkpoint: Checkpoint) -> Model:
-    """The model of a checkpoint, its weights packed for this machine.
+    """The model of a checkpoint, its weights packed for this machine; it needs no file any more.
 
     Raises:
-        FormatError: an unknown architecture, or weights that do not fit it.
+        FormatError: an unknown architecture, weights that do not fit it, or a file that changed
+            meanwhile.
         MemoryLimitError: no memory for the weights.
     """
     name = checkpoint.config.architecture
     if name not in _ARCHITECTURES:
         where = f"{checkpoint.source}: architecture"
         raise FormatError(where, repr(name), " or ".join(_ARCHITECTURES))
-    return _ARCHITECTURES[name](checkpoint)
+    model = _ARCHITECTURES[name](checkpoint)
+    checkpoint.check_files()
+    return model
