@@ -14,8 +14,8 @@ namespace starcoder {
 
 namespace {
 
-// Read by a signal handler, which may wait for nobody: slots are never moved, only added and reused.
-// `start` is written last and cleared first.
+// Read by a signal handler, which may wait for nobody: slots are never moved, only added and
+// reused. `start` is written last and cleared first.
 struct Mapping {
     std::atomic<uintptr_t> start{0};  // 0: free
     std::atomic<size_t> length{0};
@@ -28,7 +28,7 @@ using Block = std::array<Mapping, kBlockLen>;
 std::mutex mutex;  // of those who add
 std::array<std::atomic<Block*>, kMaxBlocks> blocks{};
 
-struct sigaction previous;                   // whoever handles the signal where it is not ours
+struct sigaction previous;                    // whoever handles the signal where it is not ours
 std::atomic<const void*> passed_on{nullptr};  // the last address of which `previous` was told
 
 Mapping& mapping_of(int number) { return (*blocks[number / kBlockLen])[number % kBlockLen]; }

@@ -13,6 +13,8 @@ import os
 from io import BufferedReader
 from typing import NamedTuple
 
+import numpy as np
+
 from starcoder import _core
 from starcoder.errors import FormatError
 
@@ -45,7 +47,7 @@ class MappedFile(mmap.mmap):
         self.name = os.fsdecode(file.name)
         self._path = _absolute(self.name)
         self._state = _state(os.fstat(file.fileno()))
-        self._number = _core.watch_mapping(self)
+        self._number = _core.watch_mapping(np.frombuffer(self, np.uint8))
         return self
 
     def check(self) -> None:
