@@ -79,7 +79,9 @@ def main() -> None:
         for pair in options.python:
             folder, _, python = pair.partition("=")
             script = str(HERE / "with_transformers.py")
-            subprocess.run([*python.split(), script, model, out / folder], check=True)
+            # By relative names: transformers writes them down.
+            command = [*python.split(), script, "model", f"out/{folder}"]
+            subprocess.run(command, check=True, cwd=name)
         for readme in out.glob("*/*/README.md"):
             readme.unlink()  # not of ours
         with tarfile.open(ARCHIVE, "w:xz") as archive:
