@@ -36,6 +36,8 @@ _STRANGERS = {  # first bytes of files that people try, and what to do with them
 def read(path: str | os.PathLike[str]) -> Checkpoint:
     """The model at `path`: a GGUF file, a legacy ggml `.bin` file or a Hugging Face directory.
 
+    A file of such a directory, as its config.json, stands for the directory.
+
     What the user should know of it is in `notices`, and goes to the log of the name "starcoder".
     Files are mapped into memory, so the weights take no memory until they are used and no file
     may change while its `Checkpoint` lives; replace model files by renaming.
@@ -58,6 +60,9 @@ def _read(path: Path) -> Checkpoint:
     magic = map_file(path)[: len(gguf.MAGIC)]
     reader = _READERS.get(magic)
     if reader is None:
+        folder = hf.folder_of(path)
+        if folder is not None:
+            return hf.read(folder)
         found, advice = _STRANGERS.get(magic, (f"a file that starts with {magic!r}", ""))
         raise FormatError(str(path), found, _KNOWN, advice)
     return reader(path)

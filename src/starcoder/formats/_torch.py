@@ -24,6 +24,7 @@ from starcoder.formats._zip import MAGIC, Entry, read_directory
 __all__ = ["MAGIC", "read_torch"]
 
 _MAX_DIMS = 8
+_WRAPS = ("model", "state_dict", "model_state_dict", "module")  # keys of a table in a table
 _OLD = "load it with torch 1.6 or newer and save the model as safetensors"
 
 _NUMBERS = {  # types of storage; the last three are of masks that old versions saved
@@ -77,6 +78,16 @@ def _check_order(cursor: Cursor, files: dict[str, Entry]) -> None:
         cursor.fail("byteorder", "another byte order", "little", "save it on a common machine")
 
 
+def _unwrap(value: Any) -> Any:
+    """The table of tensors that stands in a table, beside plain values alone, as some save it."""
+    inner = [v for k, v in value.items() if k in _WRAPS] if type(value) is dict else []
+    if len(inner) == 1 and type(inner[0]) is dict:
+        others = [type(v) for v in value.values() if v is not inner[0]]
+        if all(kind in (int, str, bool, type(None)) for kind in others):
+            return inner[0]
+    return value
+
+
 class _Torch:
     """One file: what its pickle's names and persistent ids stand for."""
 
@@ -93,7 +104,7 @@ class _Torch:
             b"torch._utils _rebuild_parameter": Name("parameter", self.parameter),
         }
         machine = Machine(self.cursor.data[start:end], names, self.storage, self.fail)
-        table = machine.run()
+        table = _unwrap(machine.run())
         if type(table) is not dict:
             self.fail(f"a {type(table).__name__}", "a table of tensors", UNSAFE)
         for name, value in table.items():
