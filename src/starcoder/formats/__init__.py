@@ -15,10 +15,11 @@ from starcoder.checkpoint import Checkpoint
 from starcoder.errors import FormatError
 from starcoder.formats import _ggml_writer, _gguf_writer, ggml, gguf, hf
 from starcoder.formats._bytes import map_file
+from starcoder.formats._ggml_losses import losses
 from starcoder.formats._gguf_carry import carried_keys
 from starcoder.tensor import Weights
 
-__all__ = ["read", "write"]
+__all__ = ["losses", "read", "write"]
 
 _log = logging.getLogger("starcoder")
 
@@ -74,6 +75,7 @@ def write(
     weights: Mapping[str, Weights] | None = None,
     *,
     legacy: bool = False,
+    force: bool = False,
     file_type: int | None = None,
     origin: Mapping[str, str] | None = None,
     on_start: Callable[[int], None] | None = None,
@@ -88,6 +90,7 @@ def write(
         checkpoint: the model.
         weights: what to write in place of the checkpoint's tensors, by the same names.
         legacy: write ggml's legacy format.
+        force: write it although it cannot say all of this vocabulary.
         file_type: llama.cpp's number for this mix of types; by default that of most weights.
         origin: where the model came from, as more keys of a GGUF file.
         on_start: is told how many bytes the file will have.
@@ -99,7 +102,7 @@ def write(
     chosen: Mapping[str, Weights] = checkpoint.tensors if weights is None else weights
     if legacy:
         return _ggml_writer.write(
-            Path(path), checkpoint, chosen, on_start=on_start, on_bytes=on_bytes
+            Path(path), checkpoint, chosen, force=force, on_start=on_start, on_bytes=on_bytes
         )
     is_gguf = checkpoint.format.startswith("GGUF")
     return _gguf_writer.write(

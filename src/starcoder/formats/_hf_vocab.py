@@ -29,6 +29,7 @@ class Spelled(NamedTuple):
     path: Path  # of the tokens, for messages
     vocab: Any  # byte-level text of each token, and its id
     added: Mapping[int, bytes]  # tokens matched whole
+    merges: str  # where the merges stand, for messages
     lefts: list[str]  # of each merge
     rights: list[str]
     split_digits: bool
@@ -103,7 +104,7 @@ def join(spelled: Spelled, n_vocab: int, notices: list[str]) -> Vocab:
     _note(beyond, spelled.nameless & lacking, n_vocab, notices)
     return Vocab(
         tokens=tuple(tokens),
-        merges=merge_ids(spelled.lefts, spelled.rights, ids, f"{path}: merges"),
+        merges=merge_ids(spelled.lefts, spelled.rights, ids, spelled.merges),
         special_ids=frozenset(added),
         eos_id=None,
         split_digits=spelled.split_digits,

@@ -48,6 +48,7 @@ def read_tokenizer(path: Path) -> Spelled:
         path,
         model.get("vocab"),
         read_added(path, "added_tokens", [(e.get("id"), e.get("content")) for e in entries]),
+        f"{path}: merges",
         *_merge_parts(path, model.get("merges")),
         split_digits=_splits_digits(path, tokenizer.get("pre_tokenizer")),
     )

@@ -40,30 +40,26 @@ def read_vocab_files(folder: Path, notices: list[str]) -> Spelled:
     """
     path = folder / "vocab.json"
     vocab = load_table(path)
-    merges = _merge_lines(folder / "merges.txt")
+    merges_path = folder / "merges.txt"
+    merges = _merge_lines(merges_path)
     config = _table(folder / "tokenizer_config.json")
     _check_class(folder / "tokenizer_config.json", config)
     added = _added_tokens(folder, config)
-    known = set(added.values())
-    nameless = set()
-    for text in _special_texts(folder, config):
-        raw = as_bytes(folder, "special tokens", text)
-        token_id = vocab.get(text)
+    named = {as_bytes(folder, "special tokens", text) for text in _special_texts(folder, config)}
+    nameless = named - set(added.values())
+    for raw in sorted(named | SPECIAL_NAMES):
+        token_id = vocab.get(raw.decode())
         if type(token_id) is int and token_id >= 0:
             added.setdefault(token_id, raw)
-        elif raw not in known:
-            nameless.add(raw)
-    for name in SPECIAL_NAMES:
-        token_id = vocab.get(name.decode())
-        if type(token_id) is int and token_id >= 0:
-            added.setdefault(token_id, name)
+            nameless.discard(raw)
     split_digits = not any(map(_DIGIT.search, merges))
     if split_digits or config.get("tokenizer_class") not in _GPT2:
         how = "every digit stands apart" if split_digits else "digits are joined, as GPT-2's are"
         why = "no merge has one" if split_digits else "its merges join them"
         notices.append(f"vocab.json does not say how text is split: {how}, for {why}")
-    lefts, rights = _halves(folder / "merges.txt", merges)
-    return Spelled(path, vocab, added, lefts, rights, split_digits, frozenset(nameless))
+    halves = _halves(merges_path, merges)
+    where = str(merges_path)
+    return Spelled(path, vocab, added, where, *halves, split_digits, frozenset(nameless))
 
 
 def _table(path: Path) -> dict[str, Any]:
