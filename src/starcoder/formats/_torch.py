@@ -112,7 +112,7 @@ class _Torch:
                 self.fail(f"a {type(value).__name__} as {name[:80]!r}", "tensors only", UNSAFE)
         return {name: tensor.stored for name, tensor in table.items()}
 
-    def fail(self, found: str, expected: str, advice: str = DAMAGED) -> NoReturn:
+    def fail(self, found: str, expected: str, advice: str = "") -> NoReturn:
         self.cursor.fail("data.pkl", found[:200], expected, advice)
 
     def table(self, arguments: tuple[Any, ...]) -> dict[str, Any]:
@@ -136,11 +136,11 @@ class _Torch:
                 self.fail("a storage of another kind", "type, key, place and number of elements")
         entry = self.files.get(f"data/{key}")
         if entry is None:
-            self.fail(f"the storage {key[:80]!r}", "an entry of the file")
+            self.fail(f"the storage {key[:80]!r}", "an entry of the file", DAMAGED)
         expected = entry.end - entry.start
         if count * numbers.size != expected:
             found = f"{count} elements of {numbers.kind} in storage {key[:80]!r}"
-            self.fail(found, f"{expected} bytes, as its entry has")
+            self.fail(found, f"{expected} bytes, as its entry has", DAMAGED)
         return _Storage(numbers, entry)
 
     def tensor(self, arguments: tuple[Any, ...]) -> _Tensor:
@@ -152,13 +152,13 @@ class _Torch:
         if len(rest) > 2 or len(shape) > _MAX_DIMS or len(strides) != len(shape):
             self.fail(f"a tensor of {len(shape)} dimensions", f"at most {_MAX_DIMS}, with strides")
         if not all(type(n) is int and 0 <= n < 1 << 62 for n in (offset, *shape, *strides)):
-            self.fail("a tensor with a size that is none", "whole numbers of at most 62 bits")
+            self.fail("a size that is none", "whole numbers of at most 62 bits", DAMAGED)
         self.check_strides(shape, strides)
         start = storage.entry.start + offset * storage.numbers.size
         n_bytes = math.prod(shape) * storage.numbers.size
         if start + n_bytes > storage.entry.end:
             found = f"shape {shape} from element {offset} on"
-            self.fail(found, f"{storage.entry.end - storage.entry.start} bytes at most")
+            self.fail(found, f"at most {storage.entry.end - storage.entry.start} bytes", DAMAGED)
         self.cursor.pos = start
         return _Tensor(Stored(storage.numbers.kind, shape, self.cursor.view(n_bytes, "data")))
 
