@@ -23,6 +23,7 @@ PAGES = {
     "no doctype": "<html>proxy</html>",
     "xml": "<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>",
     "hub": "Entry not found",
+    "json": '{"error": "Repository not found"}',
     "gated": "Access to model bigcode/starcoder is restricted and you are not in the list.",
 }
 
@@ -214,6 +215,7 @@ def test_code_beside_a_model_of_our_kind_is_not_run_and_that_is_said(
         ("model.onnx", "that it was exported from"),
         ("consolidated.pth", "save_pretrained"),
         ("adapter_model.bin", "merge_and_unload"),
+        ("pytorch_lora_weights.safetensors", "name it model.safetensors"),
     ],
 )
 def test_weights_of_other_programs_are_named(
@@ -222,6 +224,16 @@ def test_weights_of_other_programs_are_named(
     path = write_hf(tmp_path / "hf", tiny)
     (path / "model.safetensors").rename(path / name)
     refused(path, f"weights in {name}", "model.safetensors or pytorch_model.bin", words)
+
+
+@pytest.mark.parametrize("name", ["quantize_config.json", "quant_config.json"])
+def test_quantized_weights_under_a_name_of_their_own_are_named(
+    tmp_path: Path, tiny: TinyModel, name: str
+) -> None:
+    path = write_hf(tmp_path / "hf", tiny)
+    (path / "model.safetensors").rename(path / "gptq_model-4bit-128g.safetensors")
+    (path / name).write_text("{}")
+    refused(path, f"quantized by another program ({name})")
 
 
 @pytest.mark.parametrize("has_config", [True, False])

@@ -37,7 +37,10 @@ _MAX_JSON = 1 << 20
 
 _LFS = b"version https://git-lfs"
 _PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml")
-_ANSWERS = (b"entry not found", b"repository not found", b"invalid username", b"access to model")
+_ANSWERS = (  # of the Hub and its like in place of a file
+    *(b"entry not found", b"repository not found", b"not found", b"404", b"forbidden"),
+    *(b"unauthorized", b"invalid username", b"access to model", b'{"error"'),
+)
 _FETCH = "run `git lfs install` and `git lfs pull` in its folder, or download the file again"
 _AGAIN = "download the file again; is a login or a proxy in between?"
 
@@ -51,6 +54,7 @@ _OTHER_WEIGHTS = {
     ".ckpt": "save the model with save_pretrained",
     ".pt": "save the model with save_pretrained",
     ".pth": "save the model with save_pretrained",
+    ".safetensors": "if it is the whole model, name it model.safetensors",
 }
 
 
@@ -140,6 +144,7 @@ def refuse_adapter(folder: Path) -> None:
     reject(folder, "", f"a {kind} adapter{of}", "a whole model", advice)
 
 
+_QUANTIZED = ("quantize_config.json", "quant_config.json")  # of AutoGPTQ and AutoAWQ
 _WHOLE = ("model.safetensors", "model-0", "pytorch_model")
 
 
@@ -151,6 +156,11 @@ def refuse_weights(folder: Path) -> NoReturn:
     """
     names = _names(folder)
     _refuse_gguf(folder, names)
+    for name in _QUANTIZED:
+        if name in names:
+            found = f"weights quantized by another program ({name})"
+            advice = "use the model that it was made from"
+            reject(folder, "", found, "weights in F32, F16 or BF16", advice)
     for name in names:
         for end, advice in _OTHER_WEIGHTS.items():
             if name.endswith(end):

@@ -17,7 +17,7 @@ import numpy as np
 
 from starcoder.checkpoint import Checkpoint
 from starcoder.config import ModelConfig
-from starcoder.formats._bytes import reject, settle
+from starcoder.formats._bytes import reject, settle, shown
 from starcoder.formats._hf_config import Settings, read_config
 from starcoder.formats._hf_ends import with_ends
 from starcoder.formats._hf_folder import folder_of, refuse_adapter, refuse_config, stranger
@@ -30,6 +30,8 @@ from starcoder.tensor import Tensor
 from starcoder.vocab import Vocab
 
 __all__ = ["folder_of", "read"]
+
+_MAX_NOTICE = 500  # characters
 
 
 def read(path: Path) -> Checkpoint:
@@ -50,7 +52,8 @@ def read(path: Path) -> Checkpoint:
     tensors = settle(_untie(path, settings, tensors), str(path))
     if config.n_kv_heads != 1:
         tensors |= _group_heads(path, config, tensors)
-    return Checkpoint(config, vocab, tensors, "Hugging Face", str(path), tuple(notices))
+    told = tuple(shown(notice, _MAX_NOTICE) for notice in notices)
+    return Checkpoint(config, vocab, tensors, "Hugging Face", str(path), told)
 
 
 def _vocab(path: Path, n_vocab: int, notices: list[str]) -> Vocab:
