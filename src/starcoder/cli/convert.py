@@ -95,7 +95,7 @@ def rewrite(
     started = time.monotonic()
     types, notes = quantize.plan(checkpoint, choice)
     if choice.legacy:
-        lost = formats.losses(checkpoint.vocab)
+        lost = formats.legacy_losses(checkpoint.vocab)
         notes += [f"{out} has {loss}" for loss in (*(lost.grave if force else ()), *lost.slight)]
     for note in notes:
         _say(task, f"warning: {note}")

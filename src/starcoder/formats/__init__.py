@@ -15,11 +15,11 @@ from starcoder.checkpoint import Checkpoint
 from starcoder.errors import FormatError
 from starcoder.formats import _ggml_writer, _gguf_writer, ggml, gguf, hf
 from starcoder.formats._bytes import map_file
-from starcoder.formats._ggml_losses import losses
+from starcoder.formats._ggml_losses import legacy_losses
 from starcoder.formats._gguf_carry import carried_keys
 from starcoder.tensor import Weights
 
-__all__ = ["losses", "read", "write"]
+__all__ = ["legacy_losses", "read", "write"]
 
 _log = logging.getLogger("starcoder")
 

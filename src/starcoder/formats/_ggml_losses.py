@@ -14,7 +14,7 @@ import numpy as np
 from starcoder.formats.ggml import vocab_of
 from starcoder.vocab import Vocab
 
-__all__ = ["Losses", "losses"]
+__all__ = ["Losses", "legacy_losses"]
 
 
 class Losses(NamedTuple):
@@ -24,7 +24,7 @@ class Losses(NamedTuple):
     slight: list[str]  # to be said
 
 
-def losses(vocab: Vocab) -> Losses:
+def legacy_losses(vocab: Vocab) -> Losses:
     """What a file of this vocabulary would lose.
 
     Raises:

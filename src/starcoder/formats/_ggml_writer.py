@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from starcoder.checkpoint import Checkpoint
 from starcoder.config import ModelConfig
 from starcoder.errors import FormatError, WriteError
-from starcoder.formats._ggml_losses import losses
+from starcoder.formats._ggml_losses import legacy_losses
 from starcoder.formats._order import tensor_order
 from starcoder.formats._write import Piece, write_file
 from starcoder.formats.ggml import _GLOBAL, _LAYER, MAGIC
@@ -99,7 +99,7 @@ def _check(path: Path, config: ModelConfig, weights: Mapping[str, Weights]) -> T
 
 def _check_vocab(path: Path, vocab: Vocab, *, force: bool) -> None:
     try:
-        lost = losses(vocab).grave
+        lost = legacy_losses(vocab).grave
     except FormatError as error:
         found, expected = error.found, "a vocabulary that can be read back"
         raise WriteError(f"{path}: vocabulary", found, expected, _ADVICE) from None

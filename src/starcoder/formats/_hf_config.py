@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from starcoder.config import ACTIVATION_NAMES, ModelConfig
 from starcoder.formats._bytes import load_json, reject, shown
-from starcoder.formats._hf_folder import check_file
+from starcoder.formats._hf_files import check_file
 
 __all__ = ["Settings", "read_config"]
 

@@ -17,14 +17,15 @@ from typing import Any
 from starcoder.errors import FormatError
 from starcoder.formats._bytes import map_file, reject, shown
 from starcoder.formats._hf_config import Settings
-from starcoder.formats._hf_folder import load_optional
+from starcoder.formats._hf_files import load_optional
+from starcoder.formats._hf_names import listed
 from starcoder.vocab import Vocab
 
 __all__ = ["template_ends", "with_ends"]
 
 _GPT2_END = 50256
 _END_OF_TEXT = "<|endoftext|>"
-_MAX_TEMPLATE = 1 << 18  # bytes; those of the family have 1 kB
+_MAX_TEMPLATES = 1 << 16  # characters of all; those of the family have 1 kB
 
 # What follows a message of the assistant in the templates that are about.
 _TURN_ENDS = (
@@ -94,16 +95,18 @@ class _Names:
         have; they mean their own `<|endoftext|>`.
         """
         key = f"{kind}_token_id"
-        value = table.get(key)
+        value, end = table.get(key), self.find(_END_OF_TEXT)
+        strange = []
         for token_id in value if isinstance(value, list) else [value]:
-            end = self.find(_END_OF_TEXT)
             if type(token_id) is int and 0 <= token_id < self.n_vocab:
                 yield token_id
             elif token_id == _GPT2_END and end is not None:
                 yield end
             elif token_id is not None:
-                what = f"{file}: {key} {shown(repr(token_id), 40)}"
-                self.notices.append(f"{what} is no id of the vocabulary (0 to {self.n_vocab - 1})")
+                strange.append(shown(repr(token_id), 40))
+        if strange:
+            known = f"an id of the vocabulary (0 to {self.n_vocab - 1})"
+            self.notices.append(f"{file}: {key} is not {known}: {listed(strange)}")
 
     def texts(self, file: str, table: Mapping[str, Any]) -> Iterator[int]:
         """The id of the end token that a file spells."""
@@ -126,9 +129,11 @@ class _Names:
 def _chat_ends(
     folder: Path, tokenizer: Mapping[str, Any], names: _Names, notices: list[str]
 ) -> Iterator[int]:
+    left = _MAX_TEMPLATES
     for template in _templates(folder, tokenizer, notices):
-        for text in template_ends(template, names.by_text):
-            token_id = names.find(text)
+        text, left = template[:left], max(0, left - len(template))
+        for end in template_ends(text, names.by_text):
+            token_id = names.find(end)
             if token_id is not None:
                 yield token_id
 
@@ -140,11 +145,11 @@ def _templates(folder: Path, tokenizer: Mapping[str, Any], notices: list[str]) -
     for entry in entries:
         text = entry.get("template") if isinstance(entry, dict) else entry
         if isinstance(text, str):
-            yield text[:_MAX_TEMPLATE]
+            yield text
     path = folder / "chat_template.jinja"
     if os.path.exists(path):
         try:
-            yield map_file(path)[:_MAX_TEMPLATE].decode("utf-8", "replace")
+            yield map_file(path)[:_MAX_TEMPLATES].decode("utf-8", "replace")
         except FormatError as error:
             notices.append(f"{path.name} is not used: found {error.found}")
 

@@ -1,30 +1,22 @@
 """What a Hugging Face directory is before anything of it is read, and what it is not.
 
-People have folders of adapters, of other frameworks, or half a download: pointers of git-lfs, web
-pages under the name of a file. Each is refused here by its name, with what to do. What the files
-of a good folder mean, its readers know.
+People have folders of adapters, of other programs' weights, of GGUF files, or give one file of a
+folder. Each is refused here by its name, with what to do, or understood. What the files of a good
+folder mean, its readers know.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from starcoder.errors import FormatError
-from starcoder.formats._bytes import load_json, reject, shown
+from starcoder.formats._bytes import reject, shown
+from starcoder.formats._hf_files import load_table
 
-__all__ = [
-    "check_file",
-    "folder_of",
-    "load_optional",
-    "refuse_adapter",
-    "refuse_weights",
-    "stranger",
-]
+__all__ = ["folder_of", "refuse_adapter", "refuse_config", "refuse_weights"]
 
 _PART = re.compile(
     r"(pytorch_model|model)(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?"
@@ -33,16 +25,6 @@ _PART = re.compile(
 )
 _ADAPTER = re.compile(r"adapter_(config\.json|model\.(safetensors|bin))")
 _NEEDED = "a folder with config.json, the tokenizer and the weights"
-_MAX_JSON = 1 << 20
-
-_LFS = b"version https://git-lfs"
-_PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml")
-_ANSWERS = (  # of the Hub and its like in place of a file
-    *(b"entry not found", b"repository not found", b"not found", b"404", b"forbidden"),
-    *(b"unauthorized", b"invalid username", b"access to model", b'{"error"'),
-)
-_FETCH = "run `git lfs install` and `git lfs pull` in its folder, or download the file again"
-_AGAIN = "download the file again; is a login or a proxy in between?"
 
 # Weights that other programs read, by the ends of their names, and where to go from there.
 _OTHER_WEIGHTS = {
@@ -76,51 +58,6 @@ def folder_of(path: Path) -> Path | None:
     return path.parent
 
 
-def stranger(path: Path) -> tuple[str, str] | None:
-    """What a file is that only has the name of the right one, and what to do; None if unknown."""
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            return None
-        with open(path, "rb") as file:
-            head = file.read(256)
-    except OSError:
-        return None  # whoever reads it says why it cannot be read
-    start = head.lstrip().lower()
-    if start.startswith(_LFS):
-        return "a git-lfs pointer instead of the file", _FETCH
-    if start.startswith((*_PAGES, *_ANSWERS)):
-        line = head.decode("latin-1").strip().splitlines()[0]
-        return f"a web page or its error, {shown(line, 60)!r}", _AGAIN
-    return None
-
-
-def check_file(path: Path) -> Path:
-    """The same path.
-
-    Raises:
-        FormatError: a git-lfs pointer, or a web page, in place of the file.
-    """
-    odd = stranger(path)
-    if odd is not None:
-        found, advice = odd
-        reject(path, "", found, "the file itself", advice)
-    return path
-
-
-def load_optional(path: Path, notices: list[str]) -> dict[str, Any]:
-    """The JSON object of a file that a model can do without: empty if there is none, or a bad one.
-
-    A bad one is worth a notice, not an end: weights and vocabulary are whole without it.
-    """
-    if not os.path.exists(path):
-        return {}
-    try:
-        return load_json(check_file(path), _MAX_JSON)
-    except FormatError as error:
-        notices.append(f"{path.name} is not used: found {error.found}")
-        return {}
-
-
 # ------------------------------------------------------------------------------------------------
 # Folders of something else
 
@@ -135,8 +72,7 @@ def refuse_adapter(folder: Path) -> None:
     names = _names(folder)
     if "adapter_config.json" not in names or any(name.startswith(_WHOLE) for name in names):
         return
-    check_file(config)
-    table = load_json(config, _MAX_JSON)
+    table = load_table(config)
     base, kind = (table.get(key) for key in ("base_model_name_or_path", "peft_type"))
     kind = kind if isinstance(kind, str) else "PEFT"
     of = f" of {base}" if isinstance(base, str) else ""

@@ -12,15 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from starcoder.formats._byte_level import MAX_TOKEN_LEN, MAX_TOKENS, merge_ids, token_bytes
-from starcoder.formats._bytes import map_file, read_json, reject
-from starcoder.formats._hf_folder import check_file
+from starcoder.formats._bytes import reject
 from starcoder.formats._hf_names import listed
 from starcoder.vocab import Vocab
 
-__all__ = ["Spelled", "as_bytes", "join", "load_table", "read_added"]
-
-_MAX_LEN = 16 << 20  # bytes; StarCoder's has 2 MB, 4 MB with merges as lists
-_MAX_BRACKETS, _MAX_COMMAS = 1 << 17, 1 << 18  # bound what its values take in memory
+__all__ = ["Spelled", "as_bytes", "join", "read_added"]
 
 
 class Spelled(NamedTuple):
@@ -34,21 +30,6 @@ class Spelled(NamedTuple):
     rights: list[str]
     split_digits: bool
     nameless: frozenset[bytes] = frozenset()  # special tokens that have no id
-
-
-def load_table(path: Path) -> dict[str, Any]:
-    """A JSON object of at most so many values as a vocabulary has.
-
-    Raises:
-        FormatError: a file that is missing, longer, or holds something else.
-    """
-    data = map_file(check_file(path))
-    if len(data) > _MAX_LEN:
-        reject(path, "", f"{len(data)} bytes", f"at most {_MAX_LEN}")
-    raw = data[:]
-    if raw.count(b"[") + raw.count(b"{") > _MAX_BRACKETS or raw.count(b",") > _MAX_COMMAS:
-        reject(path, "", "more values than a vocabulary has", f"at most {_MAX_COMMAS} values")
-    return read_json(raw, str(path))
 
 
 def read_added(path: Path, key: str, pairs: list[tuple[Any, Any]]) -> dict[int, bytes]:

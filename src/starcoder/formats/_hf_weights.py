@@ -17,7 +17,8 @@ import numpy as np
 
 from starcoder.errors import FormatError
 from starcoder.formats._bytes import load_json, reject
-from starcoder.formats._hf_folder import check_file, refuse_weights, stranger
+from starcoder.formats._hf_files import check_file, stranger
+from starcoder.formats._hf_folder import refuse_weights
 from starcoder.formats._hf_names import listed
 from starcoder.formats._safetensors import Stored, read_safetensors
 from starcoder.formats._torch import read_torch

@@ -11,7 +11,8 @@ from typing import Any
 
 from starcoder.formats._byte_level import MAX_TOKENS
 from starcoder.formats._bytes import reject
-from starcoder.formats._hf_vocab import Spelled, load_table, read_added
+from starcoder.formats._hf_files import load_table
+from starcoder.formats._hf_vocab import Spelled, read_added
 
 __all__ = ["read_tokenizer"]
 

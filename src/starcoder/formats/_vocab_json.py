@@ -14,12 +14,12 @@ from typing import Any
 
 from starcoder.formats._byte_level import MAX_TOKEN_LEN, MAX_TOKENS, SPECIAL_NAMES
 from starcoder.formats._bytes import map_file, reject
-from starcoder.formats._hf_folder import check_file
-from starcoder.formats._hf_vocab import Spelled, as_bytes, load_table, read_added
+from starcoder.formats._hf_files import check_file, load_table
+from starcoder.formats._hf_vocab import Spelled, as_bytes, read_added
 
 __all__ = ["has_files", "read_vocab_files"]
 
-_MAX_MERGES = 16 << 20  # bytes; StarCoder's have 440 kB
+_MAX_MERGES = 4 << 20  # bytes; StarCoder's have 440 kB
 _GPT2 = ("GPT2Tokenizer", "GPT2TokenizerFast")
 _CLASSES = (None, *_GPT2, "PreTrainedTokenizerFast", "TokenizersBackend")
 _KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")

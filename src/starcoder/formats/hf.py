@@ -20,7 +20,8 @@ from starcoder.config import ModelConfig
 from starcoder.formats._bytes import reject, settle, shown
 from starcoder.formats._hf_config import Settings, read_config
 from starcoder.formats._hf_ends import with_ends
-from starcoder.formats._hf_folder import folder_of, refuse_adapter, refuse_config, stranger
+from starcoder.formats._hf_files import stranger
+from starcoder.formats._hf_folder import folder_of, refuse_adapter, refuse_config
 from starcoder.formats._hf_names import canonical
 from starcoder.formats._hf_vocab import join
 from starcoder.formats._hf_weights import read_weights
