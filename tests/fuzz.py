@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import io
 import json
+import logging
 import os
 import resource
 import signal
@@ -65,6 +66,7 @@ def exercise(path: Path, enter: Callable[[str], None]) -> None:
     """Everything that can be done with a model file."""
     enter("read")
     checkpoint = formats.read(path)
+    assert all(n.isprintable() and len(n) < 1000 for n in checkpoint.notices), "unclear notice"
     enter("inspect")
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         inspect(path, as_json=True, check=True)
@@ -94,9 +96,8 @@ def convert(checkpoint: Checkpoint, out: Path, legacy: bool, kind: str | None) -
     """Write the model as another; what was written can be read."""
     choice = quantize.Choice(mix=mix.find_mix(kind) if kind else None, legacy=legacy)
     types, _ = quantize.plan(checkpoint, choice)
-    formats.write(
-        out, checkpoint, quantize.quantize(checkpoint, types, legacy=legacy), legacy=legacy
-    )
+    weights = quantize.quantize(checkpoint, types, legacy=legacy)
+    formats.write(out, checkpoint, weights, legacy=legacy, force=True)
     try:
         formats.read(out)
     except FormatError as error:
@@ -121,6 +122,7 @@ def _child(path: Path, pipe: int) -> None:
 
     ops.set_n_threads(1)
     warnings.simplefilter("error")
+    logging.disable()
     kind, message = "works", ""
     try:
         exercise(path, enter)

@@ -32,6 +32,7 @@ from conftest import (
     write_legacy,
 )
 from damage import EDGES, damage_bytes, damage_json, gguf_fields, header_fields, legacy_fields
+from mutant_folders import disagree, older_vocab
 from starcoder.tensor import TensorType
 from torch_file import number, storage, table, tensor, write_hf_bin, write_zip
 from weights import random_tensor
@@ -212,6 +213,18 @@ def _hf(rng: random.Random) -> Files:
     return damage_directory(rng, files, "")
 
 
+def _vocab(rng: random.Random) -> Files:
+    """The older files of a vocabulary, each as likely wrong as the others."""
+    files = older_vocab(_directories()[1])
+    weights = files.pop("model.safetensors")
+    return damage_directory(rng, files, "") | {"model.safetensors": weights}
+
+
+def _index(rng: random.Random) -> Files:
+    shards, whole, torch_shards = _directories()
+    return disagree(rng, shards, [whole, torch_shards])
+
+
 def _torch(rng: random.Random) -> Files:
     if rng.random() < 0.5:
         return damage_pickle(rng)
@@ -224,6 +237,8 @@ FORMATS: dict[str, Callable[[random.Random], Files]] = {
     "legacy": damage_legacy,
     "hf": _hf,
     "pytorch": _torch,
+    "hf-vocab": _vocab,
+    "hf-index": _index,
 }
 
 

@@ -621,8 +621,8 @@ def test_bytes_after_the_last_legacy_tensor_are_refused(tmp_path: Path, tiny: Ti
         ("num_key_value_heads", 2),
         ("layer_norm_epsilon", 0.0),
         ("layer_norm_epsilon", "1e-5"),
-        ("eos_token_id", 320),
-        ("bos_token_id", -1),
+        ("eos_token_id", "0"),
+        ("bos_token_id", [0, True]),
         ("tie_word_embeddings", False),
     ],
 )
@@ -782,19 +782,12 @@ def test_shards_have_plain_names(tmp_path: Path, tiny: TinyModel, name: Any) -> 
     fails(path, "weight_map", "plain name")
 
 
-def test_shards_hold_what_the_index_says(tmp_path: Path, tiny: TinyModel) -> None:
+def test_shards_that_lack_tensors_are_refused(tmp_path: Path, tiny: TinyModel) -> None:
     path = write_hf(tmp_path / "hf", tiny, n_shards=2)
-    index = path / "model.safetensors.index.json"
-    table = json.loads(index.read_text())
-    for change in ({WPE: None}, {"transformer.more": table["weight_map"][WPE]}):
-        placed = {k: v for k, v in (table["weight_map"] | change).items() if v}
-        index.write_text(json.dumps({"weight_map": placed}))
-        fails(path, "tensor transformer.")
-    index.write_text(json.dumps(table))
     shutil.copy(
         path / "model-00001-of-00002.safetensors", path / "model-00002-of-00002.safetensors"
     )
-    fails(path, "tensor transformer.")
+    fails(path, "weights: found no ", "a part of the download is missing")
 
 
 # ------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ Readers in `formats` fill it; `models` build from it. It knows neither files nor
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 from starcoder.errors import FormatError
@@ -31,6 +30,8 @@ _LIMITS = {
     "n_heads": 1 << 12,
     "n_kv_heads": 1 << 12,
 }
+
+_MIN_EPS = 1e-37  # less is not a normal number of 32 bits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +65,9 @@ class ModelConfig:
         if self.n_heads % self.n_kv_heads:
             found, expected = str(self.n_kv_heads), f"a divisor of n_heads = {self.n_heads}"
             raise self._error("n_kv_heads", found, expected)
-        if not (math.isfinite(self.norm_eps) and 0 < self.norm_eps < 1):
-            raise self._error("norm_eps", repr(self.norm_eps), "a number between 0 and 1")
+        if not _MIN_EPS <= self.norm_eps < 1:  # nor is a NaN
+            expected = f"a number from {_MIN_EPS} to 1"
+            raise self._error("norm_eps", repr(self.norm_eps), expected)
         if self.activation not in ACTIVATIONS:
             raise self._error("activation", repr(self.activation), " or ".join(ACTIVATIONS))
 

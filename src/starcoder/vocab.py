@@ -28,6 +28,10 @@ def _byte_text() -> str:
 BYTE_TEXT = _byte_text()
 
 
+# Of a document, and of a turn in a chat: StarChat's, OpenChat's, ChatML's.
+_END_NAMES = ("<|endoftext|>", "<|end|>", "<|end_of_turn|>", "<|im_end|>")
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Vocab:
     """The vocabulary of a byte-level BPE tokenizer.
@@ -72,8 +76,8 @@ class Vocab:
     @property
     def end_ids(self) -> frozenset[int]:
         """The ids at which generation stops: end of document, end of a chat turn, what else."""
-        named = (self.find("<|endoftext|>"), self.find("<|end|>"), self.find("<|end_of_turn|>"))
-        return self.other_end_ids.union(i for i in (self.eos_id, *named) if i is not None)
+        found = (self.eos_id, *map(self.find, _END_NAMES))
+        return self.other_end_ids.union(i for i in found if i is not None)
 
 
 def recover_merges(tokens: Sequence[bytes], special_ids: Collection[int]) -> NDArray[np.int32]:

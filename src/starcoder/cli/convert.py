@@ -20,13 +20,17 @@ if TYPE_CHECKING:
     from starcoder.checkpoint import Checkpoint
     from starcoder.quantize import Choice
 
-__all__ = ["convert", "is_legacy", "rewrite"]
+__all__ = ["Force", "Threads", "convert", "is_legacy", "origin_of", "rewrite"]
 
 _FORMATS = {"gguf": False, "ggml": True}
 _SUFFIXES = {".gguf": False, ".bin": True}
 
 Threads = Annotated[
     int | None, typer.Option("-t", "--threads", min=1, max=1024, help="Default: all cores.")
+]
+
+Force = Annotated[
+    bool, typer.Option("--force", help="Write a legacy file though it cannot say all of this.")
 ]
 
 
@@ -43,6 +47,7 @@ def convert(
         str | None, typer.Option("--revision", help="Branch, tag or commit on the Hub.")
     ] = None,
     threads: Threads = None,
+    force: Force = False,
 ) -> int:
     """Convert a model to a GGUF or a legacy ggml file, of any type."""
     from starcoder import formats, mix, quantize
@@ -54,7 +59,8 @@ def convert(
     if chosen is None and checkpoint.format == "Hugging Face":
         chosen = mix.find_mix("f16")
     quantize.use_threads(threads)
-    rewrite("convert", checkpoint, out, quantize.Choice(mix=chosen, legacy=legacy), origin)
+    choice = quantize.Choice(mix=chosen, legacy=legacy)
+    rewrite("convert", checkpoint, out, choice, origin, force=force)
     return 0
 
 
@@ -72,13 +78,25 @@ def is_legacy(out: Path, name: str | None, default: bool | None = None) -> bool:
 
 
 def rewrite(
-    task: str, checkpoint: Checkpoint, out: Path, choice: Choice, origin: dict[str, str]
+    task: str,
+    checkpoint: Checkpoint,
+    out: Path,
+    choice: Choice,
+    origin: dict[str, str],
+    *,
+    force: bool = False,
 ) -> None:
-    """Write the checkpoint to `out` in the types of `choice`, and say what becomes of it."""
+    """Write the checkpoint to `out` in the types of `choice`, and say what becomes of it.
+
+    With `force` what a legacy file cannot say is a warning, and else an error.
+    """
     from starcoder import formats, quantize
 
     started = time.monotonic()
     types, notes = quantize.plan(checkpoint, choice)
+    if choice.legacy:
+        lost = formats.legacy_losses(checkpoint.vocab)
+        notes += [f"{out} has {loss}" for loss in (*(lost.grave if force else ()), *lost.slight)]
     for note in notes:
         _say(task, f"warning: {note}")
     _say(task, f"model size = {checkpoint.nbytes / 2**20:.2f} MB | {checkpoint.type_name}")
@@ -89,6 +107,7 @@ def rewrite(
             checkpoint,
             weights,
             legacy=choice.legacy,
+            force=force,
             file_type=choice.mix.number if choice.mix else None,
             origin=origin,
             on_start=progress.start,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from starcoder.cli.convert import Threads, is_legacy, origin_of, rewrite
+from starcoder.cli.convert import Force, Threads, is_legacy, origin_of, rewrite
 from starcoder.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def quantize(
         typer.Option("--tensor-type", metavar="PATTERN=T", help="Type of tensors of such a name."),
     ] = None,
     threads: Threads = None,
+    force: Force = False,
 ) -> int:
     """Quantize a model file: GGUF to GGUF, legacy to legacy or to GGUF, by the suffix of OUT."""
     from starcoder import formats
@@ -43,7 +44,8 @@ def quantize(
     checkpoint = formats.read(source)
     legacy = is_legacy(out, None, checkpoint.format.startswith("ggml"))
     use_threads(threads)
-    rewrite("quantize", checkpoint, out, replace(choice, legacy=legacy), origin_of(str(source)))
+    choice, origin = replace(choice, legacy=legacy), origin_of(str(source))
+    rewrite("quantize", checkpoint, out, choice, origin, force=force)
     return 0
 
 

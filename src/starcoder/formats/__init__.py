@@ -15,10 +15,11 @@ from starcoder.checkpoint import Checkpoint
 from starcoder.errors import FormatError
 from starcoder.formats import _ggml_writer, _gguf_writer, ggml, gguf, hf
 from starcoder.formats._bytes import map_file
+from starcoder.formats._ggml_losses import legacy_losses
 from starcoder.formats._gguf_carry import carried_keys
 from starcoder.tensor import Weights
 
-__all__ = ["read", "write"]
+__all__ = ["legacy_losses", "read", "write"]
 
 _log = logging.getLogger("starcoder")
 
@@ -35,6 +36,8 @@ _STRANGERS = {  # first bytes of files that people try, and what to do with them
 
 def read(path: str | os.PathLike[str]) -> Checkpoint:
     """The model at `path`: a GGUF file, a legacy ggml `.bin` file or a Hugging Face directory.
+
+    A file of such a directory, as its config.json, stands for the directory.
 
     What the user should know of it is in `notices`, and goes to the log of the name "starcoder".
     Files are mapped into memory, so the weights take no memory until they are used. What reads
@@ -59,6 +62,9 @@ def _read(path: Path) -> Checkpoint:
     magic = map_file(path)[: len(gguf.MAGIC)]
     reader = _READERS.get(magic)
     if reader is None:
+        folder = hf.folder_of(path)
+        if folder is not None:
+            return hf.read(folder)
         found, advice = _STRANGERS.get(magic, (f"a file that starts with {magic!r}", ""))
         raise FormatError(str(path), found, _KNOWN, advice)
     return reader(path)
@@ -70,6 +76,7 @@ def write(
     weights: Mapping[str, Weights] | None = None,
     *,
     legacy: bool = False,
+    force: bool = False,
     file_type: int | None = None,
     origin: Mapping[str, str] | None = None,
     on_start: Callable[[int], None] | None = None,
@@ -84,6 +91,7 @@ def write(
         checkpoint: the model.
         weights: what to write in place of the checkpoint's tensors, by the same names.
         legacy: write ggml's legacy format.
+        force: write it although it cannot say all of this vocabulary.
         file_type: llama.cpp's number for this mix of types; by default that of most weights.
         origin: where the model came from, as more keys of a GGUF file.
         on_start: is told how many bytes the file will have.
@@ -95,7 +103,7 @@ def write(
     chosen: Mapping[str, Weights] = checkpoint.tensors if weights is None else weights
     if legacy:
         return _ggml_writer.write(
-            Path(path), checkpoint, chosen, on_start=on_start, on_bytes=on_bytes
+            Path(path), checkpoint, chosen, force=force, on_start=on_start, on_bytes=on_bytes
         )
     is_gguf = checkpoint.format.startswith("GGUF")
     return _gguf_writer.write(

@@ -21,13 +21,14 @@ __all__ = ["MAX_TOKENS", "MAX_TOKEN_LEN", "SPECIAL_NAMES", "merge_ids", "token_b
 MAX_TOKENS = 1 << 17  # the family has 49,152 to 49,280
 MAX_TOKEN_LEN = 4096  # bytes; StarCoder's longest is 512 spaces
 
-# Special tokens of the family by name, for files that mark none: SantaCoder, StarCoder, StarChat.
+# Special tokens of the family by name, for files that mark none: SantaCoder, StarCoder, StarChat,
+# and chat models that write ChatML.
 SPECIAL_NAMES = frozenset(
     b"""<|endoftext|> <fim-prefix> <fim-middle> <fim-suffix> <fim-pad> <fim_prefix> <fim_middle>
     <fim_suffix> <fim_pad> <filename> <gh_stars> <issue_start> <issue_comment> <issue_closed>
     <jupyter_start> <jupyter_text> <jupyter_code> <jupyter_output> <empty_output> <commit_before>
     <commit_msg> <commit_after> <reponame> <|system|> <|user|> <|assistant|> <|end|>
-    <|end_of_turn|>""".split()
+    <|end_of_turn|> <|im_start|> <|im_end|>""".split()
 )
 
 _FOREIGN = 256  # what characters outside the alphabet map to

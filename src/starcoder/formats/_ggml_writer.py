@@ -2,7 +2,8 @@
 
 The format has multi-head attention only, so the key head and the value head of a multi-query model
 are repeated for every query head. It has one type for all matrices, tanh GELU, an epsilon of 1e-5,
-and a feed-forward part four times as wide as the model; what differs is refused.
+and a feed-forward part four times as wide as the model; what differs is refused. So is a vocabulary
+with more than the format can say, unless its loss is asked for.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 
 from starcoder.checkpoint import Checkpoint
 from starcoder.config import ModelConfig
-from starcoder.errors import WriteError
+from starcoder.errors import FormatError, WriteError
+from starcoder.formats._ggml_losses import legacy_losses
 from starcoder.formats._order import tensor_order
 from starcoder.formats._write import Piece, write_file
 from starcoder.formats.ggml import _GLOBAL, _LAYER, MAGIC
@@ -43,18 +45,21 @@ def write(
     checkpoint: Checkpoint,
     weights: Mapping[str, Weights],
     *,
+    force: bool = False,
     on_start: Callable[[int], None] | None = None,
     on_bytes: Callable[[int], None] | None = None,
 ) -> int:
     """Write the model with these weights; returns the bytes of the file.
 
-    `on_start` is told how many bytes the file will have, `on_bytes` how many were made.
+    `on_start` is told how many bytes the file will have, `on_bytes` how many were made. With
+    `force` what the format cannot say of the vocabulary is lost.
 
     Raises:
         WriteError: the file cannot be written, or the format cannot hold this model.
     """
     config = checkpoint.config
     kind = _check(path, config, weights)
+    _check_vocab(path, checkpoint.vocab, force=force)
     header = _header(config, checkpoint.vocab, kind)
     items = [(name, *_tiled(config, name, weights[name])) for name in tensor_order(weights)]
     heads = [_tensor_header(name, kind, shape) for name, kind, shape, _ in items]
@@ -90,6 +95,17 @@ def _check(path: Path, config: ModelConfig, weights: Mapping[str, Weights]) -> T
         found = " and ".join(sorted(kind.name for kind in kinds))
         raise WriteError(f"{path}: types", found, "one type of ggml's for all matrices", _RETYPE)
     return kinds.pop()
+
+
+def _check_vocab(path: Path, vocab: Vocab, *, force: bool) -> None:
+    try:
+        lost = legacy_losses(vocab).grave
+    except FormatError as error:
+        found, expected = error.found, "a vocabulary that can be read back"
+        raise WriteError(f"{path}: vocabulary", found, expected, _ADVICE) from None
+    if lost and not force:
+        advice = f"{_ADVICE}, or give --force to lose this"
+        raise WriteError(str(path), "; ".join(lost), "the vocabulary as it is", advice)
 
 
 def _is_matrix(name: str) -> bool:

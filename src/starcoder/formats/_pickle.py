@@ -73,10 +73,10 @@ class Machine:
     def finish(self) -> Any:
         value = self.pop(object)
         if self.stack or self.place != len(self.code):
-            self.fail("something beside its value", "one value and the end")
+            self.fail("something beside its value", "one value and the end", DAMAGED)
         return value
 
-    def fail(self, found: str, expected: str, advice: str = DAMAGED) -> NoReturn:
+    def fail(self, found: str, expected: str, advice: str = "") -> NoReturn:
         self._fail(found, expected, advice)
 
     # --------------------------------------------------------------------------------------------
@@ -86,7 +86,7 @@ class Machine:
         start = self.place
         self.place += n
         if self.place > len(self.code):
-            self.fail("an end in the middle of a step", "a whole pickle")
+            self.fail("an end in the middle of a step", "a whole pickle", DAMAGED)
         return self.code[start : self.place]
 
     def number(self, fields: struct.Struct) -> int:
@@ -107,7 +107,7 @@ class Machine:
         try:
             return raw.decode()
         except UnicodeDecodeError:
-            self.fail(f"the text {raw[:16]!r}", "UTF-8")
+            self.fail(f"the text {raw[:16]!r}", "UTF-8", DAMAGED)
 
     def name(self) -> Name:
         """What `module`, line feed, `name`, line feed stands for: the one way that names come."""
@@ -127,10 +127,10 @@ class Machine:
 
     def pop(self, kind: type) -> Any:
         if len(self.stack) <= (self.marks[-1] if self.marks else 0):
-            self.fail("a step that lacks its operands", "a whole pickle")
+            self.fail("a step that lacks its operands", "a whole pickle", DAMAGED)
         value = self.stack.pop()
         if kind is not object and type(value) is not kind:
-            self.fail(f"a {type(value).__name__}", f"a {kind.__name__}")
+            self.fail(f"a {type(value).__name__}", f"a {kind.__name__}", DAMAGED)
         return value
 
     def pop_tuple(self, n: int) -> tuple[Any, ...]:
@@ -138,7 +138,7 @@ class Machine:
 
     def pop_to_mark(self) -> list[Any]:
         if not self.marks:
-            self.fail("a step that lacks its mark", "a whole pickle")
+            self.fail("a step that lacks its mark", "a whole pickle", DAMAGED)
         height = self.marks.pop()
         values = self.stack[height:]
         del self.stack[height:]
@@ -150,7 +150,7 @@ class Machine:
 
     def recall(self, key: int) -> None:
         if key not in self.memo:
-            self.fail(f"a look at note {key}", "one that was taken")
+            self.fail(f"a look at note {key}", "one that was taken", DAMAGED)
         self.push(self.memo[key])
 
     # --------------------------------------------------------------------------------------------
@@ -159,10 +159,10 @@ class Machine:
     def set_items(self, items: list[Any]) -> None:
         table = self.pop(dict)
         if len(items) % 2:
-            self.fail("a table with half an item", "names and values")
+            self.fail("a table with half an item", "names and values", DAMAGED)
         for key, value in zip(items[::2], items[1::2], strict=True):
             if type(key) is not str or key in table:
-                self.fail("a name in a table that is none, or comes twice", "one of each")
+                self.fail("a name in a table that is none, or comes twice", "one of each", DAMAGED)
             table[key] = value
         self.push(table)
 

@@ -15,14 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from starcoder.formats._bytes import Cursor, map_file, read_json, reject
+from starcoder.formats._bytes import DAMAGED, Cursor, map_file, read_json, reject
 
 __all__ = ["Stored", "read_safetensors"]
 
 _U64 = struct.Struct("<Q")
-_MAX_HEADER = (
-    1 << 20
-)  # StarCoder's has 60 kB; what its values take in memory is up to 20 times more
+_MAX_HEADER = 1 << 20  # StarCoder's has 60 kB; its values take up to 20 times more in memory
 _MAX_DIMS = 8
 _SIZES = {  # bytes of an element
     **{"BOOL": 1, "U8": 1, "I8": 1, "F16": 2, "BF16": 2, "I16": 2, "U16": 2},
@@ -59,12 +57,12 @@ def read_safetensors(path: Path) -> dict[str, Stored]:
     place = 0
     for entry in sorted(entries, key=lambda entry: (entry.begin, entry.end)):
         if entry.begin != place:
-            reject(path, f"tensor {entry.name}", f"offset {entry.begin}", str(place))
+            reject(path, f"tensor {entry.name}", f"offset {entry.begin}", str(place), DAMAGED)
         data = cursor.view(entry.end - entry.begin, f"tensor {entry.name}")
         tensors[entry.name] = Stored(entry.dtype, entry.shape, data)
         place = entry.end
     if cursor.left:
-        reject(path, "data", f"{cursor.left} bytes after the last tensor", "none")
+        reject(path, "data", f"{cursor.left} bytes after the last tensor", "none", DAMAGED)
     return tensors
 
 
@@ -73,15 +71,16 @@ def _entry(path: Path, name: str, value: Any) -> _Entry:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [begin, end]}:
             pass
         case _:
-            reject(path, f"tensor {name}", str(value)[:80], "dtype, shape and data_offsets")
+            reject(
+                path, f"tensor {name}", str(value)[:80], "dtype, shape and data_offsets", DAMAGED
+            )
     numbers = (begin, end, *shape)
     if len(shape) > _MAX_DIMS or not all(type(n) is int and 0 <= n < 1 << 63 for n in numbers):
-        reject(path, f"tensor {name}", str(value)[:80], "whole numbers of at most 63 bits")
+        reject(path, f"tensor {name}", str(value)[:80], "whole numbers of at most 63 bits", DAMAGED)
     if dtype not in _SIZES:
         reject(path, f"tensor {name}", f"type {dtype[:80]!r}", " ".join(_SIZES))
     expected = math.prod(shape) * _SIZES[dtype]
     if end - begin != expected:
-        reject(
-            path, f"tensor {name}", f"{end - begin} bytes", f"{expected} for {dtype} {shape}"[:80]
-        )
+        wanted = f"{expected} for {dtype} {shape}"[:80]
+        reject(path, f"tensor {name}", f"{end - begin} bytes", wanted, DAMAGED)
     return _Entry(name, dtype, tuple(shape), begin, end)

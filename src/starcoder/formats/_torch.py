@@ -24,6 +24,7 @@ from starcoder.formats._zip import MAGIC, Entry, read_directory
 __all__ = ["MAGIC", "read_torch"]
 
 _MAX_DIMS = 8
+_WRAPS = ("model", "state_dict", "model_state_dict", "module")  # keys of a table in a table
 _OLD = "load it with torch 1.6 or newer and save the model as safetensors"
 
 _NUMBERS = {  # types of storage; the last three are of masks that old versions saved
@@ -77,6 +78,16 @@ def _check_order(cursor: Cursor, files: dict[str, Entry]) -> None:
         cursor.fail("byteorder", "another byte order", "little", "save it on a common machine")
 
 
+def _unwrap(value: Any) -> Any:
+    """The table of tensors that stands in a table, beside plain values alone, as some save it."""
+    inner = [v for k, v in value.items() if k in _WRAPS] if type(value) is dict else []
+    if len(inner) == 1 and type(inner[0]) is dict:
+        others = [type(v) for v in value.values() if v is not inner[0]]
+        if all(kind in (int, str, bool, type(None)) for kind in others):
+            return inner[0]
+    return value
+
+
 class _Torch:
     """One file: what its pickle's names and persistent ids stand for."""
 
@@ -93,7 +104,7 @@ class _Torch:
             b"torch._utils _rebuild_parameter": Name("parameter", self.parameter),
         }
         machine = Machine(self.cursor.data[start:end], names, self.storage, self.fail)
-        table = machine.run()
+        table = _unwrap(machine.run())
         if type(table) is not dict:
             self.fail(f"a {type(table).__name__}", "a table of tensors", UNSAFE)
         for name, value in table.items():
@@ -101,7 +112,7 @@ class _Torch:
                 self.fail(f"a {type(value).__name__} as {name[:80]!r}", "tensors only", UNSAFE)
         return {name: tensor.stored for name, tensor in table.items()}
 
-    def fail(self, found: str, expected: str, advice: str = DAMAGED) -> NoReturn:
+    def fail(self, found: str, expected: str, advice: str = "") -> NoReturn:
         self.cursor.fail("data.pkl", found[:200], expected, advice)
 
     def table(self, arguments: tuple[Any, ...]) -> dict[str, Any]:
@@ -125,11 +136,11 @@ class _Torch:
                 self.fail("a storage of another kind", "type, key, place and number of elements")
         entry = self.files.get(f"data/{key}")
         if entry is None:
-            self.fail(f"the storage {key[:80]!r}", "an entry of the file")
+            self.fail(f"the storage {key[:80]!r}", "an entry of the file", DAMAGED)
         expected = entry.end - entry.start
         if count * numbers.size != expected:
             found = f"{count} elements of {numbers.kind} in storage {key[:80]!r}"
-            self.fail(found, f"{expected} bytes, as its entry has")
+            self.fail(found, f"{expected} bytes, as its entry has", DAMAGED)
         return _Storage(numbers, entry)
 
     def tensor(self, arguments: tuple[Any, ...]) -> _Tensor:
@@ -141,13 +152,13 @@ class _Torch:
         if len(rest) > 2 or len(shape) > _MAX_DIMS or len(strides) != len(shape):
             self.fail(f"a tensor of {len(shape)} dimensions", f"at most {_MAX_DIMS}, with strides")
         if not all(type(n) is int and 0 <= n < 1 << 62 for n in (offset, *shape, *strides)):
-            self.fail("a tensor with a size that is none", "whole numbers of at most 62 bits")
+            self.fail("a size that is none", "whole numbers of at most 62 bits", DAMAGED)
         self.check_strides(shape, strides)
         start = storage.entry.start + offset * storage.numbers.size
         n_bytes = math.prod(shape) * storage.numbers.size
         if start + n_bytes > storage.entry.end:
             found = f"shape {shape} from element {offset} on"
-            self.fail(found, f"{storage.entry.end - storage.entry.start} bytes at most")
+            self.fail(found, f"at most {storage.entry.end - storage.entry.start} bytes", DAMAGED)
         self.cursor.pos = start
         return _Tensor(Stored(storage.numbers.kind, shape, self.cursor.view(n_bytes, "data")))
 

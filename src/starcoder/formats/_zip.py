@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from starcoder.formats._bytes import Cursor, reject
+from starcoder.formats._bytes import DAMAGED, Cursor, reject
 
 __all__ = ["MAGIC", "Entry", "read_directory"]
 
@@ -49,19 +49,19 @@ def read_directory(cursor: Cursor) -> dict[str, Entry]:
     if count > _MAX_ENTRIES or size > _MAX_DIRECTORY:
         cursor.fail(_WHAT, f"{count} entries in {size} bytes", f"at most {_MAX_ENTRIES}")
     if end > len(cursor.data):
-        cursor.fail(_WHAT, f"its end at {end}", f"at most {len(cursor.data)}, the file's")
+        cursor.fail(_WHAT, f"its end at {end}", f"at most {len(cursor.data)}, the file's", DAMAGED)
     entries: dict[str, Entry] = {}
     place = start
     for _ in range(count):
         name, entry, place = _read_record(cursor, place, start)
         if name in entries:
-            cursor.fail(f"entry {name}", "the same name twice", "one of each")
+            cursor.fail(f"entry {name}", "the same name twice", "one of each", DAMAGED)
         entries[name] = entry
     if place != end:
-        cursor.fail(_WHAT, f"{place - start} bytes of records", f"{size}")
+        cursor.fail(_WHAT, f"{place - start} bytes of records", f"{size}", DAMAGED)
     for before, after in pairwise(sorted(entries.values())):
         if before.end > after.start:
-            cursor.fail(_WHAT, "entries that overlap", "each in a place of its own")
+            cursor.fail(_WHAT, "entries that overlap", "each in a place of its own", DAMAGED)
     return entries
 
 
@@ -70,12 +70,12 @@ def _find_directory(cursor: Cursor) -> tuple[int, int, int]:
     place = len(cursor.data) - _END.size
     magic, count, size, start, comment = _at(cursor, _END, place)
     if magic != _END_MAGIC or comment:
-        cursor.fail(_WHAT, "no end record", "one that ends the file")
+        cursor.fail(_WHAT, "no end record", "one that ends the file", DAMAGED)
     place -= _LOCATOR.size
     if place >= 0 and cursor.data[place : place + 4] == _LOCATOR_MAGIC:
         magic, count, size, start = _at(cursor, _END64, _at(cursor, _LOCATOR, place)[1])
         if magic != _END64_MAGIC:
-            cursor.fail(_WHAT, "no end record of 64 bits", "the one that the file names")
+            cursor.fail(_WHAT, "no end record of 64 bits", "the one that the file names", DAMAGED)
     return count, size, start
 
 
@@ -87,7 +87,7 @@ def _read_record(cursor: Cursor, place: int, limit: int) -> tuple[str, Entry, in
     name_end, extra_end = place + name_len, place + name_len + extra_len
     raw = cursor.data[place:name_end]
     if magic != _RECORD_MAGIC or not raw.isascii() or extra_end > len(cursor.data):
-        cursor.fail(_WHAT, "a damaged record", "the name and place of an entry")
+        cursor.fail(_WHAT, "a damaged record", "the name and place of an entry", DAMAGED)
     name = raw.decode()
     if method or flags & _ENCRYPTED:
         advice = "save it again with torch.save, which stores entries as they are"
@@ -95,11 +95,13 @@ def _read_record(cursor: Cursor, place: int, limit: int) -> tuple[str, Entry, in
     if _SEE_EXTRA in (stored, size, header):
         wide = _wide(cursor.data[name_end:extra_end], (size, stored, header))
         if wide is None:
-            cursor.fail(f"entry {name}", "no sizes of 64 bits", "the sizes of the entry")
+            cursor.fail(f"entry {name}", "no sizes of 64 bits", "the sizes of the entry", DAMAGED)
         size, stored, header = wide
     start = _data_start(cursor, name, header)
     if size != stored or start + size > limit:
-        cursor.fail(f"entry {name}", f"{size} bytes from {start} on", "bytes inside the file")
+        cursor.fail(
+            f"entry {name}", f"{size} bytes from {start} on", "bytes inside the file", DAMAGED
+        )
     return name, Entry(start, start + size), extra_end + comment_len
 
 
@@ -122,13 +124,13 @@ def _data_start(cursor: Cursor, name: str, header: int) -> int:
     magic, name_len, extra_len = _at(cursor, _LOCAL, header)
     name_start = header + _LOCAL.size
     if magic != MAGIC or cursor.data[name_start : name_start + name_len] != name.encode():
-        cursor.fail(f"entry {name}", "another header than the directory names", "its own")
+        cursor.fail(f"entry {name}", "another header than the directory names", "its own", DAMAGED)
     start: int = name_start + name_len + extra_len
     return start
 
 
 def _at(cursor: Cursor, fields: struct.Struct, place: int) -> tuple[Any, ...]:
     if not 0 <= place <= len(cursor.data) - fields.size:
-        reject(Path(cursor.name), _WHAT, f"the place {place}", f"0 to {len(cursor.data)}")
+        reject(Path(cursor.name), _WHAT, f"the place {place}", f"0 to {len(cursor.data)}", DAMAGED)
     numbers: tuple[Any, ...] = fields.unpack_from(cursor.data, place)
     return numbers

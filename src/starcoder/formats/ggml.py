@@ -32,7 +32,7 @@ from starcoder.formats._bytes import Cursor, map_file, settle
 from starcoder.tensor import JoinedTensor, Tensor, TensorType
 from starcoder.vocab import Vocab, recover_merges
 
-__all__ = ["MAGIC", "read"]
+__all__ = ["MAGIC", "read", "vocab_of"]
 
 MAGIC = b"lmgg"  # 0x67676d6c, little-endian
 
@@ -102,7 +102,7 @@ def read(path: Path) -> Checkpoint:
     hidden_dim = tensors["blk.0.ffn_up.weight"].shape[0]
     config = replace(shape, hidden_dim=hidden_dim, n_kv_heads=n_kv_heads)
     label = f"ggml, quantization version {version}"
-    return Checkpoint(config, _vocab(tokens), tensors, label, cursor.name)
+    return Checkpoint(config, vocab_of(tokens), tensors, label, cursor.name)
 
 
 def _version(cursor: Cursor, ftype: int) -> int:
@@ -135,7 +135,12 @@ def _tokens(cursor: Cursor, n_vocab: int) -> list[bytes]:
     return tokens[: first + 1] + [b""] * (count - first - 1)
 
 
-def _vocab(tokens: Sequence[bytes]) -> Vocab:
+def vocab_of(tokens: Sequence[bytes]) -> Vocab:
+    """The vocabulary that a file with these tokens means.
+
+    Raises:
+        FormatError: tokens that no byte-level BPE has.
+    """
     special_ids = frozenset(i for i, text in enumerate(tokens) if text in SPECIAL_NAMES)
     # SantaCoder's end of text is 49152, StarCoder's 0. The format names no other token.
     end = next((i for i in sorted(special_ids) if tokens[i] == b"<|endoftext|>"), 0)

@@ -140,12 +140,17 @@ def _config(meta: Meta, n_vocab: int) -> ModelConfig:
         n_layers=meta.integer("starcoder.block_count"),
         n_heads=meta.integer("starcoder.attention.head_count"),
         n_kv_heads=meta.integer("starcoder.attention.head_count_kv", 1),
-        # Written as a 32-bit float: 1e-5 comes back as 9.999999747e-06 and is meant as 1e-5.
-        norm_eps=float(str(np.float32(meta.number("starcoder.attention.layer_norm_epsilon")))),
+        norm_eps=_as_written(meta.number("starcoder.attention.layer_norm_epsilon")),
         activation=ACTIVATION_NAMES[activation],
         name=shown(meta.text("general.name", "")),
         source=meta.cursor.name,
     )
+
+
+def _as_written(number: float) -> float:
+    """The decimal that became a 32-bit float: 9.999999747e-06 was written as 1e-5."""
+    with np.errstate(over="ignore"):  # what is too large becomes infinity, which is refused
+        return float(str(np.float32(number)))
 
 
 # ------------------------------------------------------------------------------------------------

@@ -1,0 +1,137 @@
+"""What a Hugging Face directory is before anything of it is read, and what it is not.
+
+People have folders of adapters, of other programs' weights, of GGUF files, or give one file of a
+folder. Each is refused here by its name, with what to do, or understood. What the files of a good
+folder mean, its readers know.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from starcoder.formats._bytes import reject, shown
+from starcoder.formats._hf_files import load_table
+
+__all__ = ["folder_of", "refuse_adapter", "refuse_config", "refuse_weights"]
+
+_PART = re.compile(
+    r"(pytorch_model|model)(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?"
+    r"|(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens)\.json"
+    r"|vocab\.json|merges\.txt|chat_template\.jinja"
+)
+_ADAPTER = re.compile(r"adapter_(config\.json|model\.(safetensors|bin))")
+_NEEDED = "a folder with config.json, the tokenizer and the weights"
+
+# Weights that other programs read, by the ends of their names, and where to go from there.
+_OTHER_WEIGHTS = {
+    "adapter_model.safetensors": "merge it with its base model (peft's merge_and_unload)",
+    "adapter_model.bin": "merge it with its base model (peft's merge_and_unload)",
+    ".h5": "load it with from_tf=True in transformers 4 and save it with save_pretrained",
+    ".msgpack": "load it with from_flax=True in transformers 4 and save it with save_pretrained",
+    ".onnx": "use the PyTorch model that it was exported from",
+    ".ckpt": "save the model with save_pretrained",
+    ".pt": "save the model with save_pretrained",
+    ".pth": "save the model with save_pretrained",
+    ".safetensors": "if it is the whole model, name it model.safetensors",
+}
+
+
+def folder_of(path: Path) -> Path | None:
+    """The folder that is meant where one of its files is given; None for any other file.
+
+    Raises:
+        FormatError: such a file without the rest of its folder.
+    """
+    if _ADAPTER.fullmatch(path.name):
+        return path.parent
+    if not _PART.fullmatch(path.name):
+        return None
+    if not os.path.exists(path.parent / "config.json"):
+        if path.name.endswith(".bin"):
+            return None  # a name that other formats have too
+        advice = "put config.json and tokenizer.json beside it"
+        reject(path, "", "one file of a Hugging Face model, alone", _NEEDED, advice)
+    return path.parent
+
+
+# ------------------------------------------------------------------------------------------------
+# Folders of something else
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Ends reading of a folder of an adapter.
+
+    Raises:
+        FormatError: adapter_config.json and no weights of a whole model.
+    """
+    config = folder / "adapter_config.json"
+    names = _names(folder)
+    if "adapter_config.json" not in names or any(name.startswith(_WHOLE) for name in names):
+        return
+    table = load_table(config)
+    base, kind = (table.get(key) for key in ("base_model_name_or_path", "peft_type"))
+    kind = kind if isinstance(kind, str) else "PEFT"
+    of = f" of {base}" if isinstance(base, str) else ""
+    advice = "load both with peft, call merge_and_unload() and save_pretrained(), give that folder"
+    reject(folder, "", f"a {kind} adapter{of}", "a whole model", advice)
+
+
+_QUANTIZED = ("quantize_config.json", "quant_config.json")  # of AutoGPTQ and AutoAWQ
+_WHOLE = ("model.safetensors", "model-0", "pytorch_model")
+
+
+def refuse_weights(folder: Path) -> NoReturn:
+    """Ends reading of a folder without weights that can be read, naming those that it has.
+
+    Raises:
+        FormatError: always.
+    """
+    names = _names(folder)
+    _refuse_gguf(folder, names)
+    for name in _QUANTIZED:
+        if name in names:
+            found = f"weights quantized by another program ({name})"
+            advice = "use the model that it was made from"
+            reject(folder, "", found, "weights in F32, F16 or BF16", advice)
+    for name in names:
+        for end, advice in _OTHER_WEIGHTS.items():
+            if name.endswith(end):
+                expected = "model.safetensors or pytorch_model.bin"
+                reject(folder, "", f"weights in {name}", expected, advice)
+    expected = "weights there or in shards, or in pytorch_model.bin"
+    reject(folder / "model.safetensors", "", "no such file", expected, "download the weights too")
+
+
+def refuse_config(folder: Path) -> NoReturn:
+    """Ends reading of a folder without config.json.
+
+    Raises:
+        FormatError: always.
+    """
+    names = _names(folder)
+    _refuse_gguf(folder, names)
+    deeper = [name for name in names if os.path.exists(folder / name / "config.json")]
+    advice = f"did you mean {folder / deeper[0]}?" if deeper else "download config.json too"
+    reject(folder / "config.json", "", "no such file", _NEEDED, shown(advice))
+
+
+def _refuse_gguf(folder: Path, names: Sequence[str]) -> None:
+    found = [name for name in names if name.lower().endswith(".gguf")]
+    if found:
+        some = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
+        advice = f"give one of them: {folder / found[0]}"
+        reject(
+            folder, "", f"a folder of GGUF files ({some})", "a file or " + _NEEDED, shown(advice)
+        )
+
+
+def _names(folder: Path) -> list[str]:
+    """The names in a folder in order; none where it cannot be listed."""
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
