@@ -98,6 +98,8 @@ def _check(parts: list[Part]) -> None:
     """All parts are of one model, and all of it."""
     count, first = len(parts), parts[0].meta
     n_tensors = first.integer(N_TENSORS)
+    if n_tensors < 0:
+        parts[0].fail(N_TENSORS, str(n_tensors), "a number of tensors", DAMAGED)
     for number, part in enumerate(parts):
         expected = f"part {number + 1} of {count} of a model of {n_tensors} tensors"
         meta = part.meta

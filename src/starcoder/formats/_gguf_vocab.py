@@ -204,7 +204,7 @@ def _raw_merges(
     which; so they are recovered from the tokens.
     """
     parts = _parts(merges)
-    if parts is not None:
+    if parts:
         with suppress(FormatError):
             raws = token_bytes(parts, where)
             return merge_ids(raws[::2], raws[1::2], _first_ids(tokens), where)
