@@ -6,11 +6,9 @@ import json
 import os
 import shutil
 import signal
-import struct
 import subprocess
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ import numpy as np
 import pytest
 
 from conftest import (
-    GGUFTensor,
     Run,
     TinyModel,
     Value,
@@ -28,49 +25,9 @@ from conftest import (
     write_gguf,
     write_legacy,
 )
+from gguf_files import U16, part, split, write_part
 from starcoder import LLM, FormatError, InputError, WriteError, formats
 from starcoder.formats import _write_parts
-
-
-@dataclass
-class U16:
-    """A number of 16 bits, as llama-gguf-split writes which part of what a file is."""
-
-    value: int
-
-    def encode(self) -> bytes:
-        return struct.pack("<IH", 2, self.value)
-
-
-def part(folder: Path, number: int, count: int, name: str = "m") -> Path:
-    return folder / f"{name}-{number:05}-of-{count:05}.gguf"
-
-
-def split(folder: Path, model: TinyModel, count: int = 3, first_tensor: int = 0) -> list[Path]:
-    """The model in parts as llama-gguf-split writes them; all keys are in the first."""
-    folder.mkdir(exist_ok=True)
-    tensors = gguf_tensors(model)
-    cuts = [len(tensors) * i // (count - first_tensor) for i in range(count - first_tensor + 1)]
-    cuts = [0] * first_tensor + cuts
-    paths = []
-    for i in range(count):
-        paths.append(write_part(folder, model, i, count, tensors[cuts[i] : cuts[i + 1]]))
-    return paths
-
-
-def write_part(
-    folder: Path,
-    model: TinyModel,
-    i: int,
-    count: int,
-    tensors: list[GGUFTensor],
-    marks: Mapping[str, Any] | None = None,
-) -> Path:
-    keys: dict[str, Any] = {} if i == 0 else dict.fromkeys(gguf_keys(model))
-    keys |= {"split.no": U16(i), "split.count": U16(count)}
-    keys |= {"split.tensors.count": Value("i32", len(model.weights))}
-    path = part(folder, i + 1, count)
-    return write_gguf(path, model, keys=keys | dict(marks or {}), tensors=tensors)
 
 
 def whole(tmp_path: Path, model: TinyModel) -> Path:

@@ -19,11 +19,11 @@ from conftest import (
     gguf_keys,
     gguf_tensors,
     make_tiny,
-    printable,
     write_gguf,
     write_hf,
     write_legacy,
 )
+from gguf_files import raw_keys
 from starcoder import LLM, FormatError, InputError, MemoryLimitError, formats, machine, ops
 from starcoder.checkpoint import Checkpoint
 from starcoder.machine import Room
@@ -138,24 +138,6 @@ def test_more_positions_than_memory_are_refused_unread(
 
 # ------------------------------------------------------------------------------------------------
 # Tokens as bytes
-
-
-def raw_keys(model: TinyModel, merges: str) -> dict[str, Value | None]:
-    """The vocabulary as llama.cpp's converter of September 2023 wrote it."""
-    tokens = [*model.tokens, *(b"[PAD%d]" % i for i in range(len(model.tokens), model.n_vocab))]
-    byte_level = [f"{printable(left)} {printable(right)}" for left, right in model.merges]
-    spelled = {
-        "byte-level": Value("str", byte_level),
-        "raw": Value("str", [left + b" " + right for left, right in model.merges]),
-        "empty": Value("str", []),
-        "absent": None,
-    }
-    return {
-        f"{PREFIX}.tokens": Value("str", tokens),
-        f"{PREFIX}.merges": spelled[merges],
-        f"{PREFIX}.token_type": None,
-        f"{PREFIX}.pre": None,
-    }
 
 
 @pytest.mark.parametrize("merges", ["byte-level", "raw", "empty", "absent"])

@@ -69,7 +69,7 @@ def refuse_gpt2(cursor: Cursor, tokens: list[bytes]) -> None:
 
 
 def _refuse(cursor: Cursor, model: str) -> NoReturn:
-    cursor.fail("", f"a ggml file of a {model} model", _EXPECTED, _ADVICE)
+    cursor.fail("", f"a ggml file of the kind {model}", _EXPECTED, _ADVICE)
 
 
 def _first_tensor(cursor: Cursor, layout: _Layout) -> bytes | None:
