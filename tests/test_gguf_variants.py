@@ -149,6 +149,16 @@ def test_tokens_may_be_bytes(tmp_path: Path, tiny: TinyModel, merges: str) -> No
     assert LLM(path).tokenize(text) == LLM(tmp_path / "new.gguf").tokenize(text)
 
 
+def test_merges_of_padding_are_none(tmp_path: Path, tiny: TinyModel) -> None:
+    keys = raw_keys(tiny, "byte-level")
+    merges = keys["tokenizer.ggml.merges"]
+    assert merges is not None
+    merges.value[3] = " "  # of nothing and nothing
+    checkpoint = formats.read(write_gguf(tmp_path / "raw.gguf", tiny, keys=keys))
+    assert checkpoint == formats.read(write_gguf(tmp_path / "new.gguf", tiny))
+    assert written(tmp_path / "out.gguf", checkpoint) == checkpoint
+
+
 def test_without_merges_they_follow_from_the_tokens(tmp_path: Path, tiny: TinyModel) -> None:
     expected = formats.read(write_gguf(tmp_path / "with.gguf", tiny))
     keys = {f"{PREFIX}.merges": None}

@@ -212,10 +212,11 @@ def _raw_merges(
 
 
 def _first_ids(texts: Iterable[AnyStr]) -> dict[AnyStr, int]:
-    """The id of each text: of those spelled alike, the first."""
+    """The id of each text: of those spelled alike, the first. Nothing is the text of padding."""
     ids: dict[AnyStr, int] = {}
     for i, text in enumerate(texts):
-        ids.setdefault(text, i)
+        if text:
+            ids.setdefault(text, i)
     return ids
 
 
