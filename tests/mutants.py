@@ -160,12 +160,14 @@ def _good_parts(seed: int, count: int, first: int) -> Files:
 def damage_parts(rng: random.Random) -> Files:
     """A model in parts of which one is damaged, lost, of another model or in another's place."""
     count, first = rng.choice((1, 2, 3, 5)), rng.choice((0, 0, 1))
-    files = dict(_good_parts(0, max(count, 1 + first), first))
+    good = _good_parts(0, max(count, 1 + first), first)
+    files = dict(good)
     for _ in range(rng.choice((1, 1, 2))):
         name, other = rng.choice(list(files)), rng.choice(list(files))
         match rng.choice(("bytes", "bytes", "bytes", "mark", "lost", "swap", "foreign", "rename")):
             case "bytes":
-                files[name] = damage_bytes(files[name], _marks(files[name]), rng)
+                fields = gguf_fields(good[name]) if files[name] == good.get(name) else []
+                files[name] = damage_bytes(files[name], fields, rng)
             case "mark":
                 mark = rng.choice((b"split.no", b"split.count"))
                 edge = U16(rng.choice(EDGES) & 0xFFFF).encode()
@@ -182,14 +184,6 @@ def damage_parts(rng: random.Random) -> Files:
                 files[name.replace("-00001-", "-00007-")] = files.pop(name)
     names = rng.sample(list(files), len(files))
     return {name: files[name] for name in names}
-
-
-def _marks(raw: bytes) -> list[tuple[int, int]]:
-    """The numbers of a header, if nothing is wrong with it yet."""
-    try:
-        return gguf_fields(raw)
-    except (struct.error, KeyError, IndexError, MemoryError):
-        return [(4, 4), (8, 8), (16, 8)]
 
 
 def damage_legacy(rng: random.Random) -> Files:

@@ -388,6 +388,31 @@ def test_a_header_is_bounded_in_its_sum(
     assert peak < 8 << 20
 
 
+def test_a_legacy_vocabulary_is_bounded_in_its_sum(tmp_path: Path) -> None:
+    path, n = tmp_path / "bomb.bin", 1 << 17
+    with path.open("wb") as file:
+        file.write(struct.pack("<I7i", 0x67676D6C, n, 16, 32, 4, 2, 0, n))
+        for _ in range(n):
+            file.write(struct.pack("<i", 4096))
+            file.seek(4096, 1)
+        file.truncate()
+    tracemalloc.start()
+    with pytest.raises(FormatError, match=r"more bytes than a vocabulary has.* 4194304 in all"):
+        formats.read(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 16 << 20
+
+
+def test_an_unused_token_is_no_part_of_a_merge(tmp_path: Path, tiny: TinyModel) -> None:
+    left, right = tiny.merges[11]
+    kinds = gguf_keys(tiny)[f"{PREFIX}.token_type"].value
+    kinds[tiny.tokens.index(left + right)] = 5
+    keys = {f"{PREFIX}.token_type": Value("i32", kinds)}
+    with pytest.raises(FormatError, match="merge 11 of"):
+        formats.read(write_gguf(tmp_path / "m.gguf", tiny, keys=keys))
+
+
 def test_texts_that_nobody_asks_for_may_be_anything(tmp_path: Path, tiny: TinyModel) -> None:
     keys = {"x.author": Value("str", b"\xff\xfe" * 1000), "x.long": Value("str", "a" * (2 << 20))}
     path = write_gguf(tmp_path / "m.gguf", tiny, keys=keys)

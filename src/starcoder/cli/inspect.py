@@ -107,6 +107,7 @@ def _vocabulary(checkpoint: Checkpoint) -> dict[str, Any]:
         "split_digits": vocab.split_digits,
         "bos_id": vocab.bos_id,
         "eos_id": vocab.eos_id,
+        "end_ids": ", ".join(map(str, sorted(vocab.end_ids))) or None,
         "special_tokens": {str(i): name for i, name in names.items()},
     }
 

@@ -21,6 +21,7 @@ from starcoder.vocab import BYTE_TEXT
 __all__ = [
     "MAX_TOKENS",
     "MAX_TOKEN_LEN",
+    "MAX_VOCAB_BYTES",
     "PRE_TOKENIZERS",
     "SPECIAL_NAMES",
     "joins_digits",
@@ -30,6 +31,7 @@ __all__ = [
 
 MAX_TOKENS = 1 << 17  # the family has 49,152 to 49,280
 MAX_TOKEN_LEN = 4096  # bytes; StarCoder's longest is 512 spaces
+MAX_VOCAB_BYTES = 4 << 20  # of all tokens, or of all merges; StarCoder's have 0.4 MB
 
 # llama.cpp's names for how text is split before merging: whether digits come apart first.
 PRE_TOKENIZERS = {"refact": True, "starcoder": True, "gpt-2": False}

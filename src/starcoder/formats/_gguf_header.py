@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from starcoder.formats._byte_level import MAX_TOKEN_LEN, MAX_TOKENS
+from starcoder.formats._byte_level import MAX_TOKEN_LEN, MAX_TOKENS, MAX_VOCAB_BYTES
 from starcoder.formats._bytes import DAMAGED, Cursor
 
 __all__ = ["INTEGERS", "MAGIC", "MAX_HEADER", "Info", "Meta", "Strings", "read_header"]
@@ -45,7 +45,6 @@ _MAX_KEY_BYTES = 1 << 20  # of the names of all keys
 _MAX_DIMS = 4
 
 _STRING_LISTS = ("tokenizer.ggml.tokens", "tokenizer.ggml.merges")  # the others are stepped over
-_MAX_LIST = 4 << 20  # bytes; StarCoder's have 0.8 MB
 _MAX_ITEM_LEN = 2 * MAX_TOKEN_LEN + 1  # a merge: two texts and the space between them
 
 _AGAIN = "convert the model again"
@@ -231,12 +230,12 @@ def _read_strings(cursor: Cursor, key: str, count: int) -> Strings:
 
 
 def _read_strings_singly(cursor: Cursor, key: str, count: int) -> list[bytes]:
-    strings, limit = [], cursor.pos + _MAX_LIST
+    strings, limit = [], cursor.pos + MAX_VOCAB_BYTES
     for _ in range(count):
         (length,) = cursor.unpack(_U64, key)
         strings.append(cursor.take(length, _MAX_ITEM_LEN, key))
         if cursor.pos > limit:
-            cursor.fail(key, f"more than {_MAX_LIST} bytes", "the texts of a vocabulary")
+            cursor.fail(key, f"more than {MAX_VOCAB_BYTES} bytes", "the texts of a vocabulary")
     return strings
 
 

@@ -91,6 +91,8 @@ def _texts(meta: Meta) -> Strings:
         meta.cursor.fail(_TOKENS, found, expected)
     if _is_raw(texts):
         return list(map(_plain, texts))
+    if isinstance(texts[0], str):
+        return texts
     return [_decoded(meta, i, text) for i, text in enumerate(texts)]
 
 
@@ -184,7 +186,8 @@ def _merges(
     parts = _parts(merges)
     if parts is None:
         meta.cursor.fail(_MERGES, "a merge that is not two texts", "two texts and one space")
-    return merge_ids(parts[::2], parts[1::2], _first_ids(map(str, texts)), where)
+    words = (str(text) if raw else "" for text, raw in zip(texts, tokens, strict=True))
+    return merge_ids(parts[::2], parts[1::2], _first_ids(words), where)
 
 
 def _parts(merges: Strings) -> list[str] | None:

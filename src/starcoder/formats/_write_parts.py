@@ -44,7 +44,7 @@ def write_parts(files: Sequence[File], on_bytes: Callable[[int], None] | None = 
         _check(files, target)
         with _temporary_folder(target, files[0].path.name) as folder:
             for file in files:
-                write_file(folder / file.path.name, file.nbytes, file.pieces, on_bytes)
+                _write(folder / file.path.name, file, on_bytes)
             (target / files[0].path.name).unlink(missing_ok=True)
             for file in reversed(files):
                 os.rename(folder / file.path.name, target / file.path.name)
@@ -53,6 +53,15 @@ def write_parts(files: Sequence[File], on_bytes: Callable[[int], None] | None = 
         advice = "check path and permissions"
         where = str(files[0].path)
         raise WriteError(where, reason, "files that can be written", advice) from None
+
+
+def _write(path: Path, file: File, on_bytes: Callable[[int], None] | None) -> None:
+    """Write a part under another name than it shall have; errors name the part."""
+    try:
+        write_file(path, file.nbytes, file.pieces, on_bytes)
+    except WriteError as error:
+        where = str(file.path)
+        raise WriteError(where, error.found, error.expected, error.advice) from None
 
 
 def _check(files: Sequence[File], target: Path) -> None:

@@ -27,7 +27,13 @@ from numpy.typing import NDArray
 
 from starcoder.checkpoint import Checkpoint
 from starcoder.config import ModelConfig
-from starcoder.formats._byte_level import MAX_TOKEN_LEN, MAX_TOKENS, SPECIAL_NAMES, joins_digits
+from starcoder.formats._byte_level import (
+    MAX_TOKEN_LEN,
+    MAX_TOKENS,
+    MAX_VOCAB_BYTES,
+    SPECIAL_NAMES,
+    joins_digits,
+)
 from starcoder.formats._bytes import DAMAGED, Cursor, map_file, settle
 from starcoder.formats._ggml_strangers import refuse_gpt2, refuse_stranger
 from starcoder.tensor import JoinedTensor, Tensor, TensorType
@@ -135,12 +141,15 @@ def _tokens(cursor: Cursor, n_vocab: int) -> list[bytes]:
         cursor.fail(
             "vocabulary", f"{count} tokens", f"{n_vocab}, as in the header, and <= {most}", DAMAGED
         )
-    tokens = []
+    tokens, limit = [], cursor.pos + 4 * count + MAX_VOCAB_BYTES
     for i in range(count):
         (length,) = cursor.unpack(_I32, "vocabulary")
         if not 0 <= length <= MAX_TOKEN_LEN:
             cursor.fail(f"token {i}", f"{length} bytes", f"0 to {MAX_TOKEN_LEN}", DAMAGED)
         tokens.append(cursor.take(length, MAX_TOKEN_LEN, "vocabulary"))
+        if cursor.pos > limit:
+            expected = f"at most {MAX_VOCAB_BYTES} in all"
+            cursor.fail("vocabulary", "more bytes than a vocabulary has", expected)
     first = count - 1
     while first and tokens[first - 1] == tokens[-1]:
         first -= 1
