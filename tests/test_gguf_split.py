@@ -53,6 +53,24 @@ def test_one_part_of_one_is_a_whole_under_any_name(tmp_path: Path, tiny: TinyMod
     assert formats.read(path.rename(tmp_path / "other.gguf")) == formats.read(whole(tmp_path, tiny))
 
 
+def test_a_merged_model_is_a_whole(tmp_path: Path, tiny: TinyModel) -> None:
+    """llama-gguf-split leaves the keys of the first part, with a count of 0."""
+    marks = {"split.no": U16(0), "split.count": U16(0), "split.tensors.count": Value("i32", 28)}
+    merged = write_gguf(tmp_path / "merged.gguf", tiny, keys=marks)
+    assert formats.read(merged) == formats.read(whole(tmp_path, tiny))
+    formats.write(tmp_path / "again.gguf", formats.read(merged))
+    assert b"split." not in (tmp_path / "again.gguf").read_bytes()
+
+
+def test_our_model_may_be_cut_anew_by_others(tmp_path: Path, tiny: TinyModel) -> None:
+    """All keys of a model stay in the first part, also the one that says which set it was."""
+    paths = split(tmp_path, tiny)
+    tensors = gguf_tensors(tiny)
+    marks = {"starcoder_py.split_id": Value("str", "1234")}
+    write_part(tmp_path, tiny, 0, 3, tensors[: len(tensors) // 3], marks)
+    assert formats.read(paths[1]) == formats.read(whole(tmp_path, tiny))
+
+
 def test_the_parts_run_as_the_whole_does(tmp_path: Path, tiny: TinyModel) -> None:
     logits = [
         LLM(path, n_threads=1).logits([7, 40, 261])
@@ -150,7 +168,6 @@ def test_a_foreign_part_is_named(
     "marks",
     [
         {"split.no": U16(3)},
-        {"split.count": U16(0)},
         {"split.count": Value("u32", 1 << 20)},
         {"split.no": Value("i32", -1)},
         {"split.count": None},

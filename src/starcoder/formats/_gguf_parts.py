@@ -5,7 +5,8 @@
     ...
 
 Whichever part is given, the whole model is meant. A set that we wrote has the same `split_id` in
-every part, so that parts of two models of one name are not taken for one.
+every part, so that parts of two models of one name are not taken for one. What reads several files
+is here; `_gguf_writer` cuts and writes them.
 """
 
 from __future__ import annotations
@@ -59,7 +60,10 @@ def open_parts(path: Path) -> list[Part]:
     keys = [key for key in (NO, COUNT, N_TENSORS) if key in given.meta.values]
     if not keys:
         return [given]
-    number, count = given.meta.integer(NO), given.meta.integer(COUNT)
+    count = given.meta.integer(COUNT)
+    if count == 0:  # parts that llama-gguf-split merged
+        return [given]
+    number = given.meta.integer(NO)
     if not 0 <= number < count <= _MAX_PARTS:
         found = f"part {number}, counted from 0, of {count}"
         given.fail(NO, found, f"1 to {_MAX_PARTS} parts, and one of them", DAMAGED)
@@ -110,7 +114,8 @@ def _check(parts: list[Part]) -> None:
             part.fail("", found, expected)
         if meta.integer(N_TENSORS) != n_tensors:
             part.fail("", f"a part of a model of {meta.integer(N_TENSORS)} tensors", expected)
-        if meta.text(SPLIT_ID, "") != first.text(SPLIT_ID, ""):
+        # Another program that cuts our model anew leaves the key in the first part alone.
+        if SPLIT_ID in meta.values and meta.text(SPLIT_ID) != first.text(SPLIT_ID, ""):
             part.fail("", "a part of another model", expected)
     names: set[str] = set()
     for part in parts:
