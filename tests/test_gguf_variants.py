@@ -227,6 +227,13 @@ def test_every_end_outlives_conversion(tmp_path: Path, tiny: TinyModel, ends: se
         assert once.vocab.end_ids == twice.vocab.end_ids == {0, *ends}
 
 
+def test_ends_that_no_token_has_are_one_notice(tmp_path: Path, tiny: TinyModel) -> None:
+    keys = {"starcoder_py.end_token_ids": Value("i32", [7, -1, 320, 8, 2000])}
+    checkpoint = formats.read(write_gguf(tmp_path / "m.gguf", tiny, keys=keys))
+    assert checkpoint.vocab.end_ids == {0, 7, 8}
+    assert len(checkpoint.notices) == 1
+
+
 def test_padding_and_chat_template_are_carried(tmp_path: Path, tiny: TinyModel) -> None:
     keys = {
         f"{PREFIX}.padding_token_id": Value("u32", 4),

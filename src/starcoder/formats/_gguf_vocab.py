@@ -39,7 +39,6 @@ _BYTE_LEVEL, _RAW = ("Ġ", "Ċ"), (" ", "\n")  # how space and line feed are spe
 _TOKENS, _MERGES, _PRE = (f"tokenizer.ggml.{name}" for name in ("tokens", "merges", "pre"))
 _KINDS = "tokenizer.ggml.token_type"
 ENDS = "starcoder_py.end_token_ids"  # ours: llama.cpp has names for three
-_MAX_ENDS = 64
 _FIM = ("pre", "suf", "mid", "pad", "rep", "sep")
 _IDS = (  # llama.cpp's names of special tokens, its spelling
     *("bos", "eos", "eot", "eom", "unknown", "padding", "seperator", "cls", "mask"),
@@ -260,9 +259,13 @@ def _with_ids(meta: Meta, vocab: Vocab, n_tokens: int, notices: list[str]) -> Vo
             value = meta.integer(key)
             is_told = len(vocab.tokens) <= value < n_tokens and name == "padding"
             ids[name] = None if is_told else known_id(key, value, vocab, notices)
-    others = meta.int32s(ENDS).tolist() if ENDS in meta.values else []
-    ends = {known_id(ENDS, value, vocab, notices) for value in others[:_MAX_ENDS]}
-    ends |= {ids.get("eot"), ids.get("eom")}
+    ends = {ids.get("eot"), ids.get("eom")}
+    if ENDS in meta.values:
+        others = np.unique(meta.int32s(ENDS))
+        is_known = (others >= 0) & (others < len(vocab.tokens))
+        ends.update(others[is_known].tolist())
+        for value in others[~is_known][:1].tolist():  # one notice for all
+            known_id(ENDS, value, vocab, notices)
     return replace(
         vocab,
         eos_id=ids.get("eos"),
