@@ -375,6 +375,20 @@ def test_a_kill_while_bytes_are_written_leaves_the_old_set(tmp_path: Path, tiny:
         assert formats.read(path) == old
 
 
+def test_two_writers_of_one_set_leave_one_of_them(tmp_path: Path, tiny: TinyModel) -> None:
+    out = tmp_path / "out" / "m.gguf"
+    out.parent.mkdir()
+    sources = [write_gguf(tmp_path / f"{i}.gguf", make_tiny(i)) for i in range(2)]
+    code = "import sys; from starcoder import formats; source = formats.read(sys.argv[1])\n"
+    code += "for _ in range(20): formats.write(sys.argv[2], source, max_part_bytes=60_000)"
+    commands = [[sys.executable, "-c", code, str(source), str(out)] for source in sources]
+    runs = [subprocess.Popen(command) for command in commands]
+    assert [run.wait() for run in runs] == [0, 0]
+    paths = read_parts(out.parent)
+    assert sorted(out.parent.iterdir()) == paths
+    assert formats.read(paths[1]) in [formats.read(source) for source in sources]
+
+
 def test_a_legacy_file_is_never_cut(tmp_path: Path, tiny: TinyModel, run: Run) -> None:
     source = write_legacy(tmp_path / "in.bin", tiny)
     with pytest.raises(InputError, match="legacy"):

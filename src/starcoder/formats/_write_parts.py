@@ -45,9 +45,10 @@ def write_parts(files: Sequence[File], on_bytes: Callable[[int], None] | None = 
         with _temporary_folder(target, files[0].path.name) as folder:
             for file in files:
                 _write(folder / file.path.name, file, on_bytes)
-            (target / files[0].path.name).unlink(missing_ok=True)
-            for file in reversed(files):
-                os.rename(folder / file.path.name, target / file.path.name)
+            with _locked(target):
+                (target / files[0].path.name).unlink(missing_ok=True)
+                for file in reversed(files):
+                    os.rename(folder / file.path.name, target / file.path.name)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         advice = "check path and permissions"
@@ -81,18 +82,38 @@ def _check(files: Sequence[File], target: Path) -> None:
 def _temporary_folder(target: Path, name: str) -> Iterator[Path]:
     """A new folder in `target`, locked while it is in use; it is gone at the end, come what may."""
     _remove_stale(target)
-    folder = target / f".{os.fsencode(name)[:64].decode('utf-8', 'ignore')}"
-    folder = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}{_SUFFIX}")
-    folder.mkdir()
+    folder, fd = _new_folder(target, os.fsencode(name)[:64].decode("utf-8", "ignore"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(fd)
+
+
+def _new_folder(target: Path, name: str) -> tuple[Path, int]:
+    while True:
+        folder = target / f".{name}.{secrets.token_hex(4)}{_SUFFIX}"
+        folder.mkdir()
+        with suppress(FileNotFoundError):
+            fd = os.open(folder, os.O_RDONLY)
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            if folder.is_dir():  # not taken for a stale one before it was locked
+                return folder, fd
+            os.close(fd)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keeps another run from renaming parts of the same names; then the names go to the disk."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):  # a file system without locks
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield folder
-        with suppress(OSError):  # the names on the disk; every file is whole either way
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+        with suppress(OSError):  # every file is whole either way
             os.fsync(fd)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
         os.close(fd)
 
 
