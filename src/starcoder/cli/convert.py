@@ -135,7 +135,7 @@ def rewrite(
         _say(task, f"wrote {out}")
     else:
         paths = formats.part_paths(out, weights, max_part_bytes)
-        _say(task, f"wrote {len(paths)} parts, {paths[0]} and so on; any of them opens the model")
+        _say(task, f"wrote {len(paths)} parts, the first {paths[0]}; any of them opens the model")
 
 
 def origin_of(source: str, revision: str | None = None) -> dict[str, str]:
