@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from conftest import TinyModel, gguf_keys
-
 EDGES = [0, 1, 2, 3, 7, 31, 33, 127, 128, 255, 256, 4096, 4097, 65535, 65536, 1 << 20]
 EDGES += [(1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 32, 1 << 61, 1 << 62, 1 << 63, (1 << 64) - 1]
 EDGES += [0x7FC00000, 0x7F800000, 0xFF800000, 0xBF800000, 0x7FF8 << 48, 0xFFF0 << 48]  # NaN, inf
@@ -91,28 +89,38 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
 # Where the numbers stand: (offset, bytes)
 
 
-def gguf_fields(raw: bytes, model: TinyModel) -> list[tuple[int, int]]:
-    """Where each number of the header stands, and its size."""
+_GGUF_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 8: 8, 10: 8, 11: 8, 12: 8}
+
+
+def gguf_fields(raw: bytes) -> list[tuple[int, int]]:
+    """Where each number of a GGUF header stands, and its size; a list is one field of many."""
     fields, place = [(4, 4), (8, 8), (16, 8)], 24
-    for key, value in gguf_keys(model).items():
-        fields += [(place, 8), (place + 8 + len(key), 4)]
-        place += 8 + len(key) + 4
-        is_list = isinstance(value.value, list)
-        if is_list:
-            fields += [(place, 4), (place + 4, 8)]
-            place += 12
-        for i, item in enumerate(value.value if is_list else [value.value]):
-            size = {"u32": 4, "f32": 4, "i32": 4}.get(value.type, 8)
-            fields += [(place, size)] if i % 40 == 0 else []  # a list is one field of many
-            place += size + (len(item.encode()) if value.type == "str" else 0)
-    for name, array in model.weights.items():
-        fields += [(place, 8), (place + 8 + len(name), 4)]
-        place += 12 + len(name)
-        sizes = [8] * array.ndim + [4, 8]
-        for size in sizes:
-            fields.append((place, size))
-            place += size
-    assert fields[-1][0] < len(raw)
+    n_tensors, n_keys = struct.unpack_from("<2Q", raw, 8)
+
+    def number(size: int) -> int:
+        nonlocal place
+        fields.append((place, size))
+        place += size
+        return int.from_bytes(raw[place - size : place], "little")
+
+    def text() -> None:
+        nonlocal place
+        length = number(8)  # which moves the place
+        place += length
+
+    for _ in range(n_keys):
+        text()
+        kind, count = number(4), 1
+        if kind == 9:
+            kind, count = number(4), number(8)
+        for i in range(count):
+            text() if kind == 8 else number(_GGUF_SIZES[kind])
+            if i % 40:
+                fields.pop()
+    for _ in range(n_tensors):
+        text()
+        for size in (*[8] * number(4), 4, 8):
+            number(size)
     return fields
 
 

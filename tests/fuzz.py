@@ -70,10 +70,15 @@ def exercise(path: Path, enter: Callable[[str], None]) -> None:
     enter("inspect")
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         inspect(path, as_json=True, check=True)
-    for legacy, kind in ((False, "q8_0"), (False, None), (True, "f16")):
+    for legacy, kind, size in (
+        (False, "q8_0", None),
+        (False, None, None),
+        (False, None, 50_000),
+        (True, "f16", None),
+    ):
         enter("convert")
         with contextlib.suppress(StarcoderError):
-            convert(checkpoint, path.parent / "out", legacy, kind)
+            convert(checkpoint, path.parent / "out", legacy, kind, size)
     enter("tokenize")
     tokenizer = Tokenizer(checkpoint.vocab)
     tokens = tokenizer.encode(TEXT)
@@ -92,14 +97,16 @@ def exercise(path: Path, enter: Callable[[str], None]) -> None:
     assert sequence.tokens
 
 
-def convert(checkpoint: Checkpoint, out: Path, legacy: bool, kind: str | None) -> None:
+def convert(
+    checkpoint: Checkpoint, out: Path, legacy: bool, kind: str | None, size: int | None
+) -> None:
     """Write the model as another; what was written can be read."""
     choice = quantize.Choice(mix=mix.find_mix(kind) if kind else None, legacy=legacy)
     types, _ = quantize.plan(checkpoint, choice)
     weights = quantize.quantize(checkpoint, types, legacy=legacy)
-    formats.write(out, checkpoint, weights, legacy=legacy, force=True)
+    formats.write(out, checkpoint, weights, legacy=legacy, force=True, max_part_bytes=size)
     try:
-        formats.read(out)
+        formats.read(out if size is None else formats.part_paths(out, weights, size)[-1])
     except FormatError as error:
         raise AssertionError(f"what was written cannot be read: {error}") from error
 
@@ -121,6 +128,7 @@ def _child(path: Path, pipe: int) -> None:
         stage = name
 
     ops.set_n_threads(1)
+    logging.getLogger("starcoder").addHandler(logging.NullHandler())
     warnings.simplefilter("error")
     logging.disable()
     kind, message = "works", ""
@@ -154,10 +162,13 @@ def attempt(files: Files) -> Outcome:
     """What becomes of a model, found out in a child process."""
     with tempfile.TemporaryDirectory(dir=_scratch()) as folder:
         path = Path(folder, "m")
-        if len(files) > 1:
+        is_folder = len(files) > 1 or _are_parts(files)
+        if is_folder:
             path.mkdir()
         for name, raw in files.items():
-            (path / name if len(files) > 1 else path).write_bytes(raw)
+            (path / name if is_folder else path).write_bytes(raw)
+        if _are_parts(files):
+            path /= next(iter(files))
         reader, writer = os.pipe()
         pid = os.fork()
         if pid == 0:
@@ -174,6 +185,11 @@ def attempt(files: Files) -> Outcome:
         number = os.WTERMSIG(status)
         return Outcome("hang" if number == signal.SIGALRM else f"signal {number}")
     return _judge(Outcome(*json.loads(line)), sum(map(len, files.values()))) if line else _LOST
+
+
+def _are_parts(files: Files) -> bool:
+    """Whether any of these files stands for the model."""
+    return all(name.endswith(".gguf") for name in files)
 
 
 _LOST = Outcome("no answer")

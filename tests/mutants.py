@@ -32,6 +32,7 @@ from conftest import (
     write_legacy,
 )
 from damage import EDGES, damage_bytes, damage_json, gguf_fields, header_fields, legacy_fields
+from gguf_files import U16, raw_keys, split
 from mutant_folders import disagree, older_vocab
 from starcoder.tensor import TensorType
 from torch_file import number, storage, table, tensor, write_hf_bin, write_zip
@@ -44,7 +45,9 @@ def make(write: Callable[[Path], Path]) -> Files:
     """The files that `write` makes in an empty folder, by name."""
     with tempfile.TemporaryDirectory() as folder:
         path = write(Path(folder) / "m")
-        return {p.name: p.read_bytes() for p in (path.iterdir() if path.is_dir() else [path])}
+        return {
+            p.name: p.read_bytes() for p in (sorted(path.iterdir()) if path.is_dir() else [path])
+        }
 
 
 # ------------------------------------------------------------------------------------------------
@@ -54,7 +57,7 @@ def make(write: Callable[[Path], Path]) -> Files:
 @functools.cache
 def _good_gguf(version: int) -> tuple[bytes, list[tuple[int, int]]]:
     raw = make(lambda path: write_gguf(path, make_tiny(), version=version))["m"]
-    return raw, gguf_fields(raw, make_tiny())
+    return raw, gguf_fields(raw)
 
 
 @functools.cache
@@ -124,6 +127,64 @@ def damage_gguf(rng: random.Random, version: int) -> Files:
     if tensors and rng.random() < 0.2:
         tensors += rng.choices(tensors)
     return make(lambda path: write_gguf(path, model, version=version, keys=keys, tensors=tensors))
+
+
+@functools.cache
+def _good_raw(merges: str) -> tuple[bytes, list[tuple[int, int]]]:
+    keys = raw_keys(make_tiny(), merges)
+    raw = make(lambda path: write_gguf(path, make_tiny(), keys=keys))["m"]
+    return raw, gguf_fields(raw)
+
+
+def damage_raw(rng: random.Random) -> Files:
+    """Tokens that are bytes: in a damaged file, or a whole one with strange tokens and merges."""
+    merges = rng.choice(("byte-level", "raw", "empty", "absent"))
+    if rng.random() < 0.5:
+        return {"m": damage_bytes(*_good_raw(merges), rng)}
+    keys = raw_keys(make_tiny(), merges)
+    lists = [keys[f"tokenizer.ggml.{name}"] for name in ("tokens", "merges")]
+    texts = rng.choice([value.value for value in lists if value is not None and value.value])
+    for _ in range(rng.choice((1, 3, 100))):
+        word = rng.choice((b"", b" ", b"\n", b"\0", b"\xff", b"a b", b"  ", b"\xc4\xa0", b"[PAD7]"))
+        texts[rng.randrange(len(texts))] = word * rng.choice((1, 1, 2, 300))
+    if rng.random() < 0.3:
+        kinds = [rng.choice((1, 1, 1, 3, 4, 5)) for _ in range(make_tiny().n_vocab)]
+        keys["tokenizer.ggml.token_type"] = Value("i32", kinds)
+    return make(lambda path: write_gguf(path, make_tiny(), keys=keys))
+
+
+@functools.cache
+def _good_parts(seed: int, count: int, first: int) -> Files:
+    return make(lambda path: (split(path, make_tiny(seed), count, first), path)[1])
+
+
+def damage_parts(rng: random.Random) -> Files:
+    """A model in parts of which one is damaged, lost, of another model or in another's place."""
+    count, first = rng.choice((1, 2, 3, 5)), rng.choice((0, 0, 1))
+    good = _good_parts(0, max(count, 1 + first), first)
+    files = dict(good)
+    for _ in range(rng.choice((1, 1, 2))):
+        name, other = rng.choice(list(files)), rng.choice(list(files))
+        match rng.choice(("bytes", "bytes", "bytes", "mark", "lost", "swap", "foreign", "rename")):
+            case "bytes":
+                fields = gguf_fields(good[name]) if files[name] == good.get(name) else []
+                files[name] = damage_bytes(files[name], fields, rng)
+            case "mark":
+                mark = rng.choice((b"split.no", b"split.count"))
+                edge = U16(rng.choice(EDGES) & 0xFFFF).encode()
+                at = files[name].find(mark) + len(mark)
+                files[name] = files[name][:at] + edge + files[name][at + len(edge) :]
+            case "lost" if len(files) > 1:
+                del files[name]
+            case "swap" | "lost":
+                files[name], files[other] = files[other], files[name]
+            case "foreign":
+                foreign = _good_parts(1, rng.choice((2, 3)), 0)
+                files[name] = rng.choice(list(foreign.values()))
+            case _:
+                files[name.replace("-00001-", "-00007-")] = files.pop(name)
+    names = rng.sample(list(files), len(files))
+    return {name: files[name] for name in names}
 
 
 def damage_legacy(rng: random.Random) -> Files:
@@ -234,6 +295,8 @@ def _torch(rng: random.Random) -> Files:
 FORMATS: dict[str, Callable[[random.Random], Files]] = {
     "gguf-v3": lambda rng: damage_gguf(rng, 3),
     "gguf-v2": lambda rng: damage_gguf(rng, 2),
+    "gguf-raw": damage_raw,
+    "gguf-parts": damage_parts,
     "legacy": damage_legacy,
     "hf": _hf,
     "pytorch": _torch,

@@ -145,10 +145,11 @@ def owner(tensor: Tensor) -> Any:
     return array.obj if isinstance(array, memoryview) else array
 
 
-def test_gguf_and_hf_weights_stay_in_the_mapped_file(tmp_path: Path, tiny: TinyModel) -> None:
+def test_matrices_alone_stay_in_the_mapped_file(tmp_path: Path, tiny: TinyModel) -> None:
     for path in (write_gguf(tmp_path / "gguf", tiny), write_hf(tmp_path / "hf", tiny)):
-        for tensor in formats.read(path).tensors.values():
-            assert isinstance(owner(tensor), mmap.mmap)
+        for name, tensor in formats.read(path).tensors.items():
+            is_matrix = len(tensor.shape) == 2 and name != "position_embd.weight"
+            assert isinstance(owner(tensor), mmap.mmap) is is_matrix
             assert not tensor.data.flags.writeable
 
 
@@ -453,11 +454,9 @@ def test_a_directory_with_pickles_only_gets_advice(tmp_path: Path, tiny: TinyMod
         ("tokenizer.ggml.merges", Value("str", ["a b c", "d"]), ["two texts"]),
         ("tokenizer.ggml.merges", Value("str", ["a Ω"]), ["merge 0"]),
         ("tokenizer.ggml.merges", Value("str", ["Ġ z", "z q"]), ["tokens"]),
-        ("tokenizer.ggml.merges", None, ["no such key"]),
-        ("tokenizer.ggml.eos_token_id", Value("u32", 320), ["0 to 319"]),
-        ("tokenizer.ggml.bos_token_id", Value("i32", -1), ["0 to 319"]),
         ("tokenizer.ggml.eos_token_id", Value("str", "0"), ["whole number"]),
         ("general.name", Value("str", b"\xff\xfe"), ["UTF-8"]),
+        ("general.type", Value("str", "adapter"), ["LoRA adapter", "merge"]),
     ],
 )
 def test_bad_gguf_metadata_is_refused(
@@ -498,11 +497,6 @@ def test_bad_gguf_tensors_are_refused(
 ) -> None:
     tensors = with_tensor(tiny, 2, **changes)
     fails(write_gguf(tmp_path / "bad.gguf", tiny, tensors=tensors), *words)
-
-
-def test_quantized_vectors_are_refused(tmp_path: Path, tiny: TinyModel) -> None:
-    q8 = with_tensor(tiny, 1, type=8, data=bytes(16 * 34))
-    fails(write_gguf(tmp_path / "bad.gguf", tiny, tensors=q8), "position_embd.weight", "Q8_0")
 
 
 def test_gguf_of_other_versions_is_refused(tmp_path: Path, tiny: TinyModel) -> None:

@@ -27,6 +27,7 @@ class Checkpoint:
     format: str = field(default="", compare=False)  # "GGUF v3", for people to read
     source: str = field(default="", compare=False)  # the file or directory, for messages
     notices: tuple[str, ...] = field(default=(), compare=False)  # what its user should know
+    n_parts: int = field(default=1, compare=False)  # files that hold the weights
 
     def __post_init__(self) -> None:
         found, expected = len(self.vocab.tokens), self.config.n_vocab

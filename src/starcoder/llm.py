@@ -74,6 +74,8 @@ class LLM:
         n_batch: most tokens in one step. The text never depends on it.
         n_parallel: requests of `n_ctx` tokens that run at once; of shorter ones more do, the
             rest wait. Memory is taken only when it is used.
+        pre: how text is split before merging, where the file does not say it or says it wrongly:
+            "refact" or "starcoder", every digit apart; "gpt-2", GPT-2's pattern alone.
 
     Raises:
         FormatError: no model there, or one that is damaged or of an unknown kind.
@@ -92,6 +94,7 @@ class LLM:
         n_ctx: int | None = None,
         n_batch: int = 512,
         n_parallel: int = 8,
+        pre: str | None = None,
     ) -> None:
         started = time.perf_counter()
         if n_threads is not None:
@@ -99,7 +102,7 @@ class LLM:
         _check("n_batch", n_batch, 1 << 20)
         _check("n_parallel", n_parallel, 1 << 12)
         try:
-            checkpoint = formats.read(hub.resolve(model))
+            checkpoint = formats.read(hub.resolve(model), pre)
             n_ctx = checkpoint.config.n_ctx if n_ctx is None else n_ctx
             _check("n_ctx", n_ctx, checkpoint.config.n_ctx, "choose -c or n_ctx within the model's")
             memory.check(checkpoint, memory.Use(n_ctx, n_parallel * n_ctx, n_batch))

@@ -43,7 +43,7 @@ class Need:
     """Bytes that a model takes, at least."""
 
     weights: int  # matrices, packed
-    vectors: int  # norms and biases, and the embeddings of the positions in use
+    vectors: int  # norms, biases and position embeddings, which are copied from the file
     cache: int  # keys and values
     step: int  # what is computed in one step
 
@@ -62,7 +62,7 @@ def need_of(
     """
     config = checkpoint.config
     n_positions = min(use.n_positions, config.n_ctx)
-    weights, vectors = 0, 4 * n_positions * config.dim
+    weights, vectors = 0, 4 * config.n_ctx * config.dim
     for name, tensor in _used(checkpoint).items():
         if len(tensor.shape) == 2:
             kind = tensor.type if types is None else types[name]
@@ -82,10 +82,14 @@ def check(checkpoint: Checkpoint, use: Use) -> None:
     need = need_of(checkpoint, use)
     reserved = cache_bytes(checkpoint.config, use.n_reserved) - need.cache
     for room, more in ((machine.memory_room(), 0), (machine.address_room(), reserved)):
-        if room is not None and need.total + more > room.nbytes:
+        if room is None:
+            continue
+        # Norms, biases and positions are in memory already: `formats` copies them.
+        nbytes = room.nbytes + need.vectors
+        if need.total + more > nbytes:
             found = f"a model that would take {shown(need.total + more, math.ceil)}"
-            expected = f"at most {shown(room.nbytes, math.floor)}, the {room.limit}"
-            advice = _advice(checkpoint, use, need, room.nbytes, more)
+            expected = f"at most {shown(nbytes, math.floor)}, the {room.limit}"
+            advice = _advice(checkpoint, use, need, nbytes, more)
             raise MemoryLimitError(checkpoint.source, found, expected, advice)
 
 

@@ -41,7 +41,8 @@ class Tokenizer:
         known = map(self._model.token_to_id, BYTE_TEXT)
         self._bytes = bytes(byte for byte, token in enumerate(known) if token is not None)
         self._special = _special_ids(vocab)
-        self._special_pattern = _any_of(self._special)
+        self._unembedded = _unembedded(vocab)
+        self._special_pattern = _any_of({*self._special, *self._unembedded})
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Return the ids of `text`.
@@ -54,13 +55,24 @@ class Tokenizer:
 
         Raises:
             InputError: a lone surrogate (text that was never valid UTF-8), or a character with a
-                byte that is no token: StarCoder's vocabulary lacks 0xF1, U+40000 to U+7FFFF.
+                byte that is no token: StarCoder's vocabulary lacks 0xF1, U+40000 to U+7FFFF; with
+                `special`, a token that the tokenizer was given and the model has no row for.
         """
-        pieces = self._special_pattern.split(text) if special and self._special else [text]
+        pieces = [text]
+        if special and (self._special or self._unembedded):
+            pieces = self._special_pattern.split(text)
         tokens: list[int] = []
         for i, piece in enumerate(pieces):  # text, special token, text, ..., text
-            tokens += [self._special[piece]] if i % 2 else self._encode_text(piece)
+            tokens += [self._special_id(piece)] if i % 2 else self._encode_text(piece)
         return tokens
+
+    def _special_id(self, text: str) -> int:
+        token = self._special.get(text)
+        if token is None:
+            found = f"the token {text[:80]!r}, which the embedding has no row for"
+            advice = "leave it out, or train the model with it"
+            raise InputError("text", found, "tokens that the model knows", advice)
+        return token
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Return the text of `tokens`, special tokens as they are written, padding as nothing.
@@ -183,6 +195,15 @@ def _special_ids(vocab: Vocab) -> dict[str, int]:
             ids[vocab.tokens[i].decode()] = i
     ids.pop("", None)
     return ids
+
+
+def _unembedded(vocab: Vocab) -> frozenset[str]:
+    """Special tokens, as they stand in text, that the model cannot be given."""
+    texts = set()
+    for raw in vocab.unembedded:
+        with suppress(UnicodeDecodeError):
+            texts.add(raw.decode())
+    return frozenset(texts - {""})
 
 
 _MAX_SPECIAL = 1 << 16  # characters of all special tokens; StarCoder's 19 have 244

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from starcoder.cli import bench_report as report
-from starcoder.cli.convert import Threads
+from starcoder.cli.convert import Pre, Threads
 from starcoder.errors import InputError
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def bench(
     rival_python: Annotated[
         str | None, typer.Option("--rival-python", help="A Python that has it. Default: this one.")
     ] = None,
+    pre: Pre = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Draw the roofline into this .svg file.")
@@ -80,7 +81,7 @@ def bench(
         roofline.check_path(plot)
     _check_batch(batch, against)
     task = Task(n_prompt, n_decode, depth, batch)
-    sources = _sources(model, shape, type_)
+    sources = _sources(model, shape, type_, pre)
     check_room(sources[0].config, task)
     allowed = machine.threads(threads)
     ops.set_n_threads(allowed.n)
@@ -125,7 +126,9 @@ class _Source:
         return synthetic.checkpoint(self.config, self.mix)
 
 
-def _sources(model: str | None, shape: str | None, types: str | None) -> list[_Source]:
+def _sources(
+    model: str | None, shape: str | None, types: str | None, pre: str | None
+) -> list[_Source]:
     from starcoder import formats, hub, pocket
     from starcoder.bench import synthetic
     from starcoder.mix import find_mix
@@ -134,7 +137,7 @@ def _sources(model: str | None, shape: str | None, types: str | None) -> list[_S
         if types is not None:
             advice = "a file has its own types: see starcoder quantize"
             raise InputError("--type", "no --shape", "both, or neither", advice)
-        file = formats.read(pocket.PATH if model is None else hub.resolve(model))
+        file = formats.read(pocket.PATH if model is None else hub.resolve(model), pre)
         return [_Source(file.config, file)]
     if model is not None:
         raise InputError("-m and --shape", "both", "one of them")

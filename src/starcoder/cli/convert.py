@@ -5,6 +5,7 @@ Everything that is said goes to stderr.
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from pathlib import Path
@@ -20,13 +21,31 @@ if TYPE_CHECKING:
     from starcoder.checkpoint import Checkpoint
     from starcoder.quantize import Choice
 
-__all__ = ["Force", "Threads", "convert", "is_legacy", "origin_of", "rewrite"]
+__all__ = [
+    "Force",
+    "Pre",
+    "SplitMaxSize",
+    "Threads",
+    "convert",
+    "is_legacy",
+    "origin_of",
+    "part_bytes",
+    "rewrite",
+]
 
 _FORMATS = {"gguf": False, "ggml": True}
 _SUFFIXES = {".gguf": False, ".bin": True}
 
 Threads = Annotated[
     int | None, typer.Option("-t", "--threads", min=1, max=1024, help="Default: all cores.")
+]
+Pre = Annotated[
+    str | None,
+    typer.Option("--pre", metavar="NAME", help="Split text as refact, starcoder or gpt-2 does."),
+]
+SplitMaxSize = Annotated[
+    str | None,
+    typer.Option("--split-max-size", metavar="N(M|G)", help="Write parts of so many MB or GB."),
 ]
 
 Force = Annotated[
@@ -46,6 +65,8 @@ def convert(
     revision: Annotated[
         str | None, typer.Option("--revision", help="Branch, tag or commit on the Hub.")
     ] = None,
+    split_max_size: SplitMaxSize = None,
+    pre: Pre = None,
     threads: Threads = None,
     force: Force = False,
 ) -> int:
@@ -53,14 +74,15 @@ def convert(
     from starcoder import formats, mix, quantize
 
     legacy = is_legacy(out, format_)
+    max_part_bytes = part_bytes(split_max_size, legacy)
     chosen = mix.find_mix(type_) if type_ is not None else None
     path, origin = _fetch(source, revision)
-    checkpoint = formats.read(path)
+    checkpoint = formats.read(path, pre)
     if chosen is None and checkpoint.format == "Hugging Face":
         chosen = mix.find_mix("f16")
     quantize.use_threads(threads)
     choice = quantize.Choice(mix=chosen, legacy=legacy)
-    rewrite("convert", checkpoint, out, choice, origin, force=force)
+    rewrite("convert", checkpoint, out, choice, origin, max_part_bytes, force=force)
     return 0
 
 
@@ -77,12 +99,26 @@ def is_legacy(out: Path, name: str | None, default: bool | None = None) -> bool:
     return legacy
 
 
+def part_bytes(text: str | None, legacy: bool) -> int | None:
+    """`--split-max-size` in bytes; its units are powers of ten, as llama-gguf-split's are."""
+    if text is None:
+        return None
+    size = re.fullmatch("([1-9][0-9]{0,5})([MG])", text.upper())
+    if size is None:
+        raise InputError("--split-max-size", repr(text[:40]), "a size, like 500M or 4G")
+    if legacy:
+        advice = "write a GGUF file, or one file"
+        raise InputError("--split-max-size", "a legacy file in parts", "one file", advice)
+    return int(size[1]) * {"M": 10**6, "G": 10**9}[size[2]]
+
+
 def rewrite(
     task: str,
     checkpoint: Checkpoint,
     out: Path,
     choice: Choice,
     origin: dict[str, str],
+    max_part_bytes: int | None = None,
     *,
     force: bool = False,
 ) -> None:
@@ -110,6 +146,7 @@ def rewrite(
             force=force,
             file_type=choice.mix.number if choice.mix else None,
             origin=origin,
+            max_part_bytes=max_part_bytes,
             on_start=progress.start,
             on_bytes=progress.advance,
         )
@@ -118,7 +155,11 @@ def rewrite(
     _say(task, f"quant size = {nbytes / 2**20:.2f} MB | {name}")
     speed = (checkpoint.nbytes + nbytes) / 1e6 / max(seconds, 1e-9)
     _say(task, f"total time = {seconds:.2f} s, {speed:.0f} MB/s read and written")
-    _say(task, f"wrote {out}")
+    if max_part_bytes is None:
+        _say(task, f"wrote {out}")
+    else:
+        paths = formats.part_paths(out, weights, max_part_bytes)
+        _say(task, f"wrote {len(paths)} parts, the first {paths[0]}; any of them opens the model")
 
 
 def origin_of(source: str, revision: str | None = None) -> dict[str, str]:

@@ -16,6 +16,7 @@ import typer
 
 from starcoder import __version__
 from starcoder.cli import INTERRUPTED, report
+from starcoder.cli.convert import Pre
 from starcoder.errors import InputError
 
 if TYPE_CHECKING:
@@ -128,6 +129,7 @@ def generate(
         int,
         _whole("-b", "--batch-size", "Prompt tokens in one step.", low=1, high=1 << 20),
     ] = 512,
+    pre: Pre = None,
     token_test: Annotated[
         Path | None,
         typer.Option("-tt", "--token-test", help="Check the tokenizer: lines of text => id,id."),
@@ -159,7 +161,7 @@ def generate(
         "seed": seed,
     }
     clock = report.Clock()
-    llm = _load(model, threads, n_ctx, n_batch)
+    llm = _load(model, threads, n_ctx, n_batch, pre)
     report.facts(llm)
     if token_test is not None:
         report.token_test(llm, _read_file(token_test, "-tt"))
@@ -171,7 +173,9 @@ def generate(
     return 0 if finished else INTERRUPTED
 
 
-def _load(model: str | None, threads: int | None, n_ctx: int | None, n_batch: int) -> LLM:
+def _load(
+    model: str | None, threads: int | None, n_ctx: int | None, n_batch: int, pre: str | None
+) -> LLM:
     from starcoder import pocket
     from starcoder.llm import LLM
 
@@ -181,6 +185,7 @@ def _load(model: str | None, threads: int | None, n_ctx: int | None, n_batch: in
         n_ctx=n_ctx,
         n_batch=n_batch,
         n_parallel=1,
+        pre=pre,
     )
 
 

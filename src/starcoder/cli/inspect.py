@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from starcoder.cli.convert import Pre
 from starcoder.cli.progress import Progress
 from starcoder.errors import FormatError
 
@@ -29,11 +30,12 @@ def inspect(
     check: Annotated[
         bool, typer.Option("--check", help="Read every weight; exit with 1 if one is not finite.")
     ] = False,
+    pre: Pre = None,
 ) -> int:
     """Show what a model file holds: architecture, vocabulary, tensors."""
     from starcoder import formats
 
-    checkpoint = formats.read(path)
+    checkpoint = formats.read(path, pre)
     damage = _damage(checkpoint) if check else None
     facts = _facts(checkpoint)
     if check:
@@ -72,6 +74,7 @@ def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         "source": checkpoint.source,
         "format": checkpoint.format,
+        "n_parts": checkpoint.n_parts,
         "name": config.name,
         "architecture": config.architecture,
         "n_ctx": config.n_ctx,
@@ -104,6 +107,7 @@ def _vocabulary(checkpoint: Checkpoint) -> dict[str, Any]:
         "split_digits": vocab.split_digits,
         "bos_id": vocab.bos_id,
         "eos_id": vocab.eos_id,
+        "end_ids": ", ".join(map(str, sorted(vocab.end_ids))) or None,
         "special_tokens": {str(i): name for i, name in names.items()},
     }
 

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from starcoder.cli.convert import Force, Threads, is_legacy, origin_of, rewrite
+from starcoder.cli.convert import (
+    Force,
+    Pre,
+    SplitMaxSize,
+    Threads,
+    is_legacy,
+    origin_of,
+    part_bytes,
+    rewrite,
+)
 from starcoder.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,6 +42,8 @@ def quantize(
         list[str] | None,
         typer.Option("--tensor-type", metavar="PATTERN=T", help="Type of tensors of such a name."),
     ] = None,
+    split_max_size: SplitMaxSize = None,
+    pre: Pre = None,
     threads: Threads = None,
     force: Force = False,
 ) -> int:
@@ -41,11 +52,12 @@ def quantize(
     from starcoder.quantize import use_threads
 
     choice = _choice(type_, output_type, embedding_type, tensor_type or [])
-    checkpoint = formats.read(source)
+    checkpoint = formats.read(source, pre)
     legacy = is_legacy(out, None, checkpoint.format.startswith("ggml"))
+    max_part_bytes = part_bytes(split_max_size, legacy)
     use_threads(threads)
     choice, origin = replace(choice, legacy=legacy), origin_of(str(source))
-    rewrite("quantize", checkpoint, out, choice, origin, force=force)
+    rewrite("quantize", checkpoint, out, choice, origin, max_part_bytes, force=force)
     return 0
 
 

@@ -1,7 +1,8 @@
 """Files: any model on disk becomes one plain `Checkpoint`. Each format has a module of its own.
 
-What a file is goes by its first bytes, never by its name. A new format is a module with `MAGIC`
-and `read`, and a row in the table. Writers stand beside their readers, in modules of their own.
+What a file is goes by its first bytes, never by its name; what is no model, `_strangers` names. A
+new format is a module with `MAGIC` and `read`, and a line in `_read`. Writers stand beside their
+readers, in modules of their own.
 """
 
 from __future__ import annotations
@@ -9,65 +10,73 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from starcoder.checkpoint import Checkpoint
-from starcoder.errors import FormatError
+from starcoder.errors import InputError
 from starcoder.formats import _ggml_writer, _gguf_writer, ggml, gguf, hf
+from starcoder.formats._byte_level import PRE_TOKENIZERS
 from starcoder.formats._bytes import map_file
 from starcoder.formats._ggml_losses import legacy_losses
 from starcoder.formats._gguf_carry import carried_keys
+from starcoder.formats._gguf_writer import part_paths
+from starcoder.formats._strangers import stranger
 from starcoder.tensor import Weights
 
-__all__ = ["legacy_losses", "read", "write"]
+__all__ = ["legacy_losses", "part_paths", "read", "write"]
 
 _log = logging.getLogger("starcoder")
 
-_READERS = {gguf.MAGIC: gguf.read, ggml.MAGIC: ggml.read}
-
-_KNOWN = "a GGUF file, a ggml .bin file or a Hugging Face directory"
-_STRANGERS = {  # first bytes of files that people try, and what to do with them
-    b"PK\x03\x04": ("a PyTorch file", "give its directory, or save the model as safetensors"),
-    b"tjgg": ("a ggjt file", "this format holds LLaMA models only; use a GGUF file"),
-    b"fmgg": ("a ggmf file", "this format holds LLaMA models only; use a GGUF file"),
-    b"vers": ("a git-lfs pointer", "fetch the file itself with git lfs pull"),
-}
+_HEAD = 1 << 16  # bytes of a stranger that are looked at
 
 
-def read(path: str | os.PathLike[str]) -> Checkpoint:
+def read(path: str | os.PathLike[str], pre: str | None = None) -> Checkpoint:
     """The model at `path`: a GGUF file, a legacy ggml `.bin` file or a Hugging Face directory.
 
-    A file of such a directory, as its config.json, stands for the directory.
-
-    What the user should know of it is in `notices`, and goes to the log of the name "starcoder".
-    Files are mapped into memory, so the weights take no memory until they are used. What reads
-    them says so if a file changed meanwhile; replace model files by renaming.
+    A file of such a directory, as its config.json, stands for the directory; of a GGUF model in
+    several files, any will do. What the user should know of a model is in `notices`, and goes to
+    the log of the name "starcoder". Files are mapped into memory, so the matrices take no memory
+    until they are used. What reads them says so if a file changed meanwhile; replace model files
+    by renaming.
 
     >>> read("starcoderbase-1b-q4_0.gguf").config.n_layers  # doctest: +SKIP
     24
 
+    Args:
+        path: the file or directory.
+        pre: how text is split before merging, whatever the file says: "refact" or "starcoder",
+            every digit apart; "gpt-2", GPT-2's pattern alone.
+
     Raises:
         FormatError: no model there, or one that is damaged or of an unknown kind.
+        InputError: another name for `pre`.
+        MemoryLimitError: no memory for norms, biases and position embeddings.
     """
-    checkpoint = _read(Path(path))
+    if pre is not None and pre not in PRE_TOKENIZERS:
+        raise InputError("pre", repr(pre)[:80], " or ".join(PRE_TOKENIZERS))
+    checkpoint = _read(Path(path), pre)
     checkpoint.check_files()
+    if pre is not None:
+        vocab = replace(checkpoint.vocab, split_digits=PRE_TOKENIZERS[pre])
+        checkpoint = replace(checkpoint, vocab=vocab)
     for notice in checkpoint.notices:
         _log.warning("%s: %s", checkpoint.source, notice)
     return checkpoint
 
 
-def _read(path: Path) -> Checkpoint:
+def _read(path: Path, pre: str | None) -> Checkpoint:
     if os.path.isdir(path):
         return hf.read(path)
-    magic = map_file(path)[: len(gguf.MAGIC)]
-    reader = _READERS.get(magic)
-    if reader is None:
-        folder = hf.folder_of(path)
-        if folder is not None:
-            return hf.read(folder)
-        found, advice = _STRANGERS.get(magic, (f"a file that starts with {magic!r}", ""))
-        raise FormatError(str(path), found, _KNOWN, advice)
-    return reader(path)
+    head = map_file(path)[:_HEAD]
+    if head.startswith(gguf.MAGIC):
+        return gguf.read(path, pre)
+    if head.startswith(ggml.MAGIC):
+        return ggml.read(path)
+    folder = hf.folder_of(path)
+    if folder is not None:
+        return hf.read(folder)
+    raise stranger(path, head)
 
 
 def write(
@@ -79,6 +88,7 @@ def write(
     force: bool = False,
     file_type: int | None = None,
     origin: Mapping[str, str] | None = None,
+    max_part_bytes: int | None = None,
     on_start: Callable[[int], None] | None = None,
     on_bytes: Callable[[int], None] | None = None,
 ) -> int:
@@ -94,14 +104,20 @@ def write(
         force: write it although it cannot say all of this vocabulary.
         file_type: llama.cpp's number for this mix of types; by default that of most weights.
         origin: where the model came from, as more keys of a GGUF file.
+        max_part_bytes: of weights in a file: write a GGUF model as parts, whose names `part_paths`
+            gives. The first appears last, and without it the others are no model.
         on_start: is told how many bytes the file will have.
         on_bytes: is told how many more bytes were made, again and again.
 
     Raises:
+        InputError: a legacy file in parts.
         WriteError: the file cannot be written, or the format cannot hold this model.
     """
     chosen: Mapping[str, Weights] = checkpoint.tensors if weights is None else weights
     if legacy:
+        if max_part_bytes is not None:
+            advice = "write a GGUF file, or one file"
+            raise InputError("--split-max-size", "a legacy file in parts", "one file", advice)
         return _ggml_writer.write(
             Path(path), checkpoint, chosen, force=force, on_start=on_start, on_bytes=on_bytes
         )
@@ -111,8 +127,9 @@ def write(
         checkpoint,
         chosen,
         number=file_type,
-        carried=carried_keys(Path(checkpoint.source)) if is_gguf else {},
+        carried=carried_keys(Path(checkpoint.source), checkpoint.config.n_vocab) if is_gguf else {},
         origin=origin or {},
+        max_part_bytes=max_part_bytes,
         on_start=on_start,
         on_bytes=on_bytes,
     )

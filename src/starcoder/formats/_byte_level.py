@@ -7,8 +7,10 @@ into the bytes themselves.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from itertools import accumulate, pairwise, repeat
+from typing import AnyStr
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +18,23 @@ from numpy.typing import NDArray
 from starcoder.errors import FormatError
 from starcoder.vocab import BYTE_TEXT
 
-__all__ = ["MAX_TOKENS", "MAX_TOKEN_LEN", "SPECIAL_NAMES", "merge_ids", "token_bytes"]
+__all__ = [
+    "MAX_TOKENS",
+    "MAX_TOKEN_LEN",
+    "MAX_VOCAB_BYTES",
+    "PRE_TOKENIZERS",
+    "SPECIAL_NAMES",
+    "joins_digits",
+    "merge_ids",
+    "token_bytes",
+]
 
 MAX_TOKENS = 1 << 17  # the family has 49,152 to 49,280
 MAX_TOKEN_LEN = 4096  # bytes; StarCoder's longest is 512 spaces
+MAX_VOCAB_BYTES = 4 << 20  # of all tokens, or of all merges; StarCoder's have 0.4 MB
+
+# llama.cpp's names for how text is split before merging: whether digits come apart first.
+PRE_TOKENIZERS = {"refact": True, "starcoder": True, "gpt-2": False}
 
 # Special tokens of the family by name, for files that mark none: SantaCoder, StarCoder, StarChat,
 # and chat models that write ChatML.
@@ -60,7 +75,7 @@ def token_bytes(texts: Sequence[str], where: str) -> list[bytes]:
 
 
 def merge_ids(
-    lefts: Sequence[str], rights: Sequence[str], ids: Mapping[str, int], where: str
+    lefts: Sequence[AnyStr], rights: Sequence[AnyStr], ids: Mapping[AnyStr, int], where: str
 ) -> NDArray[np.int32]:
     """The merges as ids (n, 2). Both parts and what they merge to must be tokens.
 
@@ -75,3 +90,13 @@ def merge_ids(
         merge = f"merge {at} of {lefts[at]!r} and {rights[at]!r}"[:120]
         raise FormatError(where, merge, "parts and a result that are tokens")
     return np.stack(found[:2], axis=1)
+
+
+def joins_digits(tokens: Sequence[bytes], special_ids: Collection[int]) -> bool:
+    """Whether merging made a token of two digits, as it can where digits do not come apart.
+
+    This tells how text is split for files that do not say it.
+    """
+    skipped = frozenset(special_ids)
+    words = b"\0".join(token for i, token in enumerate(tokens) if i not in skipped)
+    return re.search(rb"[0-9]{2}", words) is not None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import stat
 import struct
@@ -18,6 +19,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from starcoder import machine, ops
 from starcoder.errors import FormatError, MemoryLimitError
 from starcoder.mapped_file import MappedFile
 from starcoder.tensor import Tensor, TensorType
@@ -161,31 +163,38 @@ def _no_constant(name: str) -> NoReturn:
 def settle(tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
     """The tensors as models want them, from whichever format.
 
-    Vectors and position embeddings become F32 at addresses divisible by four, since they are added
-    to activations as they are; only matrices keep the file's type and place. An output matrix
-    that is a copy of the embedding goes: one matrix serves for both.
+    Vectors and position embeddings become F32, whatever their type, since they are added to
+    activations as they are. They are copies, so that nothing of the file is needed once the
+    matrices are packed; only matrices keep the file's type and place. An output matrix that is a
+    copy of the embedding goes: one matrix serves for both.
+
+    Raises:
+        MemoryLimitError: the copies need more memory than there is.
     """
     output = tensors.get("output.weight")
     if output is not None and output == tensors.get("token_embd.weight"):
         tensors = {name: t for name, t in tensors.items() if t is not output}
     vectors = {n: t for n, t in tensors.items() if len(t.shape) == 1 or n == "position_embd.weight"}
-    return tensors | {name: _as_f32(t, f"{where}: tensor {name}") for name, t in vectors.items()}
+    _check_room(sum(4 * math.prod(t.shape) for t in vectors.values()), where)
+    return tensors | {name: _as_f32(t) for name, t in vectors.items()}
 
 
-def _as_f32(tensor: Tensor, where: str) -> Tensor:
+def _check_room(nbytes: int, where: str) -> None:
+    """A hollow file may claim any size, so what is copied is compared with the memory there is."""
+    room = machine.memory_room()
+    if room is not None and nbytes > room.nbytes:
+        found = f"norms, biases and position embeddings of {nbytes:,} bytes"
+        expected = f"at most {room.nbytes:,}, the {room.limit}"
+        raise MemoryLimitError(where, found, expected, "use a machine with more memory")
+
+
+def _as_f32(tensor: Tensor) -> Tensor:
     if tensor.type is TensorType.F32:
-        if tensor.data.ctypes.data % 4 == 0:
-            return tensor
-        return Tensor(TensorType.F32, tensor.shape, tensor.data.copy())
-    widen = _WIDEN.get(tensor.type)
-    if widen is None:
-        raise FormatError(where, f"type {tensor.type.name}", "F32, F16 or BF16")
-    with np.errstate(invalid="ignore"):  # signalling NaNs become quiet ones
-        data = widen(tensor.data).view(np.uint8)
+        data = tensor.data.copy()
+    else:
+        n_rows = math.prod(tensor.shape[:-1])
+        rows = Tensor(tensor.type, (n_rows, tensor.shape[-1]), tensor.data)
+        data = ops.dequantize(rows).view(np.uint8).reshape(-1)
+    tensor.release()
+    data.flags.writeable = False
     return Tensor(TensorType.F32, tensor.shape, data)
-
-
-_WIDEN = {
-    TensorType.F16: lambda data: data.view("<f2").astype("<f4"),
-    TensorType.BF16: lambda data: data.view("<u2").astype("<u4") << 16,
-}

@@ -5,30 +5,40 @@ They are carried as bytes, type and value, and never looked into.
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 
 from starcoder.formats._bytes import Cursor, map_file
-from starcoder.formats._gguf_header import MAGIC, _check_count, _read_value, _string
+from starcoder.formats._gguf_header import INTEGERS, Meta, read_header
+from starcoder.formats._gguf_parts import SPLIT_ID
+from starcoder.formats._gguf_vocab import ENDS
 
 __all__ = ["carried_keys"]
 
-_HEAD = struct.Struct("<IQQ")
 _MAX_BYTES = 1 << 20  # of one key
-_OURS = ("general.alignment", "general.quantization_version", "tokenizer.ggml.scores", "split.")
+# What the writer says itself, of this model: what it leaves out does not hold for it.
+_OURS = (
+    *("general.alignment", "general.quantization_version", "tokenizer.ggml.scores", "split."),
+    *(f"tokenizer.ggml.{name}_token_id" for name in ("bos", "eos", "eot", "eom")),
+    *(ENDS, SPLIT_ID),
+)
 
 
-def carried_keys(path: Path) -> dict[str, bytes]:
+def carried_keys(path: Path, n_vocab: int) -> dict[str, bytes]:
     """The keys of a file that `gguf.read` accepted, each with its encoded type and value."""
     cursor = Cursor(str(path), map_file(path))
-    cursor.skip(len(MAGIC), "magic")
-    _, _, n_keys = cursor.unpack(_HEAD, "header")
-    _check_count(cursor, "number of keys", n_keys, 1 << 16, 13)
-    keys = {}
-    for _ in range(n_keys):
-        key = _string(cursor, 65535, "key")
-        start = cursor.pos
-        _read_value(cursor, key)
-        if not key.startswith(_OURS) and cursor.pos - start <= _MAX_BYTES:
-            keys[key] = cursor.data[start : cursor.pos]
-    return keys
+    _, meta, _ = read_header(cursor)
+    return {
+        key: cursor.data[span]
+        for key, span in meta.spans.items()
+        if span.stop - span.start <= _MAX_BYTES
+        and not key.startswith(_OURS)
+        and _is_known_id(meta, key, n_vocab)
+    }
+
+
+def _is_known_id(meta: Meta, key: str, n_vocab: int) -> bool:
+    """False for the id of a special token that no token has."""
+    if not (key.startswith("tokenizer.ggml.") and key.endswith("_token_id")):
+        return True
+    number, value = meta.values[key]
+    return number in INTEGERS and 0 <= value < n_vocab

@@ -3,11 +3,13 @@
     "GGUF"  u32 version  u64 n_tensors  u64 n_keys    keys    tensor infos    padding    tensors
 
 Tensors follow each other in the order of `tensor_order`, each padded to 32 bytes. Keys of a GGUF
-source that are none of ours (author, license, chat template) are carried over as they are.
+source that are none of ours (author, license, chat template) are carried over as they are. A model
+may be cut into parts as `llama-gguf-split` cuts it: `_gguf_parts` has what they look like.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import struct
 from collections.abc import Callable, Iterator, Mapping
@@ -18,15 +20,18 @@ import numpy as np
 from starcoder.checkpoint import Checkpoint
 from starcoder.config import ModelConfig
 from starcoder.formats._gguf_header import MAGIC
+from starcoder.formats._gguf_parts import COUNT, N_TENSORS, NO, SPLIT_ID, part_path
+from starcoder.formats._gguf_vocab import ENDS
 from starcoder.formats._order import tensor_order
 from starcoder.formats._write import Piece, write_file
+from starcoder.formats._write_parts import File, write_parts
 from starcoder.tensor import TensorType, Weights
 from starcoder.vocab import BYTE_TEXT, Vocab
 
-__all__ = ["file_type", "write"]
+__all__ = ["file_type", "part_paths", "write"]
 
 _VERSION, _ALIGNMENT = 3, 32
-_U32, _I32, _F32, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9
+_U16, _U32, _I32, _F32, _BOOL, _STRING, _ARRAY = 2, 4, 5, 6, 7, 8, 9
 _NORMAL, _CONTROL, _UNUSED = 1, 3, 5
 
 # llama.cpp's number for a file whose matrices mostly have this type.
@@ -55,18 +60,20 @@ def write(
     number: int | None = None,
     carried: Mapping[str, bytes],
     origin: Mapping[str, str],
+    max_part_bytes: int | None = None,
     on_start: Callable[[int], None] | None = None,
     on_bytes: Callable[[int], None] | None = None,
 ) -> int:
-    """Write the model with these weights; returns the bytes of the file.
+    """Write the model with these weights; returns the bytes of the file, or of all parts.
 
     Args:
-        path: the file; see `write_file`.
+        path: the file; see `write_file`. Parts have its name and their numbers.
         checkpoint: configuration and vocabulary.
         weights: by canonical name, as they shall be in the file.
         number: llama.cpp's for this mix of types; by default that of most weights.
         carried: keys of the file before and their encoded values.
         origin: more keys, of text, where the file before has none of these.
+        max_part_bytes: of the tensors in a part; None: one file.
         on_start: is told how many bytes the file will have.
         on_bytes: is told how many bytes were made, again and again.
 
@@ -75,12 +82,25 @@ def write(
     """
     ordered = {name: weights[name] for name in tensor_order(weights)}
     others = {key: _string(text) for key, text in origin.items()} | dict(carried)
-    header = _header(checkpoint, ordered, number, others)
-    nbytes = len(header) + sum(_padded(w.type.nbytes(w.shape)) for w in ordered.values())
+    keys = _keys(checkpoint, ordered, number, others)
+    if max_part_bytes is None:
+        files = [_file(path, keys, ordered)]
+    else:
+        files = _parts(path, keys, ordered, max_part_bytes)
+    nbytes = sum(file.nbytes for file in files)
     if on_start is not None:
         on_start(nbytes)
-    write_file(path, nbytes, _pieces(header, ordered), on_bytes)
+    if max_part_bytes is None:
+        write_file(*files[0], on_bytes)
+    else:
+        write_parts(files, on_bytes)
     return nbytes
+
+
+def part_paths(path: Path, weights: Mapping[str, Weights], max_part_bytes: int) -> list[Path]:
+    """The files that `write` makes of these weights in parts."""
+    count = len(_cut(weights, max_part_bytes))
+    return [part_path(path, i, count) for i in range(count)]
 
 
 def file_type(weights: Mapping[str, Weights]) -> int:
@@ -91,12 +111,55 @@ def file_type(weights: Mapping[str, Weights]) -> int:
     return _FILE_TYPES[max(counts, key=lambda kind: counts[kind])]
 
 
+# ------------------------------------------------------------------------------------------------
+# Files
+
+
+def _file(path: Path, keys: Mapping[str, bytes], weights: Mapping[str, Weights]) -> File:
+    header = _header(keys, weights)
+    nbytes = len(header) + sum(_padded(_nbytes(w)) for w in weights.values())
+    return File(path, nbytes, _pieces(header, weights))
+
+
+def _parts(
+    path: Path, keys: Mapping[str, bytes], weights: Mapping[str, Weights], max_part_bytes: int
+) -> list[File]:
+    """The first part has all keys, each its tensors and which part of what it is."""
+    cuts = _cut(weights, max_part_bytes)
+    marks = {COUNT: _u16(len(cuts)), N_TENSORS: struct.pack("<Ii", _I32, len(weights))}
+    # Parts of one name and two models have different headers, mostly: the keys say what is in them.
+    digest = hashlib.sha256(_header(keys, weights)).hexdigest()
+    marks[SPLIT_ID] = _string(digest[:16])
+    files = []
+    for i, names in enumerate(cuts):
+        own = {**(keys if i == 0 else {}), NO: _u16(i), **marks}
+        files.append(_file(part_path(path, i, len(cuts)), own, {n: weights[n] for n in names}))
+    return files
+
+
+def _cut(weights: Mapping[str, Weights], max_part_bytes: int) -> list[list[str]]:
+    """Names of the tensors of each part: as many as the bytes allow, but at least one."""
+    cuts: list[list[str]] = [[]]
+    size = 0
+    for name in tensor_order(weights):
+        nbytes = _padded(_nbytes(weights[name]))
+        if cuts[-1] and size + nbytes > max_part_bytes:
+            cuts.append([])
+            size = 0
+        cuts[-1].append(name)
+        size += nbytes
+    return cuts
+
+
 def _pieces(header: bytes, weights: Mapping[str, Weights]) -> Iterator[Piece]:
     yield header
     for w in weights.values():
         yield from w.pieces()
-        nbytes = w.type.nbytes(w.shape)
-        yield bytes(_padded(nbytes) - nbytes)
+        yield bytes(_padded(_nbytes(w)) - _nbytes(w))
+
+
+def _nbytes(w: Weights) -> int:
+    return w.type.nbytes(w.shape)
 
 
 def _padded(nbytes: int) -> int:
@@ -107,21 +170,7 @@ def _padded(nbytes: int) -> int:
 # Header
 
 
-def _header(
-    checkpoint: Checkpoint,
-    weights: Mapping[str, Weights],
-    number: int | None,
-    others: Mapping[str, bytes],
-) -> bytes:
-    keys = {
-        "general.architecture": _string("starcoder"),
-        "general.name": others.get("general.name", _string(checkpoint.config.name)),
-        "general.file_type": _u32(file_type(weights) if number is None else number),
-        "general.quantization_version": _u32(2),
-        **_shape_keys(checkpoint.config),
-        **_vocab_keys(checkpoint.vocab),
-    }
-    keys |= {key: value for key, value in others.items() if key not in keys}
+def _header(keys: Mapping[str, bytes], weights: Mapping[str, Weights]) -> bytes:
     parts = [MAGIC, struct.pack("<IQQ", _VERSION, len(weights), len(keys))]
     for key, value in keys.items():
         parts += _raw(key), value
@@ -130,9 +179,26 @@ def _header(
         dims = reversed(w.shape)
         parts.append(_raw(name) + struct.pack(f"<I{len(w.shape)}Q", len(w.shape), *dims))
         parts.append(struct.pack("<IQ", int(w.type), offset))
-        offset += _padded(w.type.nbytes(w.shape))
+        offset += _padded(_nbytes(w))
     header = b"".join(parts)
     return header + bytes(_padded(len(header)) - len(header))
+
+
+def _keys(
+    checkpoint: Checkpoint,
+    weights: Mapping[str, Weights],
+    number: int | None,
+    others: Mapping[str, bytes],
+) -> dict[str, bytes]:
+    keys = {
+        "general.architecture": _string("starcoder"),
+        "general.name": others.get("general.name", _string(checkpoint.config.name)),
+        "general.file_type": _u32(file_type(weights) if number is None else number),
+        "general.quantization_version": _u32(2),
+        **_shape_keys(checkpoint.config),
+        **_vocab_keys(checkpoint.vocab),
+    }
+    return keys | {key: value for key, value in others.items() if key not in keys}
 
 
 def _shape_keys(config: ModelConfig) -> dict[str, bytes]:
@@ -156,15 +222,22 @@ def _vocab_keys(vocab: Vocab) -> dict[str, bytes]:
         "model": _string("gpt2"),
         "pre": _string("refact" if vocab.split_digits else "gpt-2"),
         "tokens": _strings(texts),
-        "token_type": struct.pack(f"<IIQ{len(kinds)}i", _ARRAY, _I32, len(kinds), *kinds),
+        "token_type": _i32s(kinds),
         "merges": _strings([f"{texts[left]} {texts[right]}" for left, right in pairs]),
         "add_bos_token": struct.pack("<I?", _BOOL, False),
     }
-    ids = {"bos": vocab.bos_id, "eos": vocab.eos_id, "unknown": vocab.find("<|endoftext|>")}
+    ids: dict[str, int | None] = {
+        "bos": vocab.bos_id,
+        "eos": vocab.eos_id,
+        "unknown": vocab.find("<|endoftext|>"),
+    }
     for name, spellings in _FIM.items():
         ids[name] = next(filter(_known, map(vocab.find, spellings)), None)
+    others = sorted(vocab.other_end_ids - {vocab.eos_id})
+    ids |= dict(zip(("eot", "eom"), others, strict=False))  # the ends that llama.cpp has names for
     keys |= {f"{name}_token_id": _u32(i) for name, i in ids.items() if i is not None}
-    return {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
+    keys = {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
+    return keys | ({ENDS: _i32s(others)} if len(others) > 2 else {})
 
 
 def _known(token_id: int | None) -> bool:
@@ -209,3 +282,11 @@ def _strings(texts: list[str]) -> bytes:
 
 def _u32(number: int) -> bytes:
     return struct.pack("<II", _U32, number)
+
+
+def _u16(number: int) -> bytes:
+    return struct.pack("<IH", _U16, number)
+
+
+def _i32s(numbers: list[int]) -> bytes:
+    return struct.pack(f"<IIQ{len(numbers)}i", _ARRAY, _I32, len(numbers), *numbers)

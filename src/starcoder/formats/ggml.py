@@ -27,8 +27,15 @@ from numpy.typing import NDArray
 
 from starcoder.checkpoint import Checkpoint
 from starcoder.config import ModelConfig
-from starcoder.formats._byte_level import MAX_TOKEN_LEN, MAX_TOKENS, SPECIAL_NAMES
-from starcoder.formats._bytes import Cursor, map_file, settle
+from starcoder.formats._byte_level import (
+    MAX_TOKEN_LEN,
+    MAX_TOKENS,
+    MAX_VOCAB_BYTES,
+    SPECIAL_NAMES,
+    joins_digits,
+)
+from starcoder.formats._bytes import DAMAGED, Cursor, map_file, settle
+from starcoder.formats._ggml_strangers import refuse_gpt2, refuse_stranger
 from starcoder.tensor import JoinedTensor, Tensor, TensorType
 from starcoder.vocab import Vocab, recover_merges
 
@@ -82,6 +89,8 @@ def read(path: Path) -> Checkpoint:
     """
     cursor = Cursor(str(path), map_file(path))
     cursor.skip(len(MAGIC), "magic")
+    if not _is_ours(cursor):
+        refuse_stranger(cursor)
     n_vocab, n_ctx, dim, n_heads, n_layers, ftype = cursor.unpack(_HEADER, "header")
     # Checks the numbers, for what follows; heads and widths are known when the tensors are.
     shape = ModelConfig(
@@ -97,12 +106,19 @@ def read(path: Path) -> Checkpoint:
     )
     version = _version(cursor, ftype)
     tokens = _tokens(cursor, n_vocab)
+    refuse_gpt2(cursor, tokens)
     tensors = settle(_read_tensors(cursor, n_layers, version), cursor.name)
     tensors, n_kv_heads = _fold(cursor, shape, tensors)
     hidden_dim = tensors["blk.0.ffn_up.weight"].shape[0]
     config = replace(shape, hidden_dim=hidden_dim, n_kv_heads=n_kv_heads)
     label = f"ggml, quantization version {version}"
     return Checkpoint(config, vocab_of(tokens), tensors, label, cursor.name)
+
+
+def _is_ours(cursor: Cursor) -> bool:
+    """Whether the size of the vocabulary stands where it does in our files, twice."""
+    first, second = len(MAGIC), len(MAGIC) + _HEADER.size
+    return cursor.data[first : first + 4] == cursor.data[second : second + 4]
 
 
 def _version(cursor: Cursor, ftype: int) -> int:
@@ -122,13 +138,18 @@ def _tokens(cursor: Cursor, n_vocab: int) -> list[bytes]:
     (count,) = cursor.unpack(_I32, "vocabulary")
     most = min(MAX_TOKENS, cursor.left // 4)
     if count != n_vocab or count > most:
-        cursor.fail("vocabulary", f"{count} tokens", f"{n_vocab}, as in the header, and <= {most}")
-    tokens = []
+        cursor.fail(
+            "vocabulary", f"{count} tokens", f"{n_vocab}, as in the header, and <= {most}", DAMAGED
+        )
+    tokens, limit = [], cursor.pos + 4 * count + MAX_VOCAB_BYTES
     for i in range(count):
         (length,) = cursor.unpack(_I32, "vocabulary")
         if not 0 <= length <= MAX_TOKEN_LEN:
-            cursor.fail(f"token {i}", f"{length} bytes", f"0 to {MAX_TOKEN_LEN}")
+            cursor.fail(f"token {i}", f"{length} bytes", f"0 to {MAX_TOKEN_LEN}", DAMAGED)
         tokens.append(cursor.take(length, MAX_TOKEN_LEN, "vocabulary"))
+        if cursor.pos > limit:
+            expected = f"at most {MAX_VOCAB_BYTES} in all"
+            cursor.fail("vocabulary", "more bytes than a vocabulary has", expected)
     first = count - 1
     while first and tokens[first - 1] == tokens[-1]:
         first -= 1
@@ -145,7 +166,8 @@ def vocab_of(tokens: Sequence[bytes]) -> Vocab:
     # SantaCoder's end of text is 49152, StarCoder's 0. The format names no other token.
     end = next((i for i in sorted(special_ids) if tokens[i] == b"<|endoftext|>"), 0)
     merges = recover_merges(tokens, special_ids)
-    return Vocab(tuple(tokens), merges, special_ids, eos_id=end, bos_id=end)
+    splits = not joins_digits(tokens, special_ids)
+    return Vocab(tuple(tokens), merges, special_ids, end, end, split_digits=splits)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -162,7 +184,9 @@ def _read_tensors(cursor: Cursor, n_layers: int, version: int) -> dict[str, Tens
         n_dims, name_len, number = cursor.unpack(_3I32, "tensor header")
         if not 1 <= n_dims <= _MAX_DIMS or not 1 <= name_len <= _MAX_NAME_LEN:
             found = f"{n_dims} dimensions and a name of {name_len} bytes"
-            cursor.fail("tensor header", found, f"1 to {_MAX_DIMS} and 1 to {_MAX_NAME_LEN}")
+            cursor.fail(
+                "tensor header", found, f"1 to {_MAX_DIMS} and 1 to {_MAX_NAME_LEN}", DAMAGED
+            )
         dims = [cursor.unpack(_I32, "tensor header")[0] for _ in range(n_dims)]
         name = cursor.text(name_len, _MAX_NAME_LEN, "tensor name")
         if name not in names or names[name] in tensors:
@@ -171,7 +195,7 @@ def _read_tensors(cursor: Cursor, n_layers: int, version: int) -> dict[str, Tens
         tensors[names[name]] = _read_tensor(cursor, f"tensor {name}", shape, number, version)
     missing = set(names.values()) - _OPTIONAL - set(tensors)
     if missing:
-        cursor.fail("tensors", f"no {min(missing)}", f"{len(names) - 1} tensors")
+        cursor.fail("tensors", f"no {min(missing)}", f"{len(names) - 1} tensors", DAMAGED)
     return tensors
 
 
@@ -185,7 +209,7 @@ def _read_tensor(
         advice = "convert the original weights again; its blocks cannot be read safely"
         cursor.fail(what, f"{kind.name} of quantization version 0", "version 1 or 2", advice)
     if min(shape) < 1 or shape[-1] % kind.block_len:
-        cursor.fail(what, f"shape {shape}", f"whole blocks of {kind.block_len} weights")
+        cursor.fail(what, f"shape {shape}", f"whole blocks of {kind.block_len} weights", DAMAGED)
     n_scales = _F32_SCALES.get(kind, 0) if version == 1 else 0
     n_blocks = math.prod(shape) // kind.block_len
     data = cursor.view(n_blocks * (kind.block_bytes + 2 * n_scales), what)
@@ -221,7 +245,9 @@ def _fold(
     heads = {}
     for name, expected in wanted.items():
         if tensors[name].shape != expected:
-            cursor.fail(f"tensor {name}", f"shape {tensors[name].shape}", f"shape {expected}")
+            cursor.fail(
+                f"tensor {name}", f"shape {tensors[name].shape}", f"shape {expected}", DAMAGED
+            )
         heads[name] = tensors[name].data.reshape(3 * n, -1)  # the bytes of each head's rows
     if not all(_is_repeated(tensors[name], rows, n) for name, rows in heads.items()):
         return tensors, n

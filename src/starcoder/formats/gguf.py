@@ -1,128 +1,79 @@
 """GGUF, versions 2 and 3, little-endian: the format of llama.cpp. Reading only.
 
-`_gguf_header` knows the bytes of the header; this module knows what its keys mean. Tensors stay in
-the mapped file.
+`_gguf_header` knows the bytes of the header, `_gguf_parts` how a model lies in several files, and
+`_gguf_vocab` the tokenizer's keys; this module knows what the other keys mean. Matrices stay in the
+mapped file.
 """
 
 from __future__ import annotations
 
-from itertools import repeat
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from starcoder.checkpoint import Checkpoint
 from starcoder.config import ACTIVATION_NAMES, ModelConfig
-from starcoder.formats._byte_level import MAX_TOKEN_LEN, SPECIAL_NAMES, merge_ids, token_bytes
-from starcoder.formats._bytes import Cursor, map_file, settle, shown
-from starcoder.formats._gguf_header import MAGIC, Info, Meta, read_header
+from starcoder.formats._bytes import DAMAGED, Cursor, settle, shown
+from starcoder.formats._gguf_header import MAGIC, Info, Meta
+from starcoder.formats._gguf_parts import Part, open_parts
+from starcoder.formats._gguf_vocab import read_vocab
 from starcoder.tensor import Tensor, TensorType
-from starcoder.vocab import Vocab
 
 __all__ = ["MAGIC", "read"]
 
-# `tokenizer.ggml.pre` names how text is split before merging: whether digits come apart first.
-_PRE_TOKENIZERS = {"refact": True, "starcoder": True, "gpt-2": False}
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5
-_MARKED = (_UNKNOWN, _CONTROL, _USER_DEFINED)  # written as plain text, not byte-level
-
 _TYPES = {kind.value: kind for kind in TensorType}
+_EMBEDDING = "token_embd.weight"
 
 
-def read(path: Path) -> Checkpoint:
-    """The model in a GGUF file of architecture `starcoder`.
+def read(path: Path, pre: str | None = None) -> Checkpoint:
+    """The model in a GGUF file of architecture `starcoder`, or in the parts of one.
+
+    Args:
+        path: the file, or any of the parts.
+        pre: the name of the pre-tokenizer, whatever the file says.
 
     Raises:
-        FormatError: anything in the file that is not as it should be.
+        FormatError: anything in a file that is not as it should be.
+        MemoryLimitError: no memory for what is copied.
     """
-    cursor = Cursor(str(path), map_file(path))
-    version, meta, infos = read_header(cursor)
+    parts = open_parts(path)
+    first = parts[0]
+    name, meta = first.cursor.name, first.meta
+    _check_kind(meta, sum(len(part.infos) for part in parts))
+    n_rows = [info.shape[0] for part in parts for info in part.infos if info.name == _EMBEDDING]
+    vocab, notices = read_vocab(meta, n_rows[0] if n_rows else _NO_ROWS, pre)
+    config = _config(meta, len(vocab.tokens))
+    tensors: dict[str, Tensor] = {}
+    for part in parts:
+        tensors |= _tensors(part)
+    tensors = settle(tensors, name)
+    label = f"GGUF v{first.version}" + (f", {len(parts)} parts" if len(parts) > 1 else "")
+    return Checkpoint(config, vocab, tensors, label, name, tuple(notices), len(parts))
+
+
+_NO_ROWS = 1 << 62  # no embedding at all is told later, with its name
+
+
+def _check_kind(meta: Meta, n_tensors: int) -> None:
+    """What is no model of ours is refused by the name it has."""
+    kind = meta.text("general.type", "model")
+    if kind != "model":
+        advice = "merge it into its model, with peft's merge_and_unload, and convert that"
+        advice = advice if kind == "adapter" else "use the file of the model itself"
+        what = "a LoRA adapter" if kind == "adapter" else f"a file of the kind {kind!r}"
+        meta.cursor.fail("general.type", what, "a whole model", advice)
     architecture = meta.text("general.architecture")
     if architecture != "starcoder":
-        cursor.fail(
-            "general.architecture", repr(architecture), "'starcoder'", "use a GPTBigCode model"
-        )
-    vocab = _vocab(meta)
-    config = _config(meta, len(vocab.tokens))
-    tensors = settle(_tensors(cursor, meta, infos), cursor.name)
-    return Checkpoint(config, vocab, tensors, f"GGUF v{version}", cursor.name)
+        found = f"a model of the architecture {architecture!r}"
+        expected = "'starcoder': StarCoder, StarCoderBase, SantaCoder and their fine-tunes"
+        advice = "run it with llama.cpp, or use a model of this family"
+        meta.cursor.fail("general.architecture", found, expected, advice)
+    if not n_tensors:
+        meta.cursor.fail("tensors", "a vocabulary without weights", "a whole model", "use another")
 
 
 # ------------------------------------------------------------------------------------------------
-# Vocabulary and configuration
-
-
-def _vocab(meta: Meta) -> Vocab:
-    cursor = meta.cursor
-    model = meta.text("tokenizer.ggml.model")
-    if model != "gpt2":
-        cursor.fail("tokenizer.ggml.model", repr(model), "'gpt2'", "use a StarCoder vocabulary")
-    pre = meta.text("tokenizer.ggml.pre", "refact")
-    if pre not in _PRE_TOKENIZERS:
-        expected = " or ".join(map(repr, _PRE_TOKENIZERS))
-        cursor.fail("tokenizer.ggml.pre", f"unsupported pre-tokenizer {pre!r}", expected, "")
-    texts = meta.strings("tokenizer.ggml.tokens")
-    tokens, special_ids = _tokens(meta, texts)
-    return Vocab(
-        tokens=tuple(tokens),
-        merges=_merges(meta, texts),
-        special_ids=special_ids,
-        eos_id=_token_id(meta, "eos", len(texts)),
-        bos_id=_token_id(meta, "bos", len(texts)),
-        split_digits=_PRE_TOKENIZERS[pre],
-    )
-
-
-def _tokens(meta: Meta, texts: list[str]) -> tuple[list[bytes], frozenset[int]]:
-    """The bytes of every token, and which are special. Padding, "[PAD49153]", becomes b""."""
-    cursor, key = meta.cursor, "tokenizer.ggml.tokens"
-    if not texts or max(map(len, texts)) > MAX_TOKEN_LEN:
-        cursor.fail(key, "no token, or one too long", f"tokens of 1 to {MAX_TOKEN_LEN} bytes")
-    kinds = _kinds(meta, texts)
-    padding = {i for i, text in enumerate(texts) if text[:4] == "[PAD" and text == f"[PAD{i}]"}
-    padding.update(np.flatnonzero(kinds == _UNUSED).tolist())
-    marked = set(np.flatnonzero(np.isin(kinds, _MARKED)).tolist()) - padding
-    byte_level = list(texts)
-    for i in padding | marked:
-        byte_level[i] = ""
-    tokens = token_bytes(byte_level, f"{cursor.name}: {key}")
-    for i in marked:
-        tokens[i] = texts[i].encode()
-    return tokens, frozenset(i for i in marked if tokens[i])
-
-
-def _kinds(meta: Meta, texts: list[str]) -> NDArray[np.int32]:
-    """The type of every token. Old files mark no special tokens; these go by their names."""
-    key = "tokenizer.ggml.token_type"
-    kinds = np.full(len(texts), _NORMAL, np.int32)
-    if key in meta.values:
-        kinds = meta.int32s(key, len(texts)).copy()
-        if kinds.min() < _NORMAL or kinds.max() > _UNUSED:
-            meta.cursor.fail(key, f"{kinds.min()} to {kinds.max()}", f"{_NORMAL} to {_UNUSED}")
-    if not np.isin(kinds, _MARKED).any():
-        kinds[[i for i, text in enumerate(texts) if text.encode() in SPECIAL_NAMES]] = _CONTROL
-    return kinds
-
-
-def _merges(meta: Meta, texts: list[str]) -> NDArray[np.int32]:
-    cursor, key = meta.cursor, "tokenizer.ggml.merges"
-    merges = meta.strings(key)
-    if set(map(str.count, merges, repeat(" "))) - {1}:
-        cursor.fail(key, "a merge that is not two texts", "two texts and one space")
-    parts = " ".join(merges).split(" ") if merges else []
-    ids = dict(zip(reversed(texts), range(len(texts) - 1, -1, -1), strict=True))  # first id wins
-    return merge_ids(parts[::2], parts[1::2], ids, f"{cursor.name}: {key}")
-
-
-def _token_id(meta: Meta, name: str, n_vocab: int) -> int | None:
-    key = f"tokenizer.ggml.{name}_token_id"
-    if key not in meta.values:
-        return None
-    token_id = meta.integer(key)
-    if not 0 <= token_id < n_vocab:
-        meta.cursor.fail(key, str(token_id), f"an id from 0 to {n_vocab - 1}")
-    return token_id
+# Configuration
 
 
 def _config(meta: Meta, n_vocab: int) -> ModelConfig:
@@ -157,24 +108,25 @@ def _as_written(number: float) -> float:
 # Tensors
 
 
-def _tensors(cursor: Cursor, meta: Meta, infos: list[Info]) -> dict[str, Tensor]:
-    """Views of the mapped file, after a check that each lies in it and none on another."""
-    alignment = _alignment(meta)
+def _tensors(part: Part) -> dict[str, Tensor]:
+    """Views of a mapped file, after a check that each lies in it and none on another."""
+    cursor = part.cursor
+    alignment = _alignment(part.meta)
     start = -(-cursor.pos // alignment) * alignment
     tensors: dict[str, Tensor] = {}
     end, before = 0, "none"
-    for info in sorted(infos, key=lambda info: info.offset):
+    for info in sorted(part.infos, key=lambda info: info.offset):
         if info.name in tensors:
-            cursor.fail(f"tensor {info.name}", "the same name twice", "one of each")
+            cursor.fail(f"tensor {info.name}", "the same name twice", "one of each", DAMAGED)
         kind = _tensor_type(cursor, info)
         if info.offset % alignment or info.offset < end:
             expected = f"a multiple of {alignment} from {end} on, after tensor {before}"
-            cursor.fail(f"tensor {info.name}", f"offset {info.offset}", expected)
+            cursor.fail(f"tensor {info.name}", f"offset {info.offset}", expected, DAMAGED)
         cursor.pos = min(start + info.offset, len(cursor.data))
         data = cursor.view(kind.nbytes(info.shape), f"tensor {info.name}")
         tensors[info.name] = Tensor(kind, info.shape, data)
         end, before = info.offset + data.nbytes, info.name
-    _check_quantization(meta, tensors)
+    _check_quantization(part.meta, tensors)
     return tensors
 
 
@@ -182,7 +134,7 @@ def _alignment(meta: Meta) -> int:
     key = "general.alignment"
     alignment = meta.integer(key, 32)
     if alignment not in (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096):
-        meta.cursor.fail(key, str(alignment), "a power of two from 8 to 4096")
+        meta.cursor.fail(key, str(alignment), "a power of two from 8 to 4096", DAMAGED)
     return alignment
 
 
@@ -193,10 +145,10 @@ def _tensor_type(cursor: Cursor, info: Info) -> TensorType:
         known = " ".join(TensorType.__members__)
         cursor.fail(what, f"type {info.type}", known, "quantize it to one of these types")
     if min(info.shape) < 1:
-        cursor.fail(what, f"shape {info.shape}", "at least 1 in each dimension")
+        cursor.fail(what, f"shape {info.shape}", "at least 1 in each dimension", DAMAGED)
     if info.shape[-1] % kind.block_len:
         expected = f"a multiple of {kind.block_len} for {kind.name}"
-        cursor.fail(what, f"rows of {info.shape[-1]} weights", expected)
+        cursor.fail(what, f"rows of {info.shape[-1]} weights", expected, DAMAGED)
     return kind
 
 

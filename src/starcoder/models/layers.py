@@ -38,7 +38,7 @@ class Recorder:
         config = self._checkpoint.config
         tokens = self._matrix("token_embd.weight", config.n_vocab, config.dim)
         positions = self._checkpoint.take("position_embd.weight", config.n_ctx, config.dim)
-        return self.graph.embed(tokens, positions.array())  # stays in the file, if it is F32
+        return self.graph.embed(tokens, positions.array())
 
     def norm(self, name: str, x: int) -> int:
         """(n, dim): x scaled to mean 0 and variance 1, times weight, plus bias."""

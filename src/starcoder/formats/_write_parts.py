@@ -1,0 +1,130 @@
+"""Writing several files that are one model: all of them under their names, or none that opens.
+
+The parts are written into a temporary folder beside their target, whole and flushed, and then
+renamed. No set of files can be renamed at once, so the first part, without which the others are no
+model, goes before the first renaming and comes with the last. A kill while bytes are written leaves
+the old set; one in the moment of renaming leaves a set without its first part, which is refused.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from starcoder.errors import WriteError
+from starcoder.formats._write import Piece, write_file
+
+__all__ = ["File", "write_parts"]
+
+_SUFFIX = ".parts.starcoder-tmp"
+
+
+class File(NamedTuple):
+    """A file that is to be: `nbytes` bytes in all."""
+
+    path: Path
+    nbytes: int
+    pieces: Iterator[Piece]
+
+
+def write_parts(files: Sequence[File], on_bytes: Callable[[int], None] | None = None) -> None:
+    """Make these files; `on_bytes` is told how many bytes each piece has.
+
+    Raises:
+        WriteError: no room for all, no permission, no such folder, a directory of such a name.
+    """
+    target = Path(os.path.realpath(files[0].path.parent))
+    try:
+        _check(files, target)
+        with _temporary_folder(target, files[0].path.name) as folder:
+            for file in files:
+                _write(folder / file.path.name, file, on_bytes)
+            with _locked(target):
+                (target / files[0].path.name).unlink(missing_ok=True)
+                for file in reversed(files):
+                    os.rename(folder / file.path.name, target / file.path.name)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        advice = "check path and permissions"
+        where = str(files[0].path)
+        raise WriteError(where, reason, "files that can be written", advice) from None
+
+
+def _write(path: Path, file: File, on_bytes: Callable[[int], None] | None) -> None:
+    """Write a part under another name than it shall have; errors name the part."""
+    try:
+        write_file(path, file.nbytes, file.pieces, on_bytes)
+    except WriteError as error:
+        where = str(file.path)
+        raise WriteError(where, error.found, error.expected, error.advice) from None
+
+
+def _check(files: Sequence[File], target: Path) -> None:
+    """Ends what cannot succeed before any work is done."""
+    for file in files:
+        place = target / file.path.name
+        if place.exists() and not place.is_file():
+            raise WriteError(str(file.path), "no regular file", "the name of a file to write")
+    free, nbytes = shutil.disk_usage(target).free, sum(file.nbytes for file in files)
+    if free < nbytes:
+        advice = "free some space or choose another folder"
+        found, expected = f"{free:,} bytes free", f"room for {nbytes:,} bytes in all parts"
+        raise WriteError(str(files[0].path), found, expected, advice)
+
+
+@contextmanager
+def _temporary_folder(target: Path, name: str) -> Iterator[Path]:
+    """A new folder in `target`, locked while it is in use; it is gone at the end, come what may."""
+    _remove_stale(target)
+    folder, fd = _new_folder(target, os.fsencode(name)[:64].decode("utf-8", "ignore"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(fd)
+
+
+def _new_folder(target: Path, name: str) -> tuple[Path, int]:
+    while True:
+        folder = target / f".{name}.{secrets.token_hex(4)}{_SUFFIX}"
+        folder.mkdir()
+        with suppress(FileNotFoundError):
+            fd = os.open(folder, os.O_RDONLY)
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            if folder.is_dir():  # not taken for a stale one before it was locked
+                return folder, fd
+            os.close(fd)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keeps another run from renaming parts of the same names; then the names go to the disk."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+        with suppress(OSError):  # every file is whole either way
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _remove_stale(target: Path) -> None:
+    """Removes folders of runs that were killed: a living one holds a lock on its own."""
+    for name in os.listdir(target):
+        if name.endswith(_SUFFIX):
+            with suppress(OSError):
+                fd = os.open(target / name, os.O_RDONLY | os.O_NOFOLLOW)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(target / name, ignore_errors=True)
+                finally:
+                    os.close(fd)
