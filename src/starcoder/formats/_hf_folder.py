@@ -70,7 +70,8 @@ def refuse_adapter(folder: Path) -> None:
     """
     config = folder / "adapter_config.json"
     names = names_in(folder)
-    if "adapter_config.json" not in names or any(name.startswith(_WHOLE) for name in names):
+    weights = [n for n in names if n.startswith(_WHOLE) and not n.endswith(".index.json")]
+    if "adapter_config.json" not in names or weights:
         return
     table = load_table(config)
     base, kind = (table.get(key) for key in ("base_model_name_or_path", "peft_type"))
@@ -81,7 +82,7 @@ def refuse_adapter(folder: Path) -> None:
 
 
 _QUANTIZED = ("quantize_config.json", "quant_config.json")  # of AutoGPTQ and AutoAWQ
-_WHOLE = ("model.safetensors", "model-0", "pytorch_model")
+_WHOLE = ("model.safetensors", "model-0", "pytorch_model")  # how weights of a model begin
 
 
 def refuse_weights(folder: Path) -> NoReturn:
