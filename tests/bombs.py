@@ -8,7 +8,17 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from conftest import GGUFTensor, Value, hf_tokenizer, make_tiny, printable, write_gguf, write_legacy
+from conftest import (
+    GGUFTensor,
+    Value,
+    hf_tokenizer,
+    make_tiny,
+    printable,
+    write_gguf,
+    write_hf,
+    write_legacy,
+)
+from mutant_folders import older_vocab
 from mutants import Files, make, mutant
 from torch_file import TABLE, text, write_zip
 
@@ -66,6 +76,8 @@ def _directory(**replaced: bytes) -> Files:
     files = next(f for f in (mutant("hf", seed) for seed in range(99)) if "model.safetensors" in f)
     for name, raw in replaced.items():
         files[name.replace("__", ".")] = raw
+    if "model__safetensors__index__json" in replaced:
+        del files["model.safetensors"]  # beside which no index is read
     return files
 
 
@@ -104,6 +116,26 @@ def tokenizers(rng: random.Random, n: int) -> Files:
     return _directory(tokenizer__json=json.dumps(tokenizer).encode())
 
 
+def older_files(rng: random.Random, n: int) -> Files:
+    """vocab.json and its neighbors with very many of what they hold."""
+    files = older_vocab(make(lambda path: write_hf(path, make_tiny())))
+    count = n // 16
+    word = rng.choice(("{{content '<|endoftext|>", "content '<|a", "'user'else", "content|x"))
+    values: dict[str, Any] = {
+        "vocab.json": {f"{i:x}": i for i in range(count)},
+        "added_tokens.json": {f"{i:x}": 320 + i for i in range(count)},
+        "special_tokens_map.json": {"additional_special_tokens": [f"{i:x}" for i in range(count)]},
+        "generation_config.json": {"eos_token_id": [rng.choice((0, 1 << 99))] * count},
+        "tokenizer_config.json": {"chat_template": [word * rng.choice((1, count // 9))] * 9},
+        "chat_template.jinja": word * count,
+        "merges.txt": rng.choice(("a b\n", "a" * 40 + " b\n", " ", "\n", "a" * 4000)) * count,
+    }
+    name = rng.choice(list(values))
+    value = values[name]
+    files[name] = (value if isinstance(value, str) else json.dumps(value)).encode()[: 2 * n]
+    return files
+
+
 def safetensors(rng: random.Random, n: int) -> Files:
     entry = {"dtype": "F32", "shape": [0] * rng.choice((1, 8)), "data_offsets": [0, 0]}
     values = {f"{i:x}": rng.choice((entry, {}, [[]] * 20)) for i in range(n // 80)}
@@ -133,7 +165,7 @@ def zips(rng: random.Random, n: int) -> Files:
 
 
 BOMBS: list[Bomb] = [gguf_strings, gguf_numbers, gguf_keys, gguf_tensors, vocabularies, json_values]
-BOMBS += [json_depth, tokenizers, safetensors, pickles, zips]
+BOMBS += [json_depth, tokenizers, older_files, safetensors, pickles, zips]
 
 
 def bomb(seed: int) -> Files:

@@ -193,6 +193,17 @@ def test_a_pointer_does_not_count_as_weights(
     assert "git-lfs pointer" in found.notices[0]
 
 
+@pytest.mark.parametrize("text", ["version https://git-lfs", "<html>", "", "[]"])
+def test_nor_does_an_index_that_is_none(
+    tmp_path: Path, tiny: TinyModel, whole: Checkpoint, text: str
+) -> None:
+    path = write_hf_bin(tmp_path / "hf", tiny)
+    (path / INDEX).write_text(text)
+    found = formats.read(path)
+    assert found == whole
+    assert found.notices[0].startswith(INDEX)
+
+
 def test_shards_of_two_models_are_not_mixed(tmp_path: Path, tiny: TinyModel) -> None:
     path = write_hf(tmp_path / "hf", tiny, n_shards=2)
     write_hf(tmp_path / "other", tiny, n_shards=3)

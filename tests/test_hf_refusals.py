@@ -106,6 +106,7 @@ def test_an_adapter_is_named_with_its_base(tmp_path: Path, tiny: TinyModel) -> N
     (tmp_path / "hf" / "model.safetensors").unlink()
     for file in (tmp_path / "hf").iterdir():
         file.rename(path / file.name)
+    (path / "model.safetensors.index.json").write_text("{}")
     refused(path, *words)  # with the files of its base, but for the weights
 
 

@@ -49,7 +49,7 @@ SplitMaxSize = Annotated[
 ]
 
 Force = Annotated[
-    bool, typer.Option("--force", help="Write a legacy file though it cannot say all of this.")
+    bool, typer.Option("--force", help="Write a .bin file though it cannot say all of the model.")
 ]
 
 

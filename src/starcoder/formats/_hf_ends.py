@@ -35,7 +35,7 @@ _TURN_ENDS = (
 
 # In a template: the content of a message, filters, and what may stand between it and a token.
 _AFTER_CONTENT = re.compile(
-    r"""content['"]?\]?(?:\s*\|\s*\w+)*[\s'"+{}()~-]*(?:\\[nr])*([^\s'"\\{}]{1,64})"""
+    r"""\bcontent['"]?\]?(?:\s*\|\s*\w+)*[\s'"+{}()~-]*(?:\\[nr])*([^\s'"\\{}]{1,64})"""
 )
 _ROLES = ("user", "system", "assistant", "tool", "function")
 _ROLE = re.compile(rf"""['"]({"|".join(_ROLES)})['"]|\belse\b""")
@@ -169,7 +169,7 @@ def template_ends(template: str, special: Mapping[bytes, int]) -> list[str]:
         candidate = match[1]
         starts = (candidate[:n] for n in range(len(candidate), 0, -1))
         token = next((s for s in starts if s.encode("utf-8", "replace") in special), None)
-        if token is None or token in ends or any(role in token for role in _ROLES):
+        if token is None or token in ends or any(role in token.lower() for role in _ROLES):
             continue
         if not at or branches[at - 1][1]:
             ends.append(token)

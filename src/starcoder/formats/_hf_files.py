@@ -17,7 +17,7 @@ from starcoder.formats._bytes import map_file, read_json, reject, shown
 __all__ = ["check_file", "load_optional", "load_table", "stranger"]
 
 _MAX_LEN = 16 << 20  # bytes; StarCoder's has 2 MB, 4 MB with merges as lists
-_MAX_BRACKETS, _MAX_COMMAS = 1 << 17, 1 << 18  # bound what its values take in memory
+_MAX_BRACKETS, _MAX_VALUES = 1 << 17, 1 << 18  # bound what its values take in memory
 
 _LFS = b"version https://git-lfs"
 _PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml")
@@ -60,7 +60,7 @@ def check_file(path: Path) -> Path:
     return path
 
 
-def load_table(path: Path) -> dict[str, Any]:
+def load_table(path: Path, max_values: int = _MAX_VALUES) -> dict[str, Any]:
     """A JSON object of at most so many values as a vocabulary has.
 
     Raises:
@@ -70,8 +70,8 @@ def load_table(path: Path) -> dict[str, Any]:
     if len(data) > _MAX_LEN:
         reject(path, "", f"{len(data)} bytes", f"at most {_MAX_LEN}")
     raw = data[:]
-    if raw.count(b"[") + raw.count(b"{") > _MAX_BRACKETS or raw.count(b",") > _MAX_COMMAS:
-        reject(path, "", "more values than a vocabulary has", f"at most {_MAX_COMMAS} values")
+    if raw.count(b"[") + raw.count(b"{") > _MAX_BRACKETS or raw.count(b",") > max_values:
+        reject(path, "", "more values than a vocabulary has", f"at most {max_values} values")
     return read_json(raw, str(path))
 
 

@@ -16,7 +16,7 @@ from typing import NoReturn
 from starcoder.formats._bytes import reject, shown
 from starcoder.formats._hf_files import load_table
 
-__all__ = ["folder_of", "refuse_adapter", "refuse_config", "refuse_weights"]
+__all__ = ["folder_of", "names_in", "refuse_adapter", "refuse_config", "refuse_weights"]
 
 _PART = re.compile(
     r"(pytorch_model|model)(-\d{5}-of-\d{5})?\.(safetensors|bin)(\.index\.json)?"
@@ -69,8 +69,9 @@ def refuse_adapter(folder: Path) -> None:
         FormatError: adapter_config.json and no weights of a whole model.
     """
     config = folder / "adapter_config.json"
-    names = _names(folder)
-    if "adapter_config.json" not in names or any(name.startswith(_WHOLE) for name in names):
+    names = names_in(folder)
+    weights = [n for n in names if n.startswith(_WHOLE) and not n.endswith(".index.json")]
+    if "adapter_config.json" not in names or weights:
         return
     table = load_table(config)
     base, kind = (table.get(key) for key in ("base_model_name_or_path", "peft_type"))
@@ -81,7 +82,7 @@ def refuse_adapter(folder: Path) -> None:
 
 
 _QUANTIZED = ("quantize_config.json", "quant_config.json")  # of AutoGPTQ and AutoAWQ
-_WHOLE = ("model.safetensors", "model-0", "pytorch_model")
+_WHOLE = ("model.safetensors", "model-0", "pytorch_model")  # how weights of a model begin
 
 
 def refuse_weights(folder: Path) -> NoReturn:
@@ -90,7 +91,7 @@ def refuse_weights(folder: Path) -> NoReturn:
     Raises:
         FormatError: always.
     """
-    names = _names(folder)
+    names = names_in(folder)
     _refuse_gguf(folder, names)
     for name in _QUANTIZED:
         if name in names:
@@ -112,7 +113,7 @@ def refuse_config(folder: Path) -> NoReturn:
     Raises:
         FormatError: always.
     """
-    names = _names(folder)
+    names = names_in(folder)
     _refuse_gguf(folder, names)
     deeper = [name for name in names if os.path.exists(folder / name / "config.json")]
     advice = f"did you mean {folder / deeper[0]}?" if deeper else "download config.json too"
@@ -129,7 +130,7 @@ def _refuse_gguf(folder: Path, names: Sequence[str]) -> None:
         )
 
 
-def _names(folder: Path) -> list[str]:
+def names_in(folder: Path) -> list[str]:
     """The names in a folder in order; none where it cannot be listed."""
     try:
         return sorted(os.listdir(folder))

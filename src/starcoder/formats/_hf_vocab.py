@@ -18,6 +18,8 @@ from starcoder.vocab import Vocab
 
 __all__ = ["Spelled", "as_bytes", "join", "read_added"]
 
+_MAX_ADDED = 1 << 15  # StarCoder adds 19, Llama 3 some 256
+
 
 class Spelled(NamedTuple):
     """A vocabulary as its files spell it."""
@@ -38,6 +40,8 @@ def read_added(path: Path, key: str, pairs: list[tuple[Any, Any]]) -> dict[int, 
     Raises:
         FormatError: an id that is none or comes twice, or no text of a token's length.
     """
+    if len(pairs) > _MAX_ADDED:
+        reject(path, key, f"{len(pairs)} added tokens", f"at most {_MAX_ADDED}")
     table: dict[int, bytes] = {}
     for token_id, content in pairs:
         if type(token_id) is not int or token_id < 0 or token_id in table:

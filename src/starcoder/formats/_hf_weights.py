@@ -18,7 +18,7 @@ import numpy as np
 from starcoder.errors import FormatError
 from starcoder.formats._bytes import load_json, reject
 from starcoder.formats._hf_files import check_file, stranger
-from starcoder.formats._hf_folder import refuse_weights
+from starcoder.formats._hf_folder import names_in, refuse_weights
 from starcoder.formats._hf_names import listed
 from starcoder.formats._safetensors import Stored, read_safetensors
 from starcoder.formats._torch import read_torch
@@ -66,7 +66,7 @@ def read_weights(folder: Path, notices: list[str]) -> dict[str, Stored]:
     for kind in _KINDS:
         found = _find(folder, kind)
         if isinstance(found, _Files):
-            notices += [f"{_told(lack)}: {found.names[0]} is read instead" for lack in lacks]
+            notices += [f"{_told(lack)}; {found.names[0]} is read instead" for lack in lacks]
             notices += [found.note] if found.note else []
             return _read(folder, kind, found, notices)
         lacks += [] if found is None else [found]
@@ -95,36 +95,35 @@ def _find(folder: Path, kind: _Kind) -> _Files | FormatError | None:
     if os.path.lexists(whole):
         lack = _lack(whole, "weights")
         if lack is None:
-            beside = [kind.index_name] if os.path.exists(index) else []
-            note = f"{beside[0]} is not used: {whole.name} is there" if beside else ""
-            return _Files([whole.name], {}, note)
-    placed = _placed(index, kind) if os.path.exists(index) else {}
-    if placed:
-        named = set(placed.values())
-        lacks = [
-            _lack(folder / name, f"a shard that {kind.index_name} names") for name in sorted(named)
-        ]
-        if not any(lacks):
-            same = (set(names) for names in series.values() if named & set(names))
-            return _Files(sorted(named.union(*same)), placed)
-        lack = lack or next(filter(None, lacks))
-    return _whole_series(folder, kind, series, note=bool(placed)) or lack or _gap(folder, series)
+            unused = f"{index.name} is not used: {whole.name} is there"
+            return _Files([whole.name], {}, unused if os.path.exists(index) else "")
+    if not os.path.exists(index):
+        return _whole_series(folder, series) or lack or _gap(folder, series)
+    try:
+        placed = _placed(index, kind)
+    except FormatError as error:
+        return error
+    named = set(placed.values())
+    lacks = [_lack(folder / name, f"a shard that {index.name} names") for name in sorted(named)]
+    if not any(lacks):
+        same = (set(names) for names in series.values() if named & set(names))
+        return _Files(sorted(named.union(*same)), placed)
+    unused = f"{index.name} names files that are not there: it is not used"
+    return _whole_series(folder, series, unused) or lack or next(filter(None, lacks))
 
 
 def _series(folder: Path, kind: _Kind) -> dict[int, list[str]]:
     """The shards that are there by how many there should be."""
     pattern = re.compile(rf"{kind.stem}-(\d{{5}})-of-(\d{{5}}){re.escape(kind.suffix)}", re.ASCII)
     series: dict[int, list[str]] = {}
-    for name in sorted(os.listdir(folder)):
+    for name in names_in(folder):
         match = pattern.fullmatch(name)
         if match is not None and 1 <= int(match[1]) <= int(match[2]):
             series.setdefault(int(match[2]), []).append(name)
     return series
 
 
-def _whole_series(
-    folder: Path, kind: _Kind, series: Mapping[int, list[str]], *, note: bool
-) -> _Files | None:
+def _whole_series(folder: Path, series: Mapping[int, list[str]], note: str = "") -> _Files | None:
     """Shards none of which is missing, which is known from their names."""
     whole = [
         names
@@ -134,10 +133,7 @@ def _whole_series(
     if len(whole) > 1:
         found = f"shards of two sizes, {whole[0][0]} and {whole[1][0]}"
         reject(folder, "weights", found, "those of one model", "remove the older ones")
-    if not whole:
-        return None
-    told = f"{kind.index_name} names files that are not there: it is not used"
-    return _Files(whole[0], {}, told if note else "")
+    return _Files(whole[0], {}, note) if whole else None
 
 
 def _gap(folder: Path, series: Mapping[int, list[str]]) -> FormatError | None:

@@ -39,7 +39,7 @@ def read_vocab_files(folder: Path, notices: list[str]) -> Spelled:
         FormatError: another kind of tokenizer, or anything that is not as it should be.
     """
     path = folder / "vocab.json"
-    vocab = load_table(path)
+    vocab = load_table(path, MAX_TOKENS)
     merges_path = folder / "merges.txt"
     merges = _merge_lines(merges_path)
     config = _table(folder / "tokenizer_config.json")
@@ -63,7 +63,7 @@ def read_vocab_files(folder: Path, notices: list[str]) -> Spelled:
 
 
 def _table(path: Path) -> dict[str, Any]:
-    return load_table(path) if os.path.exists(path) else {}
+    return load_table(path, MAX_TOKENS) if os.path.exists(path) else {}
 
 
 def _check_class(path: Path, config: dict[str, Any]) -> None:
