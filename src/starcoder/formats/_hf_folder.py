@@ -47,7 +47,7 @@ def folder_of(path: Path) -> Path | None:
         FormatError: such a file without the rest of its folder.
     """
     if _ADAPTER.fullmatch(path.name):
-        return path.parent
+        return path.parent if os.path.exists(path.parent / "adapter_config.json") else None
     if not _PART.fullmatch(path.name):
         return None
     if not os.path.exists(path.parent / "config.json"):
