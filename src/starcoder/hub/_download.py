@@ -181,9 +181,7 @@ class _Fetch:
                 claim.beat()
                 self._tell(done)
         if done < limit:
-            raise HubError(
-                f"{done:,} of {size:,} bytes", "all", "try again", again=True
-            )
+            raise HubError(f"{done:,} of {size:,} bytes", "all", "try again", again=True)
         return done
 
     def _is_right(self, claim: Claim, out: BinaryIO) -> bool:

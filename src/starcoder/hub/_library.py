@@ -155,7 +155,7 @@ def _get(
     path: str, headers: dict[str, str], revision: str | None = None
 ) -> Iterator[tuple[int, Mapping[str, str], Any]]:
     """Status, headers and body of an answer that is no refusal."""
-    with _as_as_hub_error():
+    with _as_hub_error():
         from huggingface_hub import constants
 
         opened = _request(constants.ENDPOINT + path, headers)
@@ -165,7 +165,7 @@ def _get(
             raise _refusal(status, answered, revision)
         yield status, answered, _guarded(chunks)
     finally:
-        with _as_as_hub_error():
+        with _as_hub_error():
             opened.__exit__(None, None, None)
 
 
@@ -193,7 +193,7 @@ def _request(url: str, headers: dict[str, str]) -> Iterator[tuple[int, Mapping[s
 
 
 @contextmanager
-def _as_as_hub_error() -> Iterator[None]:
+def _as_hub_error(what: str = "no answer from the Hub") -> Iterator[None]:
     """Whatever the layers below raise is no answer: their classes are many, and change."""
     try:
         yield
@@ -210,7 +210,7 @@ def _as_as_hub_error() -> Iterator[None]:
 
 def _guarded(chunks: Iterator[bytes]) -> Iterator[bytes]:
     while True:
-        with _as_as_hub_error():
+        with _as_hub_error():
             chunk = next(chunks, None)
         if chunk is None:
             return
