@@ -156,7 +156,7 @@ def fails(*words: str, name: str = ID, revision: str | None = None) -> str:
         hub.resolve(name, revision=revision)
     line = str(caught.value)
     for word in words:
-        assert word in line
+        assert word in line, line
     assert line.isprintable()
     return line
 

@@ -95,7 +95,7 @@ def test_a_broken_connection_goes_on_where_it_was(served: FakeHub, tmp_path: Pat
 
 
 def test_the_next_run_goes_on_where_the_last_one_ended(served: FakeHub, tmp_path: Path) -> None:
-    name = "tokenizer.json"
+    name = "model-00002-of-00002.safetensors"
     served.cut_after, served.cuts, served.knows_ranges = 10_000, 100, False
     fails("a connection that broke", name, "try again; it resumes")
     (partial,) = tmp_path.rglob("*.partial")

@@ -210,7 +210,7 @@ def _as_hub_error(what: str = "no answer from the Hub") -> Iterator[None]:
 
 def _guarded(chunks: Iterator[bytes]) -> Iterator[bytes]:
     while True:
-        with _as_hub_error():
+        with _as_hub_error("a connection that broke"):
             chunk = next(chunks, None)
         if chunk is None:
             return
