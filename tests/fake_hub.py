@@ -166,10 +166,16 @@ def folder_of(tmp_path: Path) -> Path:
     return tmp_path / "cache" / "models--owner--tiny-model"
 
 
+def python(
+    fake: FakeHub, tmp_path: Path, *arguments: str, **settings: str
+) -> subprocess.CompletedProcess[str]:
+    """Python in a process of its own, whose library asks this Hub."""
+    env = {**os.environ, "HF_ENDPOINT": fake.url, "HF_HOME": str(tmp_path / "home"), **settings}
+    return subprocess.run([sys.executable, *arguments], env=env, capture_output=True, text=True)
+
+
 def starcoder(
     fake: FakeHub, tmp_path: Path, *arguments: str, **settings: str
 ) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, which asks this Hub."""
-    env = {**os.environ, "HF_ENDPOINT": fake.url, "HF_HOME": str(tmp_path / "home"), **settings}
-    command = [sys.executable, "-m", "starcoder", *arguments]
-    return subprocess.run(command, env=env, capture_output=True, text=True)
+    """The command, which asks this Hub."""
+    return python(fake, tmp_path, "-m", "starcoder", *arguments, **settings)
