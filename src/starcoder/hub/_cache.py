@@ -78,8 +78,9 @@ def _snapshots(folder: Path, name: Name) -> Iterator[tuple[Path, bool]]:
     if noted is not None:
         yield folder / "snapshots" / noted, True
     with suppress(Exception):  # of another layout, which the library knows
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import constants, snapshot_download
 
+        del constants  # imported first, for it fails without a word
         yield (
             Path(snapshot_download(name.repo, revision=name.revision, local_files_only=True)),
             True,
@@ -92,9 +93,15 @@ def _snapshots(folder: Path, name: Name) -> Iterator[tuple[Path, bool]]:
 def _by_library(name: Name) -> Path | None:
     """Where the library has a revision: it knows the layouts of other versions."""
     try:
-        from huggingface_hub import snapshot_download
+        import huggingface_hub.constants  # first: where it cannot be loaded, the rest prints
 
-        return Path(snapshot_download(name.repo, revision=name.revision, local_files_only=True))
+        path = huggingface_hub.snapshot_download(
+            name.repo,
+            revision=name.revision,
+            cache_dir=huggingface_hub.constants.HF_HUB_CACHE,
+            local_files_only=True,
+        )
+        return Path(path)
     except Exception:
         return None
 

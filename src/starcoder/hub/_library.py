@@ -218,12 +218,13 @@ def _guarded(chunks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def reason(error: BaseException) -> str:
-    """The first cause of an error, in a line: libraries wrap the system's words in their own."""
-    while (cause := error.__cause__ or error.__context__) is not None:
-        error = cause
-    words = (getattr(error, "strerror", None) or str(error) or type(error).__name__).split()
-    line = " ".join(words)[:200]
-    return "".join(c for c in line if c.isprintable())
+    """An error in a line: the system's own words, where a library has wrapped them in others."""
+    first = error
+    while (cause := first.__cause__ or first.__context__) is not None:
+        first = cause
+    told = first if isinstance(first, OSError) else error
+    words = (getattr(told, "strerror", None) or str(told) or type(told).__name__).split()
+    return "".join(c for c in " ".join(words)[:200] if c.isprintable())
 
 
 def _refusal(status: int, headers: Mapping[str, str], revision: str | None) -> HubError:
