@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from starcoder.cli.convert import Threads, is_legacy, origin_of, rewrite
+from starcoder.cli.convert import Threads, fetch, is_legacy, rewrite
 from starcoder.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ __all__ = ["quantize"]
 
 
 def quantize(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="A model file or directory.")],
+    source: Annotated[str, typer.Argument(metavar="IN", help="A file, directory or Hub name.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write; may be IN.")],
     type_: Annotated[
         str, typer.Argument(metavar="TYPE", help="q4_0, q4_k_m, ... or ggml's number.")
@@ -40,10 +40,11 @@ def quantize(
     from starcoder.quantize import use_threads
 
     choice = _choice(type_, output_type, embedding_type, tensor_type or [])
-    checkpoint = formats.read(source)
+    path, origin = fetch(source)
+    checkpoint = formats.read(path)
     legacy = is_legacy(out, None, checkpoint.format.startswith("ggml"))
     use_threads(threads)
-    rewrite("quantize", checkpoint, out, replace(choice, legacy=legacy), origin_of(str(source)))
+    rewrite("quantize", checkpoint, out, replace(choice, legacy=legacy), origin)
     return 0
 
 

@@ -77,14 +77,8 @@ def _snapshots(folder: Path, name: Name) -> Iterator[tuple[Path, bool]]:
         noted = name.revision
     if noted is not None:
         yield folder / "snapshots" / noted, True
-    with suppress(Exception):  # of another layout, which the library knows
-        from huggingface_hub import constants, snapshot_download
-
-        del constants  # imported first, for it fails without a word
-        yield (
-            Path(snapshot_download(name.repo, revision=name.revision, local_files_only=True)),
-            True,
-        )
+    if other := _by_library(name):
+        yield other, True
     if name.revision in _MAIN:
         for place in _by_age(folder / "snapshots"):
             yield place, False
