@@ -43,6 +43,8 @@ class FakeHub:
     endless: bool = False  # bodies go on after their end
     knows_ranges: bool = True
     token: str | None = None  # that is asked for
+    store: str | None = None  # host to which files are redirected
+    tokens: list[str | None] = field(default_factory=list)  # that the store was sent
     requests: list[str] = field(default_factory=list)
     ranges: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -77,6 +79,9 @@ class Handler(BaseHTTPRequestHandler):
             self.hub.requests.append(path)
         if self.hub.refuse is not None:
             return self.answer(self.hub.refuse[0], {"X-Error-Code": self.hub.refuse[1]})
+        if path.startswith("/store/"):
+            self.hub.tokens.append(self.headers.get("Authorization"))
+            return self.send_file(self.hub.files[path.removeprefix("/store/")])
         wanted = self.hub.token and f"Bearer {self.hub.token}"
         if wanted and self.headers.get("Authorization") != wanted:
             return self.answer(401, {"X-Error-Code": "GatedRepo"})
@@ -93,6 +98,8 @@ class Handler(BaseHTTPRequestHandler):
         if path.startswith("/api/models/"):
             return self.answer(401, {"X-Error-Code": "RepoNotFound"})
         name = path.removeprefix(f"/{ID}/resolve/{self.hub.commit}/")
+        if name in self.hub.files and self.hub.store is not None:
+            return self.answer(302, {"Location": f"{self.hub.store}/store/{name}"})
         if name in self.hub.files:
             return self.send_file(self.hub.files[name])
         return self.answer(404, {"X-Error-Code": "EntryNotFound"})

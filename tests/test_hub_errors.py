@@ -275,6 +275,35 @@ def test_large_files_come_in_parts(
         assert (path / name).read_bytes() == raw
 
 
+def test_the_token_stays_with_the_hub(
+    served: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    served.token = "hf_secret"
+    served.store = served.url.replace("127.0.0.1", "localhost")
+    served.cut_after, served.cuts = 10_000, 1
+    path = hub.resolve(ID)
+    for name, raw in served.files.items():
+        assert (path / name).read_bytes() == raw
+    assert set(served.tokens) == {None}
+
+
+def test_a_partial_file_that_is_too_long_is_begun_anew_whatever_happens(
+    served: FakeHub, tmp_path: Path
+) -> None:
+    from fake_hub import folder_of
+
+    path = hub.resolve(ID)
+    for blob in (folder_of(tmp_path) / "blobs").iterdir():
+        blob.rename(blob.with_name(f"{blob.name}.partial"))
+        with blob.with_name(f"{blob.name}.partial").open("ab") as file:
+            file.write(b"more")
+    served.cut_after, served.cuts = 2_000, 3
+    assert hub.resolve(ID) == path
+    for name, raw in served.files.items():
+        assert (path / name).read_bytes() == raw
+
+
 def test_a_server_without_ranges_begins_anew(
     served: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

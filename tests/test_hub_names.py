@@ -204,6 +204,17 @@ def test_offline_the_copy_of_a_type_serves_for_that_type(
     fails("tiny.Q8_0.gguf in the cache, but no file of q5_0", "HF_HUB_OFFLINE", name=f"{ID}:q5_0")
 
 
+def test_offline_several_types_are_listed_too(
+    served: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    for wanted in ("q8_0", "f16"):
+        hub.resolve(f"{ID}:{wanted}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert fails("GGUF files of f16, q8_0, expected one of them").count("OFFLINE") == 0
+
+
 HF = ("config.json", "tokenizer.json", "model.safetensors")
 CHOICES: dict[str, tuple[tuple[str, ...], str | None, str | None]] = {
     # names there are, what is wanted, the entry

@@ -141,9 +141,11 @@ def _file(name: str, entry: dict[str, Any]) -> File:
 def _from_cache(name: Name, error: HubError) -> Found:
     """The copy in the cache; or, if there is none, an error that says all that was in the way."""
     if isinstance(error, UnfitError):
-        raise InputError(shown(name.text), error.found, error.expected, error.advice)
+        raise _input_error(name, error, HubError(""))
     try:
         copy = _cache.find(name)
+    except UnfitError as several:
+        raise _input_error(name, several, HubError("")) from None
     except Exception as lack:
         raise _input_error(name, error, _as_hub_error(lack)) from None
     of = f"the copy in the cache, of commit {copy.commit[:12]}, is used"

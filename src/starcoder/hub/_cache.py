@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from starcoder.hub import _library
-from starcoder.hub._choice import choose
+from starcoder.hub._choice import UnfitError, choose
 from starcoder.hub._library import HubError
 from starcoder.hub._names import Name, shown
 
@@ -58,12 +58,15 @@ def find(name: Name) -> Copy:
 
     Raises:
         HubError: there is no whole one; `found` says what there is.
+        UnfitError: there are several.
     """
     folder, lack = folder_of(name.repo), ""
     for place, is_noted in _snapshots(folder, name):
         try:
             entry = choose(_files(place), name.wanted).entry
         except HubError as error:
+            if isinstance(error, UnfitError) and name.wanted is None:
+                raise  # several files fit
             lack = lack or _lack(place, error)
         else:
             return Copy(place / entry if entry else place, place.name, is_noted)

@@ -132,7 +132,8 @@ def _groups(names: Iterable[str]) -> list[_File]:
     for name in sorted(names):
         kind = _type_in(name)
         lower = name.lower()
-        if not (lower.endswith(".gguf") or (lower.endswith(".bin") and kind)) or "mmproj" in lower:
+        is_ggml = lower.endswith(".bin") and kind and "pytorch_model" not in lower
+        if not (lower.endswith(".gguf") or is_ggml) or "mmproj" in lower:
             continue
         part = _PART.search(name)
         number, n_parts = (int(part[1]), int(part[2])) if part else (1, 1)

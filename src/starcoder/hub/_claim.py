@@ -48,8 +48,15 @@ class Claim:
         Raises:
             LostError: the claim is no longer ours.
         """
-        if time.monotonic() - self._beaten < _BEAT:
-            return
+        if time.monotonic() - self._beaten >= _BEAT:
+            self.hold()
+
+    def hold(self) -> None:
+        """The same at once: before anything that would harm another's file.
+
+        Raises:
+            LostError: the claim is no longer ours.
+        """
         self._beaten = time.monotonic()
         try:
             os.utime(self.path)

@@ -124,11 +124,11 @@ class _Fetch:
             resumed = self._receive(claim, out)
             is_right = self._is_right(claim, out)
             if resumed and not is_right:  # what was left were other bytes
-                out.truncate(0)
+                _empty(claim, out)
                 self._receive(claim, out)
                 is_right = self._is_right(claim, out)
             if not is_right:
-                out.truncate(0)
+                _empty(claim, out)
                 found = f"bytes of another hash in {self._file.name}"
                 raise HubError(found, f"{self._file.hash[:12]}..., as the Hub states", "try again")
             os.fsync(out.fileno())
@@ -142,7 +142,7 @@ class _Fetch:
         size, tries = self._file.size, 0
         done = out.seek(0, os.SEEK_END)
         if done > size:
-            done = out.truncate(0)
+            done = _empty(claim, out)
         resumed, most = done > 0, done
         while done < size:
             claim.beat()
@@ -174,7 +174,7 @@ class _Fetch:
             for chunk in body.chunks:
                 done += len(chunk)
                 if done > limit:
-                    out.truncate(0)
+                    _empty(claim, out)
                     found = f"more than the {size:,} bytes that the Hub states"
                     raise HubError(found, "the file", "check the proxy, and try again")
                 out.write(chunk)
@@ -194,6 +194,13 @@ class _Fetch:
             digest.update(chunk)
             claim.beat()
         return digest.hexdigest() == self._file.hash
+
+
+def _empty(claim: Claim, out: BinaryIO) -> int:
+    """Begin anew, unless another process goes on with what there is."""
+    claim.hold()
+    out.truncate(0)
+    return out.seek(0)
 
 
 class _Bar:
