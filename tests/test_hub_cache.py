@@ -127,7 +127,7 @@ def test_a_reference_to_half_a_copy_gives_way_to_a_whole_one(
 def test_a_layout_that_only_the_library_knows_is_asked_of_it(
     served: FakeHub, tmp_path: Path, offline: Callable[[bool], None]
 ) -> None:
-    import huggingface_hub
+    from huggingface_hub import HfApi
 
     path = hub.resolve(ID)
     elsewhere = tmp_path / "elsewhere"
@@ -135,7 +135,7 @@ def test_a_layout_that_only_the_library_knows_is_asked_of_it(
     shutil.rmtree(folder_of(tmp_path))
     offline(True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(elsewhere))
+        patch.setattr(HfApi, "snapshot_download", lambda *_, **__: str(elsewhere))
         assert hub.resolve(ID) == elsewhere
     fails("no copy in the cache")
 

@@ -174,7 +174,8 @@ def _as_hub_error(error: Exception) -> HubError:
         return error
     found = reason(error)
     if isinstance(error, OSError):
-        found += f" at {shown(os.fsdecode(error.filename))}" if error.filename else ""
+        place = os.fsdecode(error.filename or "").partition("/blobs/")[0]
+        found += f" at {shown(place)}" if place else ""
         advice = "check its permissions and its room, or set HF_HOME elsewhere"
         return HubError(found, "a cache that can be written", advice)
     return HubError(f"{type(error).__name__}: {found}", "the model's files")

@@ -90,13 +90,12 @@ def _snapshots(folder: Path, name: Name) -> Iterator[tuple[Path, bool]]:
 def _by_library(name: Name) -> Path | None:
     """Where the library has a revision: it knows the layouts of other versions."""
     try:
-        import huggingface_hub.constants  # first: where it cannot be loaded, the rest prints
+        # From its module: the package prints what keeps it from loading one.
+        from huggingface_hub.hf_api import HfApi
 
-        path = huggingface_hub.snapshot_download(
-            name.repo,
-            revision=name.revision,
-            cache_dir=huggingface_hub.constants.HF_HUB_CACHE,
-            local_files_only=True,
+        where = _library.cache_folder()
+        path = HfApi().snapshot_download(
+            name.repo, revision=name.revision, cache_dir=where, local_files_only=True
         )
         return Path(path)
     except Exception:
