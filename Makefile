@@ -4,6 +4,7 @@
 #   make run MODEL=m.gguf PROMPT="def f("   ... or with yours
 #   make test                    all tests, offline, in about two minutes
 #   make test-cpus               the core on other CPUs, emulated: x86-64 without AVX, ARM
+#   make test-bounds             all tests with the oldest dependencies that are allowed
 #   make campaign-crash          a hundred kills and a disk that fills: no file is ever lost
 #   make fuzz                    2,000 damaged models per format through everything that reads them
 #   make sanitize                the core under ASan, UBSan and TSan, in ten minutes
@@ -18,7 +19,7 @@ PROMPT ?= def fibonacci(
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*.h tests/*.cpp)
 
-.PHONY: run test test-cpus test-cpus-full campaign-crash fuzz sanitize lint format bench clean
+.PHONY: run test test-cpus test-cpus-full test-bounds campaign-crash fuzz sanitize lint format bench clean
 
 run: $(VENV)/installed
 	$(BIN)/starcoder $(if $(MODEL),-m "$(MODEL)") -p "$(PROMPT)" -n 64 --temp 0
@@ -31,6 +32,9 @@ test-cpus: $(VENV)/installed
 
 test-cpus-full: $(VENV)/installed
 	STARCODER_CPUS_FULL=1 scripts/test-cpus $(VENV)
+
+test-bounds: $(VENV)/installed
+	scripts/test-bounds $(VENV)
 
 campaign-crash: $(VENV)/installed
 	STARCODER_CRASHES=100 $(BIN)/python -m pytest tests/test_crash.py

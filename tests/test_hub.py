@@ -3,155 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import re
 import shutil
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import pytest
 
 from conftest import TinyModel, write_hf
+from fake_hub import COMMIT, ID, FakeHub, fails, folder_of, serving, starcoder
 from starcoder import formats, hub
-from starcoder.errors import InputError
 from torch_file import write_hf_bin
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-ID = "owner/tiny-model"
-
-
-@dataclass
-class FakeHub:
-    """Files to serve, what to do wrong, and what was asked for."""
-
-    files: dict[str, bytes] = field(default_factory=dict)
-    url: str = ""
-    cut_after: int | None = None  # bytes of a file until the connection breaks
-    cuts: int = 0  # how often it does
-    refuse: tuple[int, str] | None = None  # status and error code of every answer
-    damage: bool = False
-    token: str | None = None  # that is asked for
-    requests: list[str] = field(default_factory=list)
-    ranges: list[str] = field(default_factory=list)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def add(self, directory: Path) -> None:
-        self.files |= {path.name: path.read_bytes() for path in directory.iterdir()}
-
-    def info(self) -> dict[str, Any]:
-        siblings = []
-        for name, raw in self.files.items():
-            git = hashlib.sha1(b"blob %d\0" % len(raw) + raw).hexdigest()
-            entry: dict[str, Any] = {"rfilename": name, "size": len(raw), "blobId": git}
-            if not name.endswith(".json"):
-                sha256 = hashlib.sha256(raw).hexdigest()
-                entry["lfs"] = {"sha256": sha256, "size": len(raw), "pointerSize": 134}
-            siblings.append(entry)
-        return {"id": ID, "sha": COMMIT, "private": False, "tags": [], "siblings": siblings}
-
-
-class Handler(BaseHTTPRequestHandler):
-    """The two endpoints that are used: what a model has, and a file of it."""
-
-    protocol_version = "HTTP/1.1"
-    hub: FakeHub
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        path = unquote(urlsplit(self.path).path)
-        with self.hub.lock:
-            self.hub.requests.append(path)
-        if self.hub.refuse is not None:
-            return self.answer(self.hub.refuse[0], {"X-Error-Code": self.hub.refuse[1]})
-        wanted = self.hub.token and f"Bearer {self.hub.token}"
-        if wanted and self.headers.get("Authorization") != wanted:
-            return self.answer(401, {"X-Error-Code": "GatedRepo"})
-        return self.route(path)
-
-    def route(self, path: str) -> None:
-        known = re.fullmatch(f"/api/models/{ID}(/revision/(.*))?", path)
-        if known:
-            if known[2] in (None, "main", COMMIT):
-                return self.answer(200, {}, json.dumps(self.hub.info()).encode())
-            return self.answer(404, {"X-Error-Code": "RevisionNotFound"})
-        if path.startswith("/api/models/"):
-            return self.answer(401, {"X-Error-Code": "RepoNotFound"})
-        name = path.removeprefix(f"/{ID}/resolve/{COMMIT}/")
-        if name in self.hub.files:
-            return self.send_file(self.hub.files[name])
-        return self.answer(404, {"X-Error-Code": "EntryNotFound"})
-
-    def send_file(self, raw: bytes) -> None:
-        asked = self.headers.get("Range")
-        start = int(asked.removeprefix("bytes=").partition("-")[0]) if asked else 0
-        if self.hub.damage:
-            raw = raw[:-1] + bytes([raw[-1] ^ 1])
-        headers = {"ETag": f'"{hashlib.sha256(raw).hexdigest()}"', "X-Repo-Commit": COMMIT}
-        if asked:
-            with self.hub.lock:
-                self.hub.ranges.append(asked)
-            headers["Content-Range"] = f"bytes {start}-{len(raw) - 1}/{len(raw)}"
-        self.answer(206 if asked else 200, headers, raw[start:])
-
-    def answer(self, status: int, headers: dict[str, str], body: bytes = b"") -> None:
-        self.send_response(status)
-        for key, value in (headers | {"Content-Length": str(len(body))}).items():
-            self.send_header(key, value)
-        self.end_headers()
-        limit = self.hub.cut_after
-        if limit is not None and len(body) > limit and self.hub.cuts > 0:
-            self.hub.cuts -= 1
-            self.close_connection = True
-            body = body[:limit]
-        self.wfile.write(body)
 
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """A Hub that the library asks instead of the real one, and an empty cache."""
-    from huggingface_hub import constants, file_download
-
-    fake = FakeHub()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("H", (Handler,), {"hub": fake}))
-    fake.url = f"http://127.0.0.1:{server.server_port}"
-    template = "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "ENDPOINT", fake.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", fake.url + template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-    monkeypatch.setattr(file_download.time, "sleep", lambda _: None)  # between retries
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    yield fake
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(tmp_path, monkeypatch) as fake:
+        yield fake
 
 
 @pytest.fixture
 def served(fake: FakeHub, tmp_path: Path, tiny: TinyModel) -> FakeHub:
     fake.add(write_hf(tmp_path / "served", tiny, n_shards=2))
     return fake
-
-
-def fails(*words: str, name: str = ID, revision: str | None = None) -> None:
-    with pytest.raises(InputError) as caught:
-        hub.resolve(name, revision=revision)
-    for word in words:
-        assert word in str(caught.value)
-    assert str(caught.value).isprintable()
 
 
 # ------------------------------------------------------------------------------------------------
@@ -162,7 +36,7 @@ def test_a_path_is_never_asked_for(fake: FakeHub, tmp_path: Path) -> None:
     existing = tmp_path / ID
     existing.mkdir(parents=True)
     assert hub.resolve(existing) == existing
-    for path in ("/no/such/path", "no-slash", "models/missing.gguf", "./a/b", "a/b/c", "../a", ""):
+    for path in ("/no/such/path", "no-slash", "models/missing.gguf", "./a/b", "a/b/c", "../a"):
         assert hub.resolve(path) == Path(path)
     assert fake.requests == []
 
@@ -217,30 +91,18 @@ def test_a_revision_is_found_by_name_and_commit(served: FakeHub) -> None:
 def test_a_broken_connection_goes_on_where_it_was(served: FakeHub, tmp_path: Path) -> None:
     served.cut_after, served.cuts = 10_000, 3
     assert formats.read(hub.resolve(ID)) == formats.read(tmp_path / "served")
-    assert "bytes=10000-" in served.ranges
+    assert served.ranges[0].startswith("bytes=10000-")
 
 
-def test_the_next_run_goes_on_where_the_last_one_ended(
-    served: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from huggingface_hub import file_download
-
-    whole_get = file_download.http_get
-
-    def get_once(*args: Any, resume_size: int = 0, **options: Any) -> None:
-        if resume_size:
-            raise OSError(110, "Connection timed out")
-        whole_get(*args, **options)
-
-    served.cut_after, served.cuts = 10_000, 1
-    with monkeypatch.context() as patch:
-        patch.setattr(file_download, "http_get", get_once)
-        fails("Connection timed out", "try again")
+def test_the_next_run_goes_on_where_the_last_one_ended(served: FakeHub, tmp_path: Path) -> None:
+    name = "model-00002-of-00002.safetensors"
+    served.cut_after, served.cuts, served.knows_ranges = 10_000, 100, False
+    fails("a connection that broke", name, "try again; it resumes")
     (partial,) = tmp_path.rglob("*.partial")
-    assert partial.stat().st_size == 10_000
-    served.cut_after = None
+    assert partial.read_bytes() == served.files[name][:10_000]
+    served.cut_after, served.knows_ranges = None, True
     assert formats.read(hub.resolve(ID)) == formats.read(tmp_path / "served")
-    assert served.ranges[0] == "bytes=10000-"
+    assert served.ranges == [f"bytes=10000-{len(served.files[name]) - 1}"]
 
 
 def test_damaged_bytes_are_thrown_away(served: FakeHub, tmp_path: Path) -> None:
@@ -252,16 +114,12 @@ def test_damaged_bytes_are_thrown_away(served: FakeHub, tmp_path: Path) -> None:
 
 
 def test_a_partial_file_of_other_bytes_is_found_out(served: FakeHub, tmp_path: Path) -> None:
-    name = "model-00001-of-00002.safetensors"
-    blobs = tmp_path / "cache" / "models--owner--tiny-model" / "blobs"
+    blobs = folder_of(tmp_path) / "blobs"
     blobs.mkdir(parents=True)
-    digest = hashlib.sha256(served.files[name]).hexdigest()
-    (blobs / f"{digest}.partial").write_bytes(b"\0" * 1000)
-    fails(name, "another hash")
-    assert formats.read(hub.resolve(ID)) == formats.read(tmp_path / "served")
-    (blobs / digest).rename(blobs / f"{digest}.partial")
-    with (blobs / f"{digest}.partial").open("ab") as file:
-        file.write(b"too long")
+    for n, raw in enumerate(served.files.values()):
+        wrong = b"\0" * 1000 if n % 2 else raw + b"too long"
+        for digest in (hashlib.sha256(raw), hashlib.sha1(b"blob %d\0" % len(raw) + raw)):
+            (blobs / f"{digest.hexdigest()}.partial").write_bytes(wrong)
     assert formats.read(hub.resolve(ID)) == formats.read(tmp_path / "served")
 
 
@@ -362,6 +220,7 @@ def test_file_names_and_hashes_of_a_hub_stay_in_the_cache(
     escape = {"rfilename": "../model.safetensors", "size": 1, "blobId": "a" * 40}
     monkeypatch.setattr(served, "info", lambda: whole | {"siblings": [*whole["siblings"], escape]})
     assert "../model.safetensors" not in {p.name for p in hub.resolve(ID).iterdir()}
+    shutil.rmtree(tmp_path / "cache")
     bad = [{**entry, "lfs": None, "blobId": "../../x"} for entry in whole["siblings"]]
     monkeypatch.setattr(served, "info", lambda: whole | {"siblings": bad})
     fails("an answer as the Hub gives it")
@@ -372,13 +231,11 @@ def test_file_names_and_hashes_of_a_hub_stay_in_the_cache(
 
 
 def test_the_command_runs_a_model_by_its_id(served: FakeHub, tmp_path: Path) -> None:
-    env = {**os.environ, "HF_ENDPOINT": served.url, "HF_HOME": str(tmp_path / "home")}
-    command = [sys.executable, "-m", "starcoder", "-m", ID, "-p", "def", "-n", "2", "-t", "1"]
-    result = subprocess.run(command, env=env, capture_output=True, text=True)
+    options = ("-p", "def", "-n", "2", "-t", "1")
+    result = starcoder(served, tmp_path, "-m", ID, *options)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("def")
-    command[4] = "owner/none"
-    result = subprocess.run(command, env=env, capture_output=True, text=True)
+    result = starcoder(served, tmp_path, "-m", "owner/none", *options)
     assert result.returncode == 2
     assert result.stderr.startswith("starcoder: error: owner/none: found no such path")
     assert result.stderr.count("\n") == 1

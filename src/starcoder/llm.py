@@ -66,7 +66,8 @@ class LLM:
     runs the steps of all. The thread count is one for the process; the last LLM sets it.
 
     Args:
-        model: a GGUF file, a legacy ggml file, a Hugging Face directory or a Hub id, "owner/name".
+        model: a GGUF file, a legacy ggml file, a Hugging Face directory, or a name on the Hub:
+            "owner/name", "owner/name:q4_0", the URL of a model's page; `hub.resolve` has more.
             By default the small Python model that comes with the package.
         n_threads: threads that share the arithmetic; by default the physical cores that this
             process may use. No more run than it may use CPUs: `facts` says so.
@@ -79,7 +80,7 @@ class LLM:
 
     Raises:
         FormatError: no model there, or one that is damaged or of an unknown kind.
-        InputError: a number outside its bounds, a Hub id that cannot be downloaded.
+        InputError: a number outside its bounds, a Hub name that cannot be downloaded.
         MemoryLimitError: no memory for the model or its cache; said before weights are read.
     """
 

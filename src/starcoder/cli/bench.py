@@ -35,7 +35,7 @@ _MOST = 1 << 24  # of anything that is counted in tokens
 def bench(
     model: Annotated[
         str | None,
-        typer.Option("-m", "--model", help="File, directory or Hub id. Default: the package's."),
+        typer.Option("-m", "--model", help="File, directory or Hub name. Default: the package's."),
     ] = None,
     n_prompt: Annotated[
         int, typer.Option("-p", "--n-prompt", min=1, max=_MOST, help="Tokens of the prompt.")

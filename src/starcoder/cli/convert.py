@@ -27,8 +27,8 @@ __all__ = [
     "SplitMaxSize",
     "Threads",
     "convert",
+    "fetch",
     "is_legacy",
-    "origin_of",
     "part_bytes",
     "rewrite",
 ]
@@ -54,7 +54,7 @@ Force = Annotated[
 
 
 def convert(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="A Hub id, directory or file.")],
+    source: Annotated[str, typer.Argument(metavar="SRC", help="A Hub name, directory or file.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write.")],
     type_: Annotated[
         str | None, typer.Option("--type", help="f16, q4_0, ... Default: the source's, or f16.")
@@ -76,7 +76,7 @@ def convert(
     legacy = is_legacy(out, format_)
     max_part_bytes = part_bytes(split_max_size, legacy)
     chosen = mix.find_mix(type_) if type_ is not None else None
-    path, origin = _fetch(source, revision)
+    path, origin = fetch(source, revision)
     checkpoint = formats.read(path, pre)
     if chosen is None and checkpoint.format == "Hugging Face":
         chosen = mix.find_mix("f16")
@@ -168,19 +168,21 @@ def origin_of(source: str, revision: str | None = None) -> dict[str, str]:
     return keys if revision is None else keys | {"starcoder_py.revision": revision}
 
 
-# ------------------------------------------------------------------------------------------------
-
-
-def _fetch(source: str, revision: str | None) -> tuple[Path, dict[str, str]]:
-    """Where the model is, from the Hub if it is a Hub id; and what to note of where it was."""
+def fetch(source: str, revision: str | None = None) -> tuple[Path, dict[str, str]]:
+    """Where the model is, from the Hub if it is a name of one there; and what to note of that."""
     from starcoder import hub
 
     with Progress("download") as progress:
-        path = hub.resolve(source, revision, progress)
-    if path == Path(source):
-        return path, origin_of(source)
-    keys = origin_of(source, path.name)  # of a snapshot: the commit
-    return path, keys | {"starcoder_py.source": source, "general.name": source.split("/")[-1]}
+        found = hub.find(source, revision, progress)
+    if found.repo is None:
+        return found.path, origin_of(source)
+    keys = origin_of(found.repo, found.commit) | {"starcoder_py.source": found.repo}
+    if found.path.is_dir():  # a file has a name of its own
+        keys["general.name"] = found.repo.split("/")[-1]
+    return found.path, keys
+
+
+# ------------------------------------------------------------------------------------------------
 
 
 def _say(task: str, line: str) -> None:

@@ -92,7 +92,7 @@ def generate(
         typer.Option(
             "-m",
             "--model",
-            help="Model file, directory or Hub id. Default: the small one in the package.",
+            help="Model file, directory or Hub name. Default: the small one in the package.",
         ),
     ] = None,
     prompt: Annotated[

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,7 +24,7 @@ _HEADINGS = ("tensor", "shape", "type", "bytes", "bits a weight")
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(metavar="FILE", help="A model file or directory.")],
+    source: Annotated[str, typer.Argument(metavar="FILE", help="A file, directory or Hub name.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Read every weight; exit with 1 if one is not finite.")
@@ -33,8 +32,10 @@ def inspect(
     pre: Pre = None,
 ) -> int:
     """Show what a model file holds: architecture, vocabulary, tensors."""
-    from starcoder import formats
+    from starcoder import formats, hub
 
+    with Progress("download") as progress:
+        path = hub.resolve(source, None, progress)
     checkpoint = formats.read(path, pre)
     damage = _damage(checkpoint) if check else None
     facts = _facts(checkpoint)

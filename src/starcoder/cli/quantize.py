@@ -13,8 +13,8 @@ from starcoder.cli.convert import (
     Pre,
     SplitMaxSize,
     Threads,
+    fetch,
     is_legacy,
-    origin_of,
     part_bytes,
     rewrite,
 )
@@ -27,7 +27,7 @@ __all__ = ["quantize"]
 
 
 def quantize(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="A model file or directory.")],
+    source: Annotated[str, typer.Argument(metavar="IN", help="A file, directory or Hub name.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write; may be IN.")],
     type_: Annotated[
         str, typer.Argument(metavar="TYPE", help="q4_0, q4_k_m, ... or ggml's number.")
@@ -52,11 +52,12 @@ def quantize(
     from starcoder.quantize import use_threads
 
     choice = _choice(type_, output_type, embedding_type, tensor_type or [])
-    checkpoint = formats.read(source, pre)
+    path, origin = fetch(source)
+    checkpoint = formats.read(path, pre)
     legacy = is_legacy(out, None, checkpoint.format.startswith("ggml"))
     max_part_bytes = part_bytes(split_max_size, legacy)
     use_threads(threads)
-    choice, origin = replace(choice, legacy=legacy), origin_of(str(source))
+    choice = replace(choice, legacy=legacy)
     rewrite("quantize", checkpoint, out, choice, origin, max_part_bytes, force=force)
     return 0
 

@@ -1,43 +1,52 @@
-"""Models by their Hub id, `owner/name`: files from the Hub into the cache of huggingface_hub.
+"""Models by their names on the Hub: files from there into the cache of huggingface_hub.
 
-The library asks and transfers; this module chooses the files and says in one line what went wrong;
-`_cache` resumes, checks and puts in place.
+`_names` reads what the user wrote, `_choice` finds the files that are meant, `_download` brings
+them, `_claim` says who writes, `_cache` knows what is there and puts it in place, and `_library`
+is all we use of huggingface_hub. Here is the order of things: whatever keeps us from the Hub, a
+whole copy in the cache serves; without one, an error says what was missing, and what came between.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import Any, NamedTuple
 
 from starcoder.errors import InputError
-from starcoder.hub._cache import HASH, File, Progress, cached, check_room, fetch, link, note
+from starcoder.hub import _cache, _library
+from starcoder.hub._cache import HASH, Copy, File
+from starcoder.hub._choice import UnfitError, choose
+from starcoder.hub._download import Progress, fetch_all
+from starcoder.hub._library import UNHEARD, HubError, reason, strange
+from starcoder.hub._names import Name, parse, shown
 
-if TYPE_CHECKING:
-    from huggingface_hub.hf_api import ModelInfo, RepoSibling
+__all__ = ["Found", "Progress", "find", "resolve"]
 
-__all__ = ["Progress", "resolve"]
+_log = logging.getLogger("starcoder")
 
-_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
-_REVISION = re.compile(r"\w[\w.-]{0,254}(/\w[\w.-]{0,254}){0,4}", re.ASCII)
-_FILE_SUFFIXES = (".gguf", ".bin", ".safetensors", ".json")  # a path, even if nothing is there
-
-_NEEDED = ("config.json", "tokenizer.json")
-_WANTED = (*_NEEDED, "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
-_WEIGHTS = (  # the first kind that a model has
-    re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"),
-    re.compile(r"pytorch_model(-\d{5}-of-\d{5})?\.bin(\.index\.json)?"),
+_OFFLINE = HubError(
+    "HF_HUB_OFFLINE set",
+    "a model that was downloaded before",
+    "check the name, or unset HF_HUB_OFFLINE to download it",
+    cause=UNHEARD,
 )
-_TIMEOUT = 10  # seconds until the Hub must answer
+
+
+class Found(NamedTuple):
+    """A model: where it is, and for one from the Hub its `owner/name` and commit."""
+
+    path: Path
+    repo: str | None = None
+    commit: str | None = None
 
 
 def resolve(
-    source: str | os.PathLike[str], revision: str | None = None, progress: Progress | None = None
+    source: str | bytes | os.PathLike[Any],
+    revision: str | None = None,
+    progress: Progress | None = None,
 ) -> Path:
-    """The path of a model: `source` itself, or where the model of this Hub id was put.
+    """The path of a model: `source` itself, or where the model of this name was put.
 
     What exists as a file or directory is never looked for on the Hub. The token of a gated or
     private model is taken from HF_TOKEN, or from where `hf auth login` left it. Files that are
@@ -47,126 +56,126 @@ def resolve(
     PosixPath('.../models--bigcode--tiny_starcoder_py/snapshots/...')
 
     Args:
-        source: a path, or `owner/name`.
-        revision: a branch, tag or commit of a Hub id; by default its main branch.
-        progress: is told of the bytes; by default the library shows a bar on a terminal.
+        source: a path; or `owner/name`, with `@revision` and with `:q4_0` or `:file.gguf` if need
+            be; or the same after `hf://`; or the URL of a model's page.
+        revision: a branch, tag or commit of a model on the Hub; by default its main branch.
+        progress: is told of the bytes; by default a bar shows them on a terminal.
 
     Raises:
         InputError: no such model or revision, no permission, no network, no room, or files that
             are not what the Hub says they are.
     """
-    path, name = Path(source), os.fspath(source)
-    if os.path.exists(path) or not _ID.fullmatch(name) or path.suffix in _FILE_SUFFIXES:
-        if revision is not None:
-            advice = "leave --revision out, or give owner/name"
-            raise InputError("revision", f"{revision!r} of a path", "a Hub id", advice)
-        return path
-    if revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision):
-        raise InputError("revision", repr(revision), "a branch, tag or commit")
-    with _typed_errors(name, revision):
-        return _download(name, revision, progress)
+    return find(source, revision, progress).path
+
+
+def find(
+    source: str | bytes | os.PathLike[Any],
+    revision: str | None = None,
+    progress: Progress | None = None,
+) -> Found:
+    """As `resolve`, with the model's id and commit."""
+    name = parse(source, revision)
+    if isinstance(name, Path):
+        return Found(name)
+    if _library.is_offline():
+        return _from_cache(name, _OFFLINE)
+    try:
+        copy = _bring(name, progress)
+    except MemoryError:
+        raise
+    except Exception as error:
+        return _from_cache(name, _as_hub_error(error))
+    return Found(copy.path, name.repo, copy.commit)
+
+
+def _bring(name: Name, progress: Progress | None) -> Copy:
+    commit, listed = _listing(_library.ask(name.repo, name.revision))
+    choice = choose(listed, name.wanted)
+    files = [_file(file, listed[file]) for file in choice.names]
+    folder = _cache.folder_of(name.repo)
+    missing = [file for file in files if not _cache.has(folder, commit, file)]
+    if missing:
+        fetch_all(name.repo, commit, folder / "blobs", missing, progress)
+    path = _cache.link(folder, commit, files)
+    _cache.note(folder, name, commit)
+    return Copy(path / choice.entry if choice.entry else path, commit)
 
 
 # ------------------------------------------------------------------------------------------------
-# What a model has
+# What the Hub says of a model
 
 
-def _download(repo: str, revision: str | None, progress: Progress | None) -> Path:
-    from huggingface_hub import HfApi, constants
-
-    folder = Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}")
-    try:
-        info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=_TIMEOUT)
-    except _transport_errors():
-        path = cached(folder, revision or "main")
-        if path is None:
-            raise
-        return path
-    commit = info.sha or ""
-    files = [_checked(repo, sibling) for sibling in _choose(repo, info)]
-    if not HASH.fullmatch(commit):
-        _strange(repo, f"the commit {commit!r}"[:80])
-    missing = [file for file in files if not (folder / "blobs" / file.hash).exists()]
-    n_bytes = check_room(repo, folder, missing)
-    if progress is not None and missing:
-        progress.start(n_bytes)
-    for file in missing:
-        fetch(repo, commit, folder / "blobs", file, progress)
-    path = link(folder, commit, files)
-    note(folder / "refs" / (revision or "main"), commit)
-    return path
+def _listing(answer: Any) -> tuple[str, dict[str, dict[str, Any]]]:
+    """The commit, and what is said of each file."""
+    if not isinstance(answer, dict):
+        raise strange(f"a JSON {type(answer).__name__}")
+    commit, siblings = answer.get("sha"), answer.get("siblings")
+    if not (isinstance(commit, str) and HASH.fullmatch(commit)):
+        raise strange(f"the commit {shown(repr(commit))[:80]}")
+    if not isinstance(siblings, list) or not siblings:
+        raise strange("no list of files")
+    files = {}
+    for entry in siblings:
+        name = entry.get("rfilename") if isinstance(entry, dict) else None
+        if not isinstance(name, str):
+            raise strange(f"{shown(repr(entry))[:80]} in the list of files")
+        files[name] = entry
+    return commit, files
 
 
-def _choose(repo: str, info: ModelInfo) -> list[RepoSibling]:
-    """The files to read a model from: descriptions, and weights of one kind."""
-    siblings = {sibling.rfilename: sibling for sibling in info.siblings or ()}
-    kinds = [[name for name in siblings if kind.fullmatch(name)] for kind in _WEIGHTS]
-    weights = next(filter(None, kinds), [])
-    lacking = [name for name in _NEEDED if name not in siblings]
-    if lacking or not weights:
-        found = f"no {(lacking or ['weights'])[0]}"
-        expected = "config.json, tokenizer.json and weights in safetensors or PyTorch's format"
-        raise InputError(repo, found, expected, "of another format, download the file itself")
-    return [siblings[name] for name in (*_WANTED, *weights) if name in siblings]
-
-
-def _checked(repo: str, sibling: RepoSibling) -> File:
-    name, size, hashed = sibling.rfilename, sibling.size, sibling.blob_id
-    if sibling.lfs is not None:
-        size, hashed = sibling.lfs.size, sibling.lfs.sha256
-    if type(size) is not int or size < 0 or not HASH.fullmatch(str(hashed)):
-        _strange(repo, f"size {size} and hash {hashed} of {name}"[:200])
-    return File(name, size, str(hashed))
-
-
-def _strange(repo: str, found: str) -> NoReturn:
-    advice = "check HF_ENDPOINT, or download the files yourself"
-    raise InputError(repo, found, "an answer as the Hub gives it", advice)
+def _file(name: str, entry: dict[str, Any]) -> File:
+    size, hashed, large = entry.get("size"), entry.get("blobId"), entry.get("lfs")
+    if isinstance(large, dict):
+        size, hashed = large.get("size"), large.get("sha256")
+    if type(size) is not int or not 0 <= size < 1 << 60:
+        raise strange(f"the size {shown(repr(size))[:80]} of {name}")
+    if not (isinstance(hashed, str) and HASH.fullmatch(hashed)):
+        raise strange(f"the hash {shown(repr(hashed))[:80]} of {name}")
+    return File(name, size, hashed)
 
 
 # ------------------------------------------------------------------------------------------------
-# Errors
+# Without it
 
 
-def _transport_errors() -> tuple[type[Exception], ...]:
-    """What the library raises without an answer: of its transport (httpx, httpx2), or OSError."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    return (*(c for c in HfHubHTTPError.__bases__ if issubclass(c, Exception)), OSError)
-
-
-@contextmanager
-def _typed_errors(repo: str, revision: str | None) -> Iterator[None]:
-    """Turns whatever the library raises into an InputError of one line."""
-    from huggingface_hub import errors
-
-    where, advice = repo, ""
-    expected = "a file, a directory or a model on the Hub"
+def _from_cache(name: Name, error: HubError) -> Found:
+    """The copy in the cache; or, if there is none, an error that says all that was in the way."""
+    if isinstance(error, UnfitError):
+        raise _input_error(name, error, HubError(""))
     try:
-        yield
-        return
-    except errors.GatedRepoError:
-        found, expected = "a gated model", "one that your token may read"
-        advice = "accept the terms on the model's page and set HF_TOKEN"
-    except errors.RepositoryNotFoundError:
-        found, advice = (
-            "no such path, and no such model on the Hub",
-            "or it is private: set HF_TOKEN",
-        )
-    except errors.RevisionNotFoundError:
-        found, expected = f"no revision {revision!r}", "a branch, tag or commit"
-    except errors.HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", "none")
-        found, expected = f"the answer {status} from the Hub", "the model's files"
-        advice = "check HF_TOKEN" if status in (401, 403) else "try again later; it resumes"
-    except errors.OfflineModeIsEnabled:
-        found, expected = "no copy, and HF_HUB_OFFLINE set", "a model that was downloaded before"
-    except OSError as error:
-        reason = (error.strerror or str(error)).splitlines()[0][:160]
-        found, expected = reason, "a network and room on the disk"
-        advice = "what came is kept; try again"
-    except _transport_errors() as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0][:160]
-        found, expected = f"no answer ({reason})", "a network"
-        advice = "check the connection and try again; it resumes"
-    raise InputError(where, found, expected, advice)
+        copy = _cache.find(name)
+    except UnfitError as several:
+        raise _input_error(name, several, HubError("")) from None
+    except Exception as lack:
+        raise _input_error(name, error, _as_hub_error(lack)) from None
+    of = f"the copy in the cache, of commit {copy.commit[:12]}, is used"
+    if error is not _OFFLINE:
+        _log.warning("%s: %s; %s", shown(name.text), error.found, of)
+    elif not copy.is_noted:
+        _log.warning("%s: nothing says which commit is newest; %s", shown(name.text), of)
+    return Found(copy.path, name.repo, copy.commit)
+
+
+def _input_error(name: Name, error: HubError, lack: HubError) -> InputError:
+    found, expected = [error.found], error.expected
+    if lack.found or error.cause == UNHEARD:
+        found.insert(0, lack.found or "no copy in the cache")
+    if name.is_plain and error.cause:
+        found.insert(0, "no such path")
+        expected = "a file, a directory or a model on the Hub"
+    *first, last = found
+    line = f"{', '.join(first)}, and {last}" if first else last
+    return InputError(shown(name.text), line, expected, error.advice)
+
+
+def _as_hub_error(error: Exception) -> HubError:
+    """Anything that was raised, in words."""
+    if isinstance(error, HubError):
+        return error
+    found = reason(error)
+    if isinstance(error, OSError):
+        place = os.fsdecode(error.filename or "").partition("/blobs/")[0]
+        found += f" at {shown(place)}" if place else ""
+        advice = "check its permissions and its room, or set HF_HOME elsewhere"
+        return HubError(found, "a cache that can be written", advice)
+    return HubError(f"{type(error).__name__}: {found}", "the model's files")

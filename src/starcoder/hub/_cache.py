@@ -2,38 +2,30 @@
 
     blobs/<hash>    snapshots/<commit>/<name> -> blobs/<hash>    refs/<revision>: a commit
 
-The library checks sizes only, and since version 2 throws half a file away when its process ends.
-So a file comes under `blobs/<hash>.partial`, goes on from there the next time, and gets its name
-when its SHA-256 (or git's SHA-1, for small files) is the one that the Hub states. A revision is
-noted when all its files are there: what the cache names is whole, and serves without a network.
+What is there is used, whoever wrote it: a link or the file itself in its place, with or without a
+reference. What cannot be written is no error where the model is whole; bytes are for `_download`.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import os
 import re
-import shutil
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
-from starcoder.errors import InputError
+from starcoder.hub import _library
+from starcoder.hub._choice import UnfitError, choose
+from starcoder.hub._library import HubError
+from starcoder.hub._names import Name, shown
 
-__all__ = ["HASH", "File", "Progress", "cached", "check_room", "fetch", "link", "note"]
+__all__ = ["HASH", "Copy", "File", "find", "folder_of", "has", "link", "note"]
 
 HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-_CHUNK = 1 << 20
-
-
-class Progress(Protocol):
-    """Who wants to know how far a download is."""
-
-    def start(self, total: int) -> None:
-        """So many bytes will come."""
-
-    def advance(self, n: int) -> None:
-        """So many more have come."""
+_MAIN = (None, "main")
+_MAX_NAMES = 4  # in a message
 
 
 class File(NamedTuple):
@@ -44,104 +36,177 @@ class File(NamedTuple):
     hash: str
 
 
-def cached(folder: Path, revision: str) -> Path | None:
-    """The snapshot of a revision that was downloaded before, if any."""
-    named = folder / "refs" / revision
-    commit = named.read_text() if named.is_file() else revision
-    path = folder / "snapshots" / commit
-    return path if HASH.fullmatch(commit) and (path / "config.json").exists() else None
+class Copy(NamedTuple):
+    """A whole model in the cache: what to open, and the commit that it is of."""
+
+    path: Path
+    commit: str
+    is_noted: bool = True  # the cache says that this is the revision
 
 
-def check_room(repo: str, folder: Path, files: list[File]) -> int:
-    """Bytes that have yet to come, for which there must be room."""
-    blobs = folder / "blobs"
-    blobs.mkdir(parents=True, exist_ok=True)
-    partial = [blobs / f"{file.hash}.partial" for file in files]
-    needed = sum(f.size for f in files) - sum(p.stat().st_size for p in partial if p.exists())
-    free = shutil.disk_usage(blobs).free
-    if needed > free:
-        found, advice = (
-            f"{free / 1e9:.1f} GB free at {blobs}",
-            "free some, or set HF_HOME elsewhere",
+def folder_of(repo: str) -> Path:
+    """Where the cache has everything of this model."""
+    return _library.cache_folder() / f"models--{repo.replace('/', '--')}"
+
+
+# ------------------------------------------------------------------------------------------------
+# What is there
+
+
+def find(name: Name) -> Copy:
+    """The model as it was downloaded before: of its revision, or else the newest of main.
+
+    Raises:
+        HubError: there is no whole one; `found` says what there is.
+        UnfitError: there are several.
+    """
+    folder, lack = folder_of(name.repo), ""
+    for place, is_noted in _snapshots(folder, name):
+        try:
+            entry = choose(_files(place), name.wanted).entry
+        except HubError as error:
+            if isinstance(error, UnfitError) and name.wanted is None:
+                raise  # several files fit
+            lack = lack or _lack(place, error)
+        else:
+            return Copy(place / entry if entry else place, place.name, is_noted)
+    raise HubError(lack)
+
+
+def _snapshots(folder: Path, name: Name) -> Iterator[tuple[Path, bool]]:
+    """Where a revision may be, and whether the cache says so; the likeliest first."""
+    noted = _commit(folder / "refs" / (name.revision or "main"))
+    if noted is None and name.revision is not None and HASH.fullmatch(name.revision):
+        noted = name.revision
+    if noted is not None:
+        yield folder / "snapshots" / noted, True
+    if other := _by_library(name):
+        yield other, True
+    if name.revision in _MAIN:
+        for place in _by_age(folder / "snapshots"):
+            yield place, False
+
+
+def _by_library(name: Name) -> Path | None:
+    """Where the library has a revision: it knows the layouts of other versions."""
+    try:
+        # From its module: the package prints what keeps it from loading one.
+        from huggingface_hub.hf_api import HfApi
+
+        where = _library.cache_folder()
+        path = HfApi().snapshot_download(
+            name.repo, revision=name.revision, cache_dir=where, local_files_only=True
         )
-        raise InputError(repo, found, f"{needed / 1e9:.1f} GB for the download", advice)
-    return needed
+        return Path(path)
+    except Exception:
+        return None
 
 
-def fetch(repo: str, commit: str, blobs: Path, file: File, progress: Progress | None) -> None:
-    """Download one file from where an earlier try broke off, check it and name it."""
-    from huggingface_hub import hf_hub_url
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
-
-    partial = blobs / f"{file.hash}.partial"
-    with partial.open("ab") as out:
-        fcntl.flock(out, fcntl.LOCK_EX)  # another process may be at it: wait, then look
-        if (blobs / file.hash).exists():
-            return
-        done = out.seek(0, os.SEEK_END)
-        if done > file.size:
-            done = out.truncate(0)
-        http_get(
-            hf_hub_url(repo, file.name, revision=commit),
-            out,
-            resume_size=done,
-            headers=build_hf_headers(),
-            expected_size=file.size,
-            displayed_filename=file.name,
-            tqdm_class=None if progress is None else _bar(progress),
-        )
-        out.flush()
-        os.fsync(out.fileno())
-        if _hash(partial, file) != file.hash:
-            partial.unlink()
-            found, expected = "bytes of another hash", f"{file.hash[:12]}..., as the Hub states"
-            raise InputError(f"{repo}: {file.name}", found, expected, "try again")
-        partial.rename(blobs / file.hash)
+def _commit(ref: Path) -> str | None:
+    """The commit that a reference names; None: there is none, or a damaged one."""
+    with suppress(OSError, ValueError):
+        text = ref.read_text(encoding="ascii").strip()
+        if HASH.fullmatch(text):
+            return text
+    return None
 
 
-def _bar(progress: Progress) -> Any:
-    """What the library takes for a class of progress bars."""
-
-    class Bar:
-        def __init__(self, *_: Any, **__: Any) -> None:
-            pass
-
-        def __enter__(self) -> Bar:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-        def update(self, n: float | None = 1) -> None:
-            progress.advance(int(n or 0))
-
-    return Bar
+def _by_age(snapshots: Path) -> list[Path]:
+    """All snapshots, the newest first."""
+    with suppress(OSError):
+        places = [place for place in snapshots.iterdir() if HASH.fullmatch(place.name)]
+        return sorted(places, key=lambda place: -place.stat().st_mtime)
+    return []
 
 
-def _hash(path: Path, file: File) -> str:
-    """SHA-256 of the bytes, or what git calls them, whichever the Hub gave."""
-    digest = hashlib.sha256()
-    if len(file.hash) == 40:
-        digest = hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
-    with path.open("rb") as data:
-        while chunk := data.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+def _files(snapshot: Path) -> set[str]:
+    """Names of the files that are there; links must lead to one that is not empty."""
+    names = set()
+    for folder, _, files in os.walk(snapshot):
+        for path in (Path(folder, file) for file in files):
+            with suppress(OSError):
+                if path.stat().st_size:
+                    names.add(path.relative_to(snapshot).as_posix())
+    return names
+
+
+def _lack(snapshot: Path, error: HubError) -> str:
+    """What of a model is there, and what is not; nothing, if nothing is."""
+    names = sorted(shown(name) for name in _files(snapshot))
+    if not names:
+        return ""
+    more = [f"{len(names) - _MAX_NAMES} more"] if len(names) > _MAX_NAMES else []
+    *most, last = names[:_MAX_NAMES] + more
+    listed = f"{', '.join(most)} and {last}" if most else last
+    return f"{listed} in the cache, but {error.found}"
+
+
+def has(folder: Path, commit: str, file: File) -> bool:
+    """Whether a file is there, of the size that the Hub states."""
+    places = (folder / "blobs" / file.hash, folder / "snapshots" / commit / file.name)
+    return any(_size(place) == file.size for place in places)
+
+
+def _size(path: Path) -> int | None:
+    with suppress(OSError):
+        return path.stat().st_size
+    return None
+
+
+# ------------------------------------------------------------------------------------------------
+# What is written
 
 
 def link(folder: Path, commit: str, files: list[File]) -> Path:
+    """The snapshot of a commit, with these files, all of which are there.
+
+    Raises:
+        OSError: it cannot be written, and no other snapshot has the same files.
+    """
     snapshot = folder / "snapshots" / commit
-    snapshot.mkdir(parents=True, exist_ok=True)
-    for file in files:
-        place = snapshot / file.name
-        if not place.exists():
-            place.unlink(missing_ok=True)  # one that leads nowhere
-            place.symlink_to(Path("../../blobs", file.hash))
+    try:
+        for file in files:
+            if _size(snapshot / file.name) != file.size:
+                _link(folder / "blobs" / file.hash, snapshot / file.name)
+    except OSError:
+        for other in _by_age(folder / "snapshots"):
+            if all(_is_link_to(other / file.name, file) for file in files):
+                return other
+        raise
     return snapshot
 
 
-def note(ref: Path, commit: str) -> None:
-    ref.parent.mkdir(parents=True, exist_ok=True)
-    if not ref.exists() or ref.read_text() != commit:
-        ref.write_text(commit)
+def _link(blob: Path, place: Path) -> None:
+    """A link to a blob; on a file system without links, the file itself."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    target = os.path.relpath(blob, place.parent)
+    try:
+        _put(place, lambda new: new.symlink_to(target))
+    except OSError:
+        try:
+            _put(place, lambda new: os.link(blob, new))
+        except OSError:
+            os.replace(blob, place)
+
+
+def _is_link_to(place: Path, file: File) -> bool:
+    return os.path.basename(os.path.realpath(place)) == file.hash and _size(place) == file.size
+
+
+def note(folder: Path, name: Name, commit: str) -> None:
+    """Keep which commit a revision is. Only a later run without a network needs it."""
+    ref = folder / "refs" / (name.revision or "main")
+    if _commit(ref) != commit and name.revision != commit:
+        with suppress(OSError):
+            ref.parent.mkdir(parents=True, exist_ok=True)
+            _put(ref, lambda new: new.write_text(commit))
+
+
+def _put(place: Path, make: Callable[[Path], object]) -> None:
+    """Make a file under another name and rename it: whole, and no matter who does it first."""
+    new = place.with_name(f".{secrets.token_hex(8)}.starcoder-tmp")
+    try:
+        make(new)
+        os.replace(new, place)
+    finally:
+        new.unlink(missing_ok=True)

@@ -1,0 +1,373 @@
+"""Whatever the Hub, a proxy or the settings do: one line that says it, or the copy in the cache."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import TinyModel, write_hf
+from fake_hub import COMMIT, ID, FakeHub, fails, python, serving
+from starcoder import hub
+from starcoder.errors import InputError
+from starcoder.hub import _download, _library
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    with serving(tmp_path, monkeypatch) as fake:
+        yield fake
+
+
+@pytest.fixture
+def served(fake: FakeHub, tmp_path: Path, tiny: TinyModel) -> FakeHub:
+    fake.add(write_hf(tmp_path / "served", tiny))
+    return fake
+
+
+@pytest.fixture
+def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A session of the library that was made under this test's settings, and none after it."""
+    from huggingface_hub import utils
+
+    close: Any = getattr(utils, "close_session", None) or utils._http.reset_sessions
+    close()
+    yield
+    monkeypatch.undo()
+    close()
+
+
+# ------------------------------------------------------------------------------------------------
+# Answers that no Hub gives
+
+
+def _answer(**changes: Any) -> bytes:
+    whole = {"id": ID, "sha": COMMIT, "siblings": [{"rfilename": "config.json"}]}
+    return json.dumps(whole | changes).encode()
+
+
+def _siblings(*entries: Any) -> bytes:
+    return _answer(siblings=list(entries))
+
+
+STRANGE = {
+    "a login page": b"<!doctype html><html>login</html>",
+    "nothing": b"",
+    "blanks": b" " * 5000,
+    "an empty object": b"{}",
+    "an empty list": b"[]",
+    "a list": b'[{"sha": "x"}]',
+    "null": b"null",
+    "a number": b"5",
+    "a text": b'"main"',
+    "half an object": b'{"id": "owner/',
+    "Latin-1": '{"id": "größe"}'.encode("latin-1"),
+    "UTF-16": '{"id": "x"}'.encode("utf-16"),
+    "NUL": b"\0" * 100,
+    "nesting": b"[" * 100_000,
+    "nesting in a key": b'{"sha": ' + b"[" * 100_000,
+    "a huge number": b'{"sha": ' + b"9" * 100_000 + b"}",
+    "no commit": _answer(sha=None),
+    "a number for the commit": _answer(sha=5),
+    "a branch for the commit": _answer(sha="main"),
+    "a path for the commit": _answer(sha="../../../x"),
+    "an object for the commit": _answer(sha={}),
+    "no files": _answer(siblings=None),
+    "an empty list of files": _siblings(),
+    "a text for the files": _answer(siblings="config.json"),
+    "numbers for the files": _siblings(1, 2),
+    "an object for the files": _answer(siblings={"config.json": 1}),
+    "texts for the files": _siblings("config.json"),
+    "lists for the files": _siblings(["config.json"]),
+    "null for the files": _siblings(None),
+    "a file without a name": _siblings({"size": 1}),
+    "a number for a name": _siblings({"rfilename": 5}),
+    "null for a name": _siblings({"rfilename": None}),
+    "a lone surrogate": b'{"sha": "\\ud800", "siblings": []}',
+    "control characters": b'{"sha": "\\u001b[2J\\n", "siblings": []}',
+}
+ENTRIES: dict[str, dict[str, Any]] = {
+    "no size": {"size": None},
+    "a text for the size": {"size": "12"},
+    "a fraction for the size": {"size": 1.5},
+    "true for the size": {"size": True},
+    "a negative size": {"size": -1},
+    "more than there is on Earth": {"size": 1 << 70},
+    "no hash": {"blobId": None},
+    "a number for the hash": {"blobId": 5},
+    "a path for the hash": {"blobId": "../../x"},
+    "an upper case hash": {"blobId": "A" * 40},
+    "a text for lfs": {"lfs": "yes", "size": None},
+    "a list for lfs": {"lfs": [1], "blobId": None},
+    "an empty lfs": {"lfs": {}},
+    "a hash of lfs that is none": {"lfs": {"sha256": "x", "size": 1}},
+    "no size in lfs": {"lfs": {"sha256": "a" * 64}},
+}
+
+
+@pytest.mark.parametrize("raw", STRANGE.values(), ids=STRANGE)
+def test_an_answer_that_no_hub_gives_is_one_line(fake: FakeHub, raw: bytes) -> None:
+    fake.raw = raw
+    fails(ID, "expected an answer as the Hub gives it", "check the proxy and HF_ENDPOINT")
+
+
+@pytest.mark.parametrize("change", ENTRIES.values(), ids=ENTRIES)
+def test_a_strange_file_in_the_list_is_one_line(
+    served: FakeHub, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    whole = served.info()
+    siblings = [entry | change for entry in whole["siblings"]]
+    monkeypatch.setattr(served, "info", lambda: whole | {"siblings": siblings})
+    fails(ID, "expected an answer as the Hub gives it")
+
+
+def test_a_model_in_the_cache_serves_through_any_answer(
+    served: FakeHub, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = hub.resolve(ID)
+    for served.raw in STRANGE.values():
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "starcoder"):
+            assert hub.resolve(ID) == path
+        assert "the copy in the cache, of commit 0123456789ab, is used" in caplog.messages[-1]
+
+
+def test_an_answer_without_end_is_left(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_library, "_MAX_ANSWER", 1 << 20)
+    fake.raw = b" " * (8 << 20)
+    fails("an answer of more than 1 MiB")
+
+
+# ------------------------------------------------------------------------------------------------
+# Settings and networks
+
+
+_RESOLVE_BOTH = """
+import sys
+from starcoder import InputError, hub
+try:
+    hub.resolve("owner/none")
+except InputError as error:
+    print(error)
+print(hub.resolve(sys.argv[1]))
+"""
+
+
+SETTINGS = {
+    "a SOCKS proxy": {"ALL_PROXY": "socks5://127.0.0.1:9", "NO_PROXY": "", "no_proxy": ""},
+    "a proxy that is not there": {"HTTP_PROXY": "http://127.0.0.1:9", "NO_PROXY": ""},
+    "a token that is not ASCII": {"HF_TOKEN": "größe"},
+    "an endpoint with half a bracket": {"HF_ENDPOINT": "http://[::1"},
+    "an endpoint without a scheme": {"HF_ENDPOINT": "127.0.0.1:9"},
+    "an endpoint with a strange port": {"HF_ENDPOINT": "http://127.0.0.1:port"},
+    "an endpoint of another scheme": {"HF_ENDPOINT": "ftp://127.0.0.1"},
+    "a host that does not exist": {"HF_ENDPOINT": "http://hub.invalid"},
+    "a server without certificates": {"HF_ENDPOINT": "https"},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_settings_that_keep_from_the_hub_are_one_line_or_the_cache(
+    served: FakeHub, tmp_path: Path, settings: dict[str, str]
+) -> None:
+    path = hub.resolve(ID)
+    if settings.get("HF_ENDPOINT") == "https":
+        settings = {"HF_ENDPOINT": served.url.replace("http:", "https:")}
+    cache = str(tmp_path / "cache")
+    result = python(served, tmp_path, "-c", _RESOLVE_BOTH, ID, HF_HUB_CACHE=cache, **settings)
+    assert result.returncode == 0, result.stderr
+    line, used = result.stdout.splitlines()
+    assert line.startswith("owner/none: found ")
+    assert used == str(path)
+    assert result.stderr.count("the copy in the cache, of commit 0123456789ab, is used") == 1
+
+
+def test_a_silent_hub_is_given_up(
+    served: FakeHub, monkeypatch: pytest.MonkeyPatch, clean: None
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+        fails("no answer from the Hub", "timed out", "expected a file, a directory or a model")
+
+
+@pytest.mark.parametrize("status", [400, 407, 408, 418, 429, 500, 502, 503, 504, 302, 204])
+def test_a_refusal_serves_from_the_cache_or_is_one_line(served: FakeHub, status: int) -> None:
+    served.refuse = status, ""
+    fails(f"the answer {status} from the Hub")
+    served.refuse = None
+    path = hub.resolve(ID)
+    served.refuse = status, ""
+    assert hub.resolve(ID) == path
+
+
+def test_a_server_that_stumbles_is_asked_again(
+    served: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fake_hub import Handler
+
+    send, failures = Handler.send_file, iter([True, True, False, True])
+
+    def stumble(handler: Handler, raw: bytes) -> None:
+        if next(failures, False):
+            handler.answer(503, {})
+        else:
+            send(handler, raw)
+
+    monkeypatch.setattr(Handler, "send_file", stumble)
+    assert hub.resolve(ID).is_dir()
+
+
+def test_anything_else_that_a_library_raises_is_one_line(
+    served: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import utils
+
+    class StrangeError(Exception):
+        pass
+
+    def fail() -> Any:
+        raise StrangeError("line one\nline two \x1b[2J")
+
+    monkeypatch.setattr(utils, "get_session", fail)
+    fails("no answer from the Hub (line one line two")
+
+
+def test_ctrl_c_stays_ctrl_c(served: FakeHub, tmp_path: Path) -> None:
+    class Interrupt:
+        def start(self, total: int) -> None:
+            pass
+
+        def advance(self, n: int) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        hub.resolve(ID, None, Interrupt())
+    assert len(list(tmp_path.rglob("*.partial"))) == 1
+    assert hub.resolve(ID).is_dir()
+
+
+# ------------------------------------------------------------------------------------------------
+# Files that are not what was said
+
+
+def test_a_body_longer_than_stated_is_left_at_once(served: FakeHub, tmp_path: Path) -> None:
+    served.endless = True
+    fails("more than the", "bytes that the Hub states, for config.json")
+    assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+
+
+def test_large_files_come_in_parts(
+    served: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_download, "_MOST", 30_000)
+    path = hub.resolve(ID)
+    assert "bytes=30000-59999" in served.ranges
+    for name, raw in served.files.items():
+        assert (path / name).read_bytes() == raw
+
+
+def test_the_token_stays_with_the_hub(
+    served: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    served.token = "hf_secret"
+    served.store = served.url.replace("127.0.0.1", "localhost")
+    served.cut_after, served.cuts = 10_000, 1
+    path = hub.resolve(ID)
+    for name, raw in served.files.items():
+        assert (path / name).read_bytes() == raw
+    assert set(served.tokens) == {None}
+
+
+def test_a_partial_file_that_is_too_long_is_begun_anew_whatever_happens(
+    served: FakeHub, tmp_path: Path
+) -> None:
+    from fake_hub import folder_of
+
+    path = hub.resolve(ID)
+    for blob in (folder_of(tmp_path) / "blobs").iterdir():
+        blob.rename(blob.with_name(f"{blob.name}.partial"))
+        with blob.with_name(f"{blob.name}.partial").open("ab") as file:
+            file.write(b"more")
+    served.cut_after, served.cuts = 2_000, 3
+    assert hub.resolve(ID) == path
+    for name, raw in served.files.items():
+        assert (path / name).read_bytes() == raw
+
+
+def test_a_server_without_ranges_begins_anew(
+    served: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served.cut_after, served.cuts, served.knows_ranges = 10_000, 2, False
+    path = hub.resolve(ID)
+    for name, raw in served.files.items():
+        assert (path / name).read_bytes() == raw
+
+
+# ------------------------------------------------------------------------------------------------
+# Causes met earlier, and names that were meant as paths
+
+
+def test_a_mistyped_path_is_told_as_that(served: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    fails("models/x: found no such path, and no such model on the Hub", name="models/x")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    line = fails(
+        "models/x: found no such path, no copy in the cache, and no answer", name="models/x"
+    )
+    assert "expected a file, a directory or a model on the Hub" in line
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    fails("no such path, no copy in the cache, and HF_HUB_OFFLINE set", name="models/x")
+
+
+def test_what_is_in_the_cache_and_what_is_not_is_said_with_the_reason(
+    served: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    path = hub.resolve(ID)
+    for place in (path / "model.safetensors", *(path.parents[1] / "blobs").iterdir()):
+        if place.name == "model.safetensors" or len(place.name) == 64:
+            place.unlink()
+    words = "config.json and tokenizer.json in the cache, but no weights (model.safetensors)"
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    fails(words, "and no answer from the Hub (Connection refused)")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    fails(words, "and HF_HUB_OFFLINE set", "unset HF_HUB_OFFLINE")
+
+
+def test_offline_asks_nobody(served: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    path = hub.resolve(ID)
+    served.requests.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert hub.resolve(ID) == path
+    fails("HF_HUB_OFFLINE", revision="v2")
+    assert served.requests == []
+
+
+@pytest.mark.parametrize("source", [None, 5, 1.5, [], {}, object(), ("a", "b"), True])
+def test_what_is_no_name_is_one_line(source: Any) -> None:
+    with pytest.raises(InputError, match="a value of type"):
+        hub.resolve(source)
+
+
+def test_paths_of_any_kind_are_paths(tmp_path: Path) -> None:
+    file = tmp_path / "m.gguf"
+    file.touch()
+    assert hub.resolve(str(file)) == hub.resolve(bytes(file)) == hub.resolve(file) == file
+    odd = tmp_path / "\udcff.gguf"
+    assert hub.resolve(bytes(tmp_path) + b"/\xff.gguf") == odd
+    assert hub.resolve("x\0y") == Path("x\0y")
+    fails("an empty name", name="")
