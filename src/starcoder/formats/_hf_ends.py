@@ -19,12 +19,11 @@ from starcoder.formats._bytes import map_file, reject, shown
 from starcoder.formats._hf_config import Settings
 from starcoder.formats._hf_files import load_optional
 from starcoder.formats._hf_names import listed
+from starcoder.formats._special import find_id
 from starcoder.vocab import Vocab
 
 __all__ = ["template_ends", "with_ends"]
 
-_GPT2_END = 50256
-_END_OF_TEXT = "<|endoftext|>"
 _MAX_TEMPLATES = 1 << 16  # characters of all; those of the family have 1 kB
 
 # What follows a message of the assistant in the templates that are about.
@@ -81,31 +80,25 @@ class _Names:
     """Ids and texts of special tokens, looked up in one vocabulary."""
 
     def __init__(self, vocab: Vocab, notices: list[str]) -> None:
-        self.notices, self.n_vocab = notices, len(vocab.tokens)
+        self.vocab, self.notices = vocab, notices
         self.by_text = {vocab.tokens[i]: i for i in sorted(vocab.special_ids, reverse=True)}
-        self.unembedded = vocab.unembedded
 
     def find(self, text: str) -> int | None:
         return self.by_text.get(text.encode("utf-8", "replace"))
 
     def ids(self, file: str, table: Mapping[str, Any], kind: str) -> Iterator[int]:
-        """The ids that a file names.
-
-        tiny_starcoder_py and others of the family still name GPT-2's 50256, which they do not
-        have; they mean their own `<|endoftext|>`.
-        """
+        """The ids that a file names."""
         key = f"{kind}_token_id"
-        value, end = table.get(key), self.find(_END_OF_TEXT)
+        value = table.get(key)
         strange = []
         for token_id in value if isinstance(value, list) else [value]:
-            if type(token_id) is int and 0 <= token_id < self.n_vocab:
-                yield token_id
-            elif token_id == _GPT2_END and end is not None:
-                yield end
+            found = find_id(token_id, self.vocab)
+            if found is not None:
+                yield found
             elif token_id is not None:
                 strange.append(shown(repr(token_id), 40))
         if strange:
-            known = f"an id of the vocabulary (0 to {self.n_vocab - 1})"
+            known = f"an id of the vocabulary (0 to {len(self.vocab.tokens) - 1})"
             self.notices.append(f"{file}: {key} is not {known}: {listed(strange)}")
 
     def texts(self, file: str, table: Mapping[str, Any]) -> Iterator[int]:
@@ -117,7 +110,7 @@ class _Names:
         token_id = self.find(text)
         if token_id is not None:
             yield token_id
-        elif text.encode("utf-8", "replace") not in self.unembedded:
+        elif text.encode("utf-8", "replace") not in self.vocab.unembedded:
             what = f"{file}: eos_token {shown(repr(text), 80)}"
             self.notices.append(f"{what} is no special token of the vocabulary")
 

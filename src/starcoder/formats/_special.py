@@ -8,22 +8,26 @@ from __future__ import annotations
 
 from starcoder.vocab import Vocab
 
-__all__ = ["known_id"]
+__all__ = ["find_id", "known_id"]
 
 _GPT2_END = 50256
 
 
-def known_id(key: str, token_id: int, vocab: Vocab, notices: list[str]) -> int | None:
-    """The id that a file names under `key`; None, and a notice, where no token has it.
+def find_id(token_id: object, vocab: Vocab) -> int | None:
+    """The id that a file means by `token_id`; None where no token has it.
 
     tiny_starcoder_py and others of the family still name GPT-2's 50256, which they do not have;
     they mean their own `<|endoftext|>`.
     """
-    n_vocab = len(vocab.tokens)
-    if 0 <= token_id < n_vocab:
+    if type(token_id) is int and 0 <= token_id < len(vocab.tokens):
         return token_id
-    end = vocab.find("<|endoftext|>")
-    if token_id == _GPT2_END and end is not None:
-        return end
-    notices.append(f"{key} is {token_id}, which no token has: ids go from 0 to {n_vocab - 1}")
-    return None
+    return vocab.find("<|endoftext|>") if token_id == _GPT2_END else None
+
+
+def known_id(key: str, token_id: int, vocab: Vocab, notices: list[str]) -> int | None:
+    """The same for an id that a file names under `key`; that no token has it is a notice."""
+    found = find_id(token_id, vocab)
+    if found is None:
+        most = len(vocab.tokens) - 1
+        notices.append(f"{key} is {token_id}, which no token has: ids go from 0 to {most}")
+    return found
