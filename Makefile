@@ -5,6 +5,7 @@
 #   make test                    all tests, offline, in about two minutes
 #   make test-cpus               the core on other CPUs, emulated: x86-64 without AVX, ARM
 #   make campaign-crash          a hundred kills and a disk that fills: no file is ever lost
+#   make campaign-writers        a hundred thousand files by four runs at once: none is lost
 #   make fuzz                    2,000 damaged models per format through everything that reads them
 #   make sanitize                the core under ASan, UBSan and TSan, in ten minutes
 #   make lint                    ruff, mypy and clang-format; `make format` mends what it can
@@ -18,7 +19,7 @@ PROMPT ?= def fibonacci(
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*.h tests/*.cpp)
 
-.PHONY: run test test-cpus test-cpus-full campaign-crash fuzz sanitize lint format bench clean
+.PHONY: run test test-cpus test-cpus-full campaign-crash campaign-writers fuzz sanitize lint format bench clean
 
 run: $(VENV)/installed
 	$(BIN)/starcoder $(if $(MODEL),-m "$(MODEL)") -p "$(PROMPT)" -n 64 --temp 0
@@ -34,6 +35,9 @@ test-cpus-full: $(VENV)/installed
 
 campaign-crash: $(VENV)/installed
 	STARCODER_CRASHES=100 $(BIN)/python -m pytest tests/test_crash.py
+
+campaign-writers: $(VENV)/installed
+	STARCODER_WRITES=100000 $(BIN)/python -m pytest tests/test_two_writers.py
 
 fuzz: $(VENV)/installed
 	$(BIN)/python tests/fuzz.py --n 2000
