@@ -53,7 +53,9 @@ def test_whole_numbers_of_any_kind_are_ints(llm: LLM, make: Callable[[int], Any]
     assert (params.top_k, params.repeat_last_n, params.seed) == (7, 9, 200)
     assert {type(n) for n in (params.top_k, params.repeat_last_n, params.seed)} == {int}
     found = llm.generate("def f", max_tokens=make(3), temperature=1, top_k=make(7), seed=make(200))
-    assert found.tokens == llm.generate("def f", max_tokens=3, temperature=1, top_k=7, seed=200).tokens
+    assert (
+        found.tokens == llm.generate("def f", max_tokens=3, temperature=1, top_k=7, seed=200).tokens
+    )
 
 
 @pytest.mark.parametrize(
@@ -64,7 +66,9 @@ def test_numbers_of_any_kind_are_floats(llm: LLM, half: Any) -> None:
     assert params == SamplingParams(temperature=0.5, top_p=0.5, repeat_penalty=0.5)
     assert {type(x) for x in (params.temperature, params.top_p, params.repeat_penalty)} == {float}
     found = llm.generate("x", temperature=half, top_p=half, seed=1, max_tokens=5)
-    assert found.tokens == llm.generate("x", temperature=0.5, top_p=0.5, seed=1, max_tokens=5).tokens
+    assert (
+        found.tokens == llm.generate("x", temperature=0.5, top_p=0.5, seed=1, max_tokens=5).tokens
+    )
 
 
 def test_an_odd_number_never_harms_other_requests(llm: LLM) -> None:
@@ -154,7 +158,7 @@ def test_options_that_are_no_numbers_are_one_line(llm: LLM, name: str, value: An
 
 @pytest.mark.parametrize("value", [v for v in ODD if v is not None] + [None, 2, 0.0], ids=id)
 def test_flags_that_are_neither_are_one_line(llm: LLM, value: Any) -> None:
-    with pytest.raises(InputError, match="^ignore_eos: found .*expected True or False") as caught:
+    with pytest.raises(InputError, match=r"^ignore_eos: found .*expected True or False") as caught:
         llm.generate("x", ignore_eos=value)
     assert is_one_line(caught.value)
 
@@ -210,6 +214,6 @@ def test_what_is_no_text_is_not_tokenized(llm: LLM, text: Any) -> None:
 
 @pytest.mark.parametrize("model", [None, 5, 1.5, "", b"", [], Rude(), object(), True])
 def test_what_is_no_path_is_no_model(model: Any) -> None:
-    with pytest.raises(InputError, match="^model: found .*expected a path or a Hub id") as caught:
+    with pytest.raises(InputError, match=r"^model: found .*expected a path or a Hub id") as caught:
         LLM(model)
     assert is_one_line(caught.value)

@@ -64,7 +64,7 @@ class Encoder:
         """
         starts = (start for _, (start, _) in self._library.pre_tokenizer.pre_tokenize_str(text))
         last = len(text) - 2
-        return max(at for at in starts if at <= last and not text[at - 1 : at].isspace())
+        return max(int(at) for at in starts if at <= last and not text[at - 1 : at].isspace())
 
     def _first_word(self, text: str) -> int:
         """Where the first word ends."""
