@@ -25,6 +25,7 @@ LEVELS = [
         "hub",
         "mix",
         "quantize",
+        "finite",
         "type_plan",
         "models.layers",
         "kv_cache",

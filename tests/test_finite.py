@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from conftest import WRITERS, Run, TinyModel, make_tiny, write_gguf, write_hf
-from starcoder import formats
+from starcoder import formats, ops
+from starcoder.errors import FormatError
+from starcoder.finite import check_rows
+from starcoder.tensor import Tensor, TensorType
 
 PLACES = [
     *("token_embd.weight", "position_embd.weight", "output.weight"),
@@ -75,3 +78,26 @@ def test_a_directory_of_f16_that_stays_f16_is_looked_at(
         assert result.code == 2
         assert f"tensor {name}: found inf" in result.err.splitlines()[-1]
         assert not (tmp_path / "out.gguf").exists()
+
+
+@pytest.mark.parametrize("kind", TensorType, ids=lambda kind: kind.name)
+def test_whatever_bytes_a_block_has_its_weights_are_known_to_be_finite_or_not(
+    kind: TensorType,
+) -> None:
+    """The look at the scales alone agrees with decoding every weight."""
+    rng = np.random.default_rng(int(kind))
+    shape = (1, max(kind.block_len, 8))
+    n_bad = 0
+    for _ in range(3000):
+        data = rng.integers(0, 256, kind.nbytes(shape), np.uint8)
+        data[rng.integers(0, len(data), len(data) // 8)] |= 0x7C  # more that are not finite
+        rows = Tensor(kind, shape, data)
+        with np.errstate(invalid="ignore"):
+            is_finite = bool(np.isfinite(ops.dequantize(rows)).all())
+        n_bad += not is_finite
+        if is_finite:
+            check_rows(rows, 0, "x")
+        else:
+            with pytest.raises(FormatError, match=r"x: found (nan|-?inf) in row 0"):
+                check_rows(rows, 0, "x")
+    assert 0 < n_bad < 3000

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from starcoder import machine, ops
 from starcoder.checkpoint import Checkpoint
 from starcoder.errors import FormatError
+from starcoder.finite import check_rows
 from starcoder.tensor import Tensor, TensorType, Weights
 from starcoder.type_plan import Choice, plan, tensor_shapes
 
@@ -59,7 +60,7 @@ class Copied:
             FormatError: a weight that is not finite.
         """
         for first, rows in _row_pieces(_as_rows(self.source)):
-            _check_rows(rows, first, self.where)
+            check_rows(rows, first, self.where)
             yield rows.data.copy()
             rows.release()
         self.source.release()
@@ -86,7 +87,7 @@ class Quantized:
             FormatError: a weight that is not finite.
         """
         for first, rows in _row_pieces(self.source):
-            _check_rows(rows, first, self.where)
+            check_rows(rows, first, self.where)
             encoded = ops.requantize(rows, self.type, fused=self.fused)
             if _may_overflow(rows) and ops.first_non_finite(encoded) is not None:
                 raise FormatError(self.where, "a weight too large", f"what {self.type.name} holds")
@@ -131,7 +132,7 @@ def check_finite(checkpoint: Checkpoint) -> Iterator[int]:
     for name, tensor in checkpoint.tensors.items():
         where = f"{checkpoint.source}: tensor {name}"
         for first, rows in _row_pieces(_as_rows(tensor)):
-            _check_rows(rows, first, where)
+            check_rows(rows, first, where)
             rows.release()
             yield rows.nbytes
         tensor.release()
@@ -153,15 +154,6 @@ def _row_pieces(tensor: Tensor) -> Iterator[tuple[int, Tensor]]:
         if first + step < n_rows:
             tensor.rows(first + step, first + 2 * step).prefetch()
         yield first, tensor.rows(first, first + step)
-
-
-def _check_rows(rows: Tensor, first_row: int, where: str) -> None:
-    place = ops.first_non_finite(rows)
-    if place is not None:
-        row, column = divmod(place, rows.shape[1])
-        value = ops.dequantize(rows.rows(row, row + 1))[0, column]
-        found = f"{value} in row {first_row + row}, column {column}"
-        raise FormatError(where, found, "finite weights", "the weights are damaged at their source")
 
 
 def _may_overflow(rows: Tensor) -> bool:
