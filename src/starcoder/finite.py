@@ -6,8 +6,6 @@ are looked at; the kernels find the place when there is one to find.
 
 from __future__ import annotations
 
-import numpy as np
-
 from starcoder import ops
 from starcoder.errors import FormatError
 from starcoder.tensor import Tensor, TensorType

@@ -140,12 +140,17 @@ def _config(meta: Meta, n_vocab: int) -> ModelConfig:
         n_layers=meta.integer("starcoder.block_count"),
         n_heads=meta.integer("starcoder.attention.head_count"),
         n_kv_heads=meta.integer("starcoder.attention.head_count_kv", 1),
-        # Written as a 32-bit float: 1e-5 comes back as 9.999999747e-06 and is meant as 1e-5.
-        norm_eps=float(str(np.float32(meta.number("starcoder.attention.layer_norm_epsilon")))),
+        norm_eps=_short(meta.number("starcoder.attention.layer_norm_epsilon")),
         activation=ACTIVATION_NAMES[activation],
         name=shown(meta.text("general.name", "")),
         source=meta.cursor.name,
     )
+
+
+def _short(number: float) -> float:
+    """A number that was written as a 32-bit float: 9.999999747e-06 is meant as 1e-5."""
+    with np.errstate(over="ignore"):
+        return float(str(np.float32(number)))
 
 
 # ------------------------------------------------------------------------------------------------
