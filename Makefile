@@ -6,6 +6,7 @@
 #   make test-cpus               the core on other CPUs, emulated: x86-64 without AVX, ARM
 #   make test-bounds             all tests with the oldest dependencies that are allowed
 #   make campaign-crash          a hundred kills and a disk that fills: no file is ever lost
+#   make campaign-writers        a hundred thousand files by four runs at once: none is lost
 #   make fuzz                    2,000 damaged models per format through everything that reads them
 #   make sanitize                the core under ASan, UBSan and TSan, in ten minutes
 #   make lint                    ruff, mypy and clang-format; `make format` mends what it can
@@ -19,7 +20,8 @@ PROMPT ?= def fibonacci(
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
 CXX_FILES := $(wildcard csrc/*.cpp csrc/*.h tests/*.cpp)
 
-.PHONY: run test test-cpus test-cpus-full test-bounds campaign-crash fuzz sanitize lint format bench clean
+.PHONY: run test test-cpus test-cpus-full test-bounds campaign-crash campaign-writers fuzz sanitize \
+        lint format bench clean
 
 run: $(VENV)/installed
 	$(BIN)/starcoder $(if $(MODEL),-m "$(MODEL)") -p "$(PROMPT)" -n 64 --temp 0
@@ -38,6 +40,9 @@ test-bounds: $(VENV)/installed
 
 campaign-crash: $(VENV)/installed
 	STARCODER_CRASHES=100 $(BIN)/python -m pytest tests/test_crash.py
+
+campaign-writers: $(VENV)/installed
+	STARCODER_WRITES=100000 $(BIN)/python -m pytest tests/test_two_writers.py
 
 fuzz: $(VENV)/installed
 	$(BIN)/python tests/fuzz.py --n 2000

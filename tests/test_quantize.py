@@ -151,9 +151,6 @@ def test_options_change_single_tensors(tmp_path: Path) -> None:
 def test_a_pattern_gives_position_embeddings_float_types_alone(
     checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    for kind, expected in ((TensorType.F16, "F16"), (TensorType.Q8_0, "F32")):
-        choice = Choice(mix=find_mix("q8_0"), patterns=[("position_embd", kind)])
-        assert kinds(checkpoint, choice, ["position_embd"]) == [expected]
     half = requantized(
         tmp_path / "half.gguf", checkpoint, "q8_0", patterns=[("position_embd", TensorType.F16)]
     )

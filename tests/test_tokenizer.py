@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-import starcoder.tokenizer
 from starcoder.errors import FormatError, InputError
 from starcoder.tokenizer import StreamDecoder, Tokenizer
 from starcoder.vocab import BYTE_TEXT, Vocab, recover_merges
@@ -174,17 +173,6 @@ def test_a_character_that_the_vocabulary_cannot_spell_is_named() -> None:
 def test_half_a_character_is_refused(text: str) -> None:
     with pytest.raises(InputError, match=r"half of a character.*UTF-8"):
         TRAINED.encode(text)
-
-
-@settings(max_examples=300)
-@given(code_like | few_words, st.integers(1, 5), st.sampled_from([TRAINED, NUMBERS_TOGETHER]))
-def test_long_text_in_chunks_has_the_ids_of_the_whole(
-    text: str, size: int, tokenizer: Tokenizer
-) -> None:
-    whole = tokenizer.encode(text)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(starcoder.tokenizer, "_CHUNK", size)
-        assert tokenizer.encode(text) == whole
 
 
 def test_a_word_of_a_million_letters_is_encoded() -> None:

@@ -261,17 +261,3 @@ def test_without_a_thread_errors_leave_nothing(
         write_file(tmp_path / "x", 3, pieces())
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
     assert len(os.listdir("/dev/fd")) == n_open
-
-
-def test_what_a_killed_run_left_is_removed_and_a_living_one_is_not(tmp_path: Path) -> None:
-    stale = tmp_path / ".model.gguf.0123abcd.starcoder-tmp"
-    stale.write_bytes(b"half")
-
-    def pieces() -> Iterator[bytes]:
-        assert not stale.exists()
-        written(tmp_path / "other", b"1")  # a second run in the same folder
-        yield b"new"
-
-    write_file(tmp_path / "x", 3, pieces())
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "x"]
-    assert (tmp_path / "x").read_bytes() == b"new"

@@ -18,9 +18,13 @@ class StarcoderError(Exception):
     """
 
     def __init__(self, where: str, found: str, expected: str, advice: str = "") -> None:
+        # The parts are the exception's own arguments, by which it is pickled and copied.
+        super().__init__(where, found, expected, advice)
         self.where, self.found, self.expected, self.advice = where, found, expected, advice
-        line = f"{where}: found {found}, expected {expected}"
-        super().__init__(f"{line}; {advice}" if advice else line)
+
+    def __str__(self) -> str:
+        line = f"{self.where}: found {self.found}, expected {self.expected}"
+        return f"{line}; {self.advice}" if self.advice else line
 
 
 class FormatError(StarcoderError):

@@ -5,16 +5,17 @@ Files are opened by `formats`, batches are made by `engine`; front ends see this
 
 from __future__ import annotations
 
-import operator
 import os
 import time
 from collections.abc import Sequence as Ids
-from typing import TYPE_CHECKING, TypedDict, overload
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING, NoReturn, TypedDict, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from starcoder import formats, hub, machine, memory, models, ops, pocket
+from starcoder import arguments, formats, hub, machine, memory, models, ops, pocket
 from starcoder.completion import Completion
 from starcoder.engine import Engine
 from starcoder.errors import InputError, MemoryLimitError
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 __all__ = ["LLM", "Options"]
+
+_SHORTEN = "shorten it, or raise the context with -c or n_ctx if the model allows"
 
 
 class Options(TypedDict, total=False):
@@ -89,7 +92,7 @@ class LLM:
 
     def __init__(
         self,
-        model: str | os.PathLike[str] = pocket.PATH,
+        model: str | bytes | os.PathLike[str] = pocket.PATH,
         *,
         n_threads: int | None = None,
         n_ctx: int | None = None,
@@ -98,14 +101,16 @@ class LLM:
         pre: str | None = None,
     ) -> None:
         started = time.perf_counter()
+        source = arguments.path("model", model)
         if n_threads is not None:
-            _check("n_threads", n_threads, 1024)
-        _check("n_batch", n_batch, 1 << 20)
-        _check("n_parallel", n_parallel, 1 << 12)
+            n_threads = arguments.whole("n_threads", n_threads, 1, 1024)
+        n_batch = arguments.whole("n_batch", n_batch, 1, 1 << 20)
+        n_parallel = arguments.whole("n_parallel", n_parallel, 1, 1 << 12)
         try:
-            checkpoint = formats.read(hub.resolve(model), pre)
-            n_ctx = checkpoint.config.n_ctx if n_ctx is None else n_ctx
-            _check("n_ctx", n_ctx, checkpoint.config.n_ctx, "choose -c or n_ctx within the model's")
+            checkpoint = formats.read(hub.resolve(source), pre)
+            max_ctx, advice = checkpoint.config.n_ctx, "choose -c or n_ctx within the model's"
+            n_ctx = max_ctx if n_ctx is None else n_ctx
+            n_ctx = arguments.whole("n_ctx", n_ctx, 1, max_ctx, advice)
             memory.check(checkpoint, memory.Use(n_ctx, n_parallel * n_ctx, n_batch))
             threads = machine.threads(n_threads)
             threads = threads.started(ops.set_n_threads(threads.n))
@@ -113,7 +118,7 @@ class LLM:
             engine = Engine(net, n_ctx=n_ctx, n_batch=n_batch, n_parallel=n_parallel)
             self._tokenizer = Tokenizer(checkpoint.vocab)
         except MemoryError:
-            raise _out_of_memory(str(model)) from None
+            raise _out_of_memory(source) from None
         self._desk = Desk(engine)
         self.facts = Facts.of(checkpoint, n_ctx=n_ctx, threads=threads, nbytes=net.nbytes)
         self.load_ms = (time.perf_counter() - started) * 1e3
@@ -135,13 +140,18 @@ class LLM:
             **options: see `Options`.
 
         Raises:
-            InputError: an option outside its bounds, a prompt longer than the context.
+            InputError: an option outside its bounds, a prompt longer than the context; of a list,
+                none is answered then.
             LogitsError: the model gave no numbers; its file is probably damaged.
         """
-        if _is_many(prompt):
-            streams = [self._start(one, i, options) for i, one in enumerate(prompt)]
-            return [stream.drain() for stream in streams]
-        return self._start(prompt, 0, options).drain()
+        if not _is_many(prompt):
+            return self._start(prompt, 0, options).drain()
+        with ExitStack() as streams:  # one that cannot run takes none of the others along
+            ids = [self._prompt_ids(one) for one in prompt]
+            started = [
+                streams.enter_context(self._start(one, i, options)) for i, one in enumerate(ids)
+            ]
+            return [stream.drain() for stream in started]
 
     def stream(self, prompt: str | list[int], **options: Unpack[Options]) -> Stream:
         """Continue a prompt piece by piece; arguments and errors as for `generate`."""
@@ -156,7 +166,7 @@ class LLM:
             InputError: no tokens, more than the context, or an id that no token has.
             MemoryLimitError: no memory for the 4 * n * n_vocab bytes.
         """
-        ids = _ids(tokens)
+        ids = arguments.token_ids("tokens", tokens)
         sequence = self._desk.submit(ids, SamplingParams(temperature=0), wants_logits=True)
         try:
             out = np.empty((len(ids), self.facts.n_vocab), np.float32)
@@ -178,7 +188,7 @@ class LLM:
         Raises:
             InputError: text that was never valid Unicode, or that the vocabulary cannot spell.
         """
-        return self._tokenizer.encode(text)
+        return self._tokenizer.encode(arguments.text("text", text))
 
     def detokenize(self, tokens: Ids[int]) -> str:
         """The text of token ids; bytes that are no UTF-8 become U+FFFD.
@@ -186,7 +196,7 @@ class LLM:
         Raises:
             InputError: an id that no token has.
         """
-        return self._tokenizer.decode(_ids(tokens))
+        return self._tokenizer.decode(arguments.token_ids("tokens", tokens))
 
     # -----------------------------------------------------------------------------------------
 
@@ -196,26 +206,31 @@ class LLM:
         unknown = chosen.keys() - _DEFAULTS.keys()
         if unknown:
             raise InputError(f"option {min(unknown)!r}", "no such option", ", ".join(_DEFAULTS))
-        seed = chosen["seed"]
         params = SamplingParams(
             temperature=chosen["temperature"],
             top_k=chosen["top_k"],
             top_p=chosen["top_p"],
             repeat_last_n=chosen["repeat_last_n"],
             repeat_penalty=chosen["repeat_penalty"],
-            seed=seed if seed is None or index == 0 else seed + index,
+            seed=chosen["seed"],
         )
-        _check("max_tokens", chosen["max_tokens"], 1 << 31, low=0)
+        if index and params.seed is not None:
+            params = replace(params, seed=params.seed + index)
+        ignore_eos = arguments.flag("ignore_eos", chosen["ignore_eos"])
         sequence = self._desk.submit(
             self._prompt_ids(prompt),
             params,
-            max_tokens=chosen["max_tokens"],
-            stop_ids=() if chosen["ignore_eos"] else self._tokenizer.vocab.end_ids,
+            max_tokens=arguments.whole("max_tokens", chosen["max_tokens"], 0, 1 << 31),
+            stop_ids=() if ignore_eos else self._tokenizer.vocab.end_ids,
         )
         return Stream(self._desk, sequence, self._tokenizer, self.load_ms)
 
     def _prompt_ids(self, prompt: object) -> list[int]:
-        ids = self.tokenize(prompt) if isinstance(prompt, str) else _ids(prompt)
+        if isinstance(prompt, str):
+            self._check_fits(prompt)
+            ids = self._tokenizer.encode(prompt)
+        else:
+            ids = arguments.token_ids("prompt", prompt)
         if ids:
             return ids
         vocab = self._tokenizer.vocab
@@ -224,6 +239,22 @@ class LLM:
             found, expected = "nothing", "text: this model has no token that opens a document"
             raise InputError("prompt", found, expected)
         return [start]
+
+    def _check_fits(self, text: str) -> None:
+        """Refuse what no tokens could make short enough, before the work of finding them."""
+        longest, n_ctx = self._tokenizer.max_token_bytes, self.facts.n_ctx
+        n_bytes = len(text)  # at least; counting may take four times as much
+        if n_bytes <= n_ctx * longest:
+            n_bytes = len(text.encode("utf-8", "surrogatepass"))
+        if n_bytes > n_ctx * longest:
+            found = f"{len(text):,} characters"
+            expected = f"at most {n_ctx} tokens, of {longest} bytes at most"
+            raise InputError("prompt", found, expected, _SHORTEN)
+
+    def __reduce__(self) -> NoReturn:
+        found = "an attempt to copy it or send it to another process"
+        advice = "make it once in each process, or before a fork: see docs/multiprocessing.md"
+        raise InputError("LLM", found, "one LLM in each process", advice)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -234,24 +265,7 @@ def _is_many(
 ) -> TypeGuard[list[str] | list[list[int]]]:
     if not isinstance(prompt, (list, tuple)):
         return False
-    return not prompt or not hasattr(prompt[0], "__index__")
-
-
-def _ids(tokens: object) -> list[int]:
-    try:
-        return [operator.index(token) for token in tokens]  # type: ignore[attr-defined]
-    except TypeError:
-        found = type(tokens).__name__
-        raise InputError("tokens", found, "a list of token ids (whole numbers), or text") from None
-
-
-def _check(name: str, value: int, high: int, advice: str = "", *, low: int = 1) -> None:
-    try:
-        good = low <= operator.index(value) <= high
-    except TypeError:
-        good = False
-    if not good:
-        raise InputError(name, repr(value), f"a whole number from {low} to {high}", advice)
+    return not prompt or not arguments.is_whole(prompt[0])
 
 
 def _out_of_memory(where: str) -> MemoryLimitError:

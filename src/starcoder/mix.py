@@ -8,14 +8,14 @@ table in words.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from starcoder.config import ModelConfig
 from starcoder.errors import InputError
 from starcoder.tensor import TensorType
 
-__all__ = ["Mix", "all_mixes", "find_mix", "find_type", "fit"]
+__all__ = ["Mix", "all_mixes", "find_mix", "find_type", "fit", "fits"]
 
 _F32, _F16, _BF16 = TensorType.F32, TensorType.F16, TensorType.BF16
 _Q4_0, _Q5_0, _Q5_1, _Q8_0 = TensorType.Q4_0, TensorType.Q5_0, TensorType.Q5_1, TensorType.Q8_0
@@ -156,9 +156,6 @@ def fit(kind: TensorType, n_cols: int) -> TensorType:
     return _F16
 
 
-def match(patterns: Sequence[tuple[str, TensorType]], name: str) -> TensorType | None:
-    """The type of the first pattern that is in the name; `*` and `?` stand for any text."""
-    for pattern, kind in patterns:
-        if fnmatch.fnmatchcase(name, f"*{pattern}*"):
-            return kind
-    return None
+def fits(pattern: str, name: str) -> bool:
+    """Whether a pattern is in a tensor's name; `*` and `?` stand for any text."""
+    return fnmatch.fnmatchcase(name, f"*{pattern}*")

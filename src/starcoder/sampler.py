@@ -7,18 +7,19 @@ on its neighbors. The steps and their order are those of ggml's `gpt_sample_top_
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from starcoder.errors import InputError, StarcoderError
+from starcoder import arguments
+from starcoder.errors import StarcoderError
 
 __all__ = ["LogitsError", "Sampler", "SamplingParams"]
 
 _MAX_SEED = (1 << 64) - 1
+_MAX_LOGIT = np.finfo(np.float32).max
 _GROUP = 64  # logits in one group of `_top`; 16 to 256 take the same time
 
 
@@ -28,7 +29,7 @@ class LogitsError(StarcoderError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How the next token is chosen; checked when made. The defaults are ggml's.
+    """How the next token is chosen; checked and converted when made. The defaults are ggml's.
 
     Raises:
         InputError: a number outside its bounds.
@@ -42,13 +43,16 @@ class SamplingParams:
     seed: int | None = None  # None: a new one from the operating system
 
     def __post_init__(self) -> None:
-        _check_float("temperature", self.temperature, 0, math.inf)
-        _check_int("top_k", self.top_k, 0, 1 << 31)
-        _check_float("top_p", self.top_p, 0, 1)
-        _check_int("repeat_last_n", self.repeat_last_n, -1, 1 << 31)
-        _check_float("repeat_penalty", self.repeat_penalty, 0.01, 100)
-        if self.seed is not None:
-            _check_int("seed", self.seed, 0, _MAX_SEED)
+        checked: dict[str, float | None] = {
+            "temperature": arguments.real("temperature", self.temperature, 0),
+            "top_k": arguments.whole("top_k", self.top_k, 0, 1 << 31),
+            "top_p": arguments.real("top_p", self.top_p, 0, 1),
+            "repeat_last_n": arguments.whole("repeat_last_n", self.repeat_last_n, -1, 1 << 31),
+            "repeat_penalty": arguments.real("repeat_penalty", self.repeat_penalty, 0.01, 100),
+            "seed": None if self.seed is None else arguments.whole("seed", self.seed, 0, _MAX_SEED),
+        }
+        for name, value in checked.items():  # as plain ints and floats, whatever came
+            object.__setattr__(self, name, value)
 
 
 class Sampler:
@@ -89,8 +93,10 @@ class Sampler:
         recent = np.unique(np.asarray(tokens if last_n < 0 else tokens[-last_n:], np.int64))
         seen = logits[recent]
         logits = logits.copy()
-        # A negative logit is multiplied: dividing it would make the token more likely.
-        logits[recent] = np.where(seen > 0, seen / penalty, seen * penalty)
+        with np.errstate(over="ignore"):  # what leaves the range of float32 stays at its end
+            # A negative logit is multiplied: dividing it would make the token more likely.
+            penalized = np.where(seen > 0, seen / penalty, seen * penalty)
+        logits[recent] = penalized.clip(-_MAX_LOGIT, _MAX_LOGIT)
         return logits
 
 
@@ -150,22 +156,3 @@ def _top(logits: NDArray[np.float32], k: int) -> NDArray[np.intp]:
             pool = np.maximum.reduce(logits[: n_groups * _GROUP].reshape(_GROUP, n_groups))
         ids = (logits >= np.partition(pool, len(pool) - k)[len(pool) - k]).nonzero()[0]
     return ids[(-logits[ids]).argsort(kind="stable")[:k]]
-
-
-def _check_int(name: str, value: int, low: int, high: int) -> None:
-    try:
-        good = low <= operator.index(value) <= high
-    except TypeError:
-        good = False
-    if not good:
-        raise InputError(name, repr(value), f"a whole number from {low} to {high}")
-
-
-def _check_float(name: str, value: float, low: float, high: float) -> None:
-    try:
-        good = math.isfinite(value) and low <= value <= high
-    except TypeError:
-        good = False
-    if not good:
-        bounds = f"a number from {low} to {high}" if math.isfinite(high) else f"at least {low}"
-        raise InputError(name, repr(value), bounds)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from itertools import accumulate, pairwise
 from operator import index
@@ -18,6 +18,7 @@ import tokenizers
 from tokenizers import models, pre_tokenizers
 
 from starcoder.errors import FormatError, InputError
+from starcoder.long_text import Encoder
 from starcoder.vocab import BYTE_TEXT, Vocab
 
 __all__ = ["StreamDecoder", "Tokenizer"]
@@ -37,12 +38,14 @@ class Tokenizer:
 
     def __init__(self, vocab: Vocab) -> None:
         self.vocab = vocab
-        self._model = _build(vocab)
-        known = map(self._model.token_to_id, BYTE_TEXT)
+        library = _build(vocab)
+        self._encoder = Encoder(library, vocab.tokens)
+        known = map(library.token_to_id, BYTE_TEXT)
         self._bytes = bytes(byte for byte, token in enumerate(known) if token is not None)
         self._special = _special_ids(vocab)
         self._unembedded = _unembedded(vocab)
         self._special_pattern = _any_of({*self._special, *self._unembedded})
+        self.max_token_bytes = max(map(len, vocab.tokens), default=0)  # of text
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Return the ids of `text`.
@@ -58,12 +61,14 @@ class Tokenizer:
                 byte that is no token: StarCoder's vocabulary lacks 0xF1, U+40000 to U+7FFFF; with
                 `special`, a token that the tokenizer was given and the model has no row for.
         """
-        pieces = [text]
-        if special and (self._special or self._unembedded):
-            pieces = self._special_pattern.split(text)
+        known = special and (self._special or self._unembedded)
         tokens: list[int] = []
-        for i, piece in enumerate(pieces):  # text, special token, text, ..., text
-            tokens += [self._special_id(piece)] if i % 2 else self._encode_text(piece)
+        start = 0
+        for found in self._special_pattern.finditer(text) if known else ():
+            tokens += self._encode_text(text[start : found.start()])
+            tokens.append(self._special_id(found[0]))
+            start = found.end()
+        tokens += self._encode_text(text[start:])
         return tokens
 
     def _special_id(self, text: str) -> int:
@@ -97,10 +102,7 @@ class Tokenizer:
 
     def _encode_text(self, text: str) -> list[int]:
         self._check(text)
-        tokens: list[int] = []
-        for chunk in _chunks(text):
-            tokens += self._model.encode(chunk, add_special_tokens=False).ids
-        return tokens
+        return self._encoder.encode(text)
 
     def _check(self, text: str) -> None:
         """Refuse what the library would drop without a word."""
@@ -184,7 +186,7 @@ def _byte_level(vocab: Vocab) -> list[str]:
 
 
 # ------------------------------------------------------------------------------------------------
-# Cutting text
+# Special tokens
 
 
 def _special_ids(vocab: Vocab) -> dict[str, int]:
@@ -216,20 +218,3 @@ def _any_of(texts: Collection[str]) -> re.Pattern[str]:
         raise FormatError("vocabulary", found, "a few short ones")
     longest_first = sorted(texts, key=len, reverse=True)
     return re.compile(f"({'|'.join(map(re.escape, longest_first))})")
-
-
-# The library takes 160 bytes of memory a character, so long text goes in chunks. It may be cut
-# where a space or line feed ends a word, or a digit follows a letter: a word ends there anyway.
-_CHUNK = 1 << 16  # characters
-_SEAM = re.compile(r"(?<=\S)[ \n]|(?<=[A-Za-z])[0-9]")
-
-
-def _chunks(text: str) -> Iterator[str]:
-    start = 0
-    while len(text) - start > _CHUNK:
-        seam = _SEAM.search(text, start + _CHUNK)
-        if seam is None:
-            break
-        yield text[start : seam.start()]
-        start = seam.start()
-    yield text[start:]

@@ -7,7 +7,6 @@ as an underscore.
 from __future__ import annotations
 
 import random
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,25 +16,26 @@ import typer
 from starcoder import __version__
 from starcoder.cli import INTERRUPTED, report
 from starcoder.cli.convert import Pre
+from starcoder.cli.text_file import as_text, read_file, read_stdin
 from starcoder.errors import InputError
 
 if TYPE_CHECKING:
     from starcoder.llm import LLM, Options
     from starcoder.stream import Stream
 
-__all__ = ["app"]
+__all__ = ["SETTINGS", "app"]
 
-app = typer.Typer(
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # rich takes 60 ms to import
-    context_settings={
+SETTINGS: dict[str, Any] = {  # of a command line, whatever it does
+    "add_completion": False,
+    "pretty_exceptions_enable": False,
+    "rich_markup_mode": None,  # rich takes 60 ms to import
+    "context_settings": {
         "help_option_names": ["-h", "--help"],
         "token_normalize_func": lambda name: name.replace("_", "-"),
     },
-)
+}
+app = typer.Typer(**SETTINGS)
 
-_MAX_PROMPT_BYTES = 16 << 20  # far beyond any context; /dev/zero must end somewhere
 _PYTHON_PROMPTS = (
     "def fibonacci(n):\n",
     "def is_prime(n: int) -> bool:\n",
@@ -150,6 +150,7 @@ def generate(
         return 0
     seed = seed if seed >= 0 else random.SystemRandom().randrange(1 << 31)
     text = _read_prompt(prompt, file, seed, _PYTHON_PROMPTS if model is None else _PROMPTS)
+    tests = None if token_test is None else report.token_tests(read_file(token_test, "-tt"))
     options: Options = {
         "max_tokens": n_predict,
         "ignore_eos": ignore_eos,
@@ -162,10 +163,10 @@ def generate(
     }
     clock = report.Clock()
     llm = _load(model, threads, n_ctx, n_batch, pre)
+    stream = llm.stream(text, **options)  # what is wrong with a prompt comes before the facts
     report.facts(llm)
-    if token_test is not None:
-        report.token_test(llm, _read_file(token_test, "-tt"))
-    stream = llm.stream(text, **options)
+    if tests is not None:
+        report.token_test(llm, tests)
     finished = _write(stream, options, None if as_json else text)
     if as_json:
         print(report.json_line(stream.completion), flush=True)
@@ -216,29 +217,10 @@ def _read_prompt(
     if prompt is not None and file is not None:
         raise InputError("-p and -f", "both", "one prompt", "leave one of them out")
     if file is not None:
-        return _read_file(file, "-f").removesuffix("\n")
+        return read_file(file, "-f").removesuffix("\n")
     if prompt == "-":
-        return _decode(sys.stdin.buffer.read(_MAX_PROMPT_BYTES + 1), "stdin").removesuffix("\n")
+        return read_stdin().removesuffix("\n")
     if prompt is None:
         return random.Random(seed).choice(examples)
     # What is not UTF-8 in an argument comes as lone surrogates; make it bytes again.
-    return _decode(prompt.encode("utf-8", "surrogateescape"), "-p")
-
-
-def _read_file(path: Path, option: str) -> str:
-    try:
-        with path.open("rb") as file:
-            return _decode(file.read(_MAX_PROMPT_BYTES + 1), str(path))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"{option} {path}", reason, "a file that can be read") from None
-
-
-def _decode(raw: bytes, where: str) -> str:
-    if len(raw) > _MAX_PROMPT_BYTES:
-        raise InputError(where, "more", f"at most {_MAX_PROMPT_BYTES >> 20} MiB of text")
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        found = f"byte 0x{raw[error.start]:02x} at offset {error.start}"
-        raise InputError(where, found, "UTF-8 text", "convert it, for example with iconv") from None
+    return as_text(prompt.encode("utf-8", "surrogateescape"), "-p")

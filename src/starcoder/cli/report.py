@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from starcoder.errors import InputError
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from starcoder.llm import LLM, Options
     from starcoder.stream import Stream
 
-__all__ = ["Clock", "facts", "json_line", "settings", "timings", "token_test"]
+__all__ = ["Clock", "facts", "json_line", "settings", "timings", "token_test", "token_tests"]
 
 
 class Clock:
@@ -77,21 +78,29 @@ def json_line(completion: Completion) -> str:
     return json.dumps(dataclasses.asdict(completion), ensure_ascii=False)
 
 
-def token_test(llm: LLM, text: str) -> None:
-    """Compare our tokens with those of a file of lines `text => id,id,id`."""
-    tests = [_parse(number, line) for number, line in enumerate(text.splitlines(), 1)]
-    n_tests = n_failed = 0
-    for test in tests:
-        if test is None:
-            continue
-        n_tests += 1
-        found = llm.tokenize(test[0])
-        if found != test[1]:
+def token_tests(text: str) -> list[tuple[str, list[int]]]:
+    """The tests in a file of lines `text => id,id,id`; other lines are none.
+
+    Only LF ends a line: form feeds and their like belong to a test's text.
+
+    Raises:
+        InputError: a test of something else than ids.
+    """
+    parsed = (_parse(number, line) for number, line in enumerate(text.split("\n"), 1))
+    return [test for test in parsed if test is not None]
+
+
+def token_test(llm: LLM, tests: Sequence[tuple[str, list[int]]]) -> None:
+    """Compare our tokens with those of the tests."""
+    n_failed = 0
+    for text, expected in tests:
+        found = llm.tokenize(text)
+        if found != expected:
             n_failed += 1
-            print(f"token test: failed: {test[0]!r}", file=sys.stderr)
-            print(f"token test: expected {test[1]}", file=sys.stderr)
+            print(f"token test: failed: {text!r}", file=sys.stderr)
+            print(f"token test: expected {expected}", file=sys.stderr)
             print(f"token test: found    {found}", file=sys.stderr)
-    print(f"token test: {n_failed} tests failed out of {n_tests} tests.", file=sys.stderr)
+    print(f"token test: {n_failed} tests failed out of {len(tests)} tests.", file=sys.stderr)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -1,18 +1,17 @@
 """Writing a file so that nothing is lost: whole under its name, or not there at all.
 
 Bytes go to a temporary file in the same folder, are flushed to the disk, and take the target's name
-by renaming. A kill at any moment leaves the old file or the new one. Writing has a thread of its
-own, so that whoever makes the bytes computes on meanwhile; where no thread can be started, the
-maker waits instead. What the bytes mean is for the formats.
+by renaming. A kill at any moment leaves the old file or the new one, and two runs in one folder
+never touch each other's. Writing has a thread of its own, so that whoever makes the bytes computes
+on meanwhile; where no thread can be started, the maker waits instead. What the bytes mean is for
+the formats, how temporary files are named and when they go for `_temporary`.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import queue
-import secrets
 import shutil
 import stat
 import threading
@@ -24,12 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starcoder.errors import WriteError
+from starcoder.formats import _temporary
 
 __all__ = ["Piece", "write_file"]
 
 Piece = bytes | NDArray[np.uint8]
 
-_SUFFIX = ".starcoder-tmp"
 _QUEUE_LEN = 3  # pieces made and not yet written
 # Writing to the disk is begun every so many bytes and waited for every so many, so that the last
 # flush, and with it Ctrl-C, never waits for more.
@@ -51,13 +50,15 @@ def write_file(
     Raises:
         WriteError: no room, no permission, no such folder, a directory of that name.
     """
-    target = Path(os.path.realpath(path))
+    target = path
     try:
+        target = Path(os.path.realpath(path))
         _check_target(path, target, nbytes)
-        fd, temporary = _create(target)
-    except OSError as error:
+        fd, temporary = _temporary.create(target)
+    except (OSError, ValueError) as error:
         raise _failure(path, target, nbytes, error) from None
-    file, writer = _File(fd, nbytes), None
+    file = _File(fd, nbytes)
+    writer: _Writer | _Direct = _Direct(file)
     try:
         writer = _start(file)
         for piece in pieces:
@@ -72,7 +73,8 @@ def write_file(
     finally:
         with suppress(OSError):  # renamed, mostly
             temporary.unlink()
-        file.close() if writer is None else writer.abandon()
+        writer.abandon()
+        file.release()  # and with it the lock, which no other run may have before the rename
 
 
 # ------------------------------------------------------------------------------------------------
@@ -81,47 +83,22 @@ def write_file(
 
 def _check_target(path: Path, target: Path, nbytes: int) -> None:
     """Ends what cannot succeed before any work is done."""
-    if target.is_dir():
-        raise WriteError(str(path), "a directory", "the name of a file to write")
-    if target.exists() and not target.is_file():
-        raise WriteError(str(path), "no regular file", "the name of a file to write")
+    with suppress(FileNotFoundError):  # no such file yet, or a link to none
+        mode = os.stat(path).st_mode  # as /dev/stdout it may be no path at all that is written to
+        if stat.S_ISDIR(mode):
+            raise WriteError(str(path), "a directory", "the name of a file to write")
+        if not stat.S_ISREG(mode):
+            raise WriteError(str(path), "no regular file", "the name of a file to write")
     if not os.access(target.parent, os.W_OK | os.X_OK):
         os.stat(target.parent)  # no such folder is another error
         advice = "choose another folder"
         raise WriteError(
             str(path), "a folder without permission to write", "a writable one", advice
         )
-    _remove_stale(target.parent)
+    _temporary.remove_stale(target.parent)
     free = shutil.disk_usage(target.parent).free
     if free < nbytes:
         raise _no_room(path, f"{free:,} bytes free", nbytes)
-
-
-def _remove_stale(folder: Path) -> None:
-    """Removes temporary files whose writers are gone: a living one holds a lock on its own."""
-    for name in os.listdir(folder):
-        if name.endswith(_SUFFIX):
-            with suppress(OSError):
-                fd = os.open(folder / name, os.O_RDWR | os.O_NOFOLLOW)
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    os.unlink(folder / name)
-                finally:
-                    os.close(fd)
-
-
-def _create(target: Path) -> tuple[int, Path]:
-    """A new temporary file beside the target, locked, with the target's permissions."""
-    while True:
-        temporary = target.with_name(f".{target.name[:160]}.{secrets.token_hex(4)}{_SUFFIX}")
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        with suppress(OSError):  # a file system without locks, or another run was faster
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(fd).st_nlink:  # not taken for a stale one before it was locked
-            with suppress(OSError):
-                os.fchmod(fd, stat.S_IMODE(os.stat(target).st_mode))
-            return fd, temporary
-        os.close(fd)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -129,10 +106,11 @@ def _create(target: Path) -> tuple[int, Path]:
 
 
 class _File:
-    """The temporary file: takes pieces in order, and owns its descriptor."""
+    """The temporary file: takes pieces in order, and is closed when nobody holds it any more."""
 
     def __init__(self, fd: int, nbytes: int) -> None:
         self._fd, self._nbytes = fd, nbytes
+        self._n_holders, self._holders = 1, threading.Lock()
         self._done = self._begun = self._waited = 0  # bytes
         self.abandoned = False  # nothing more is written
 
@@ -157,9 +135,17 @@ class _File:
         if not self._done == os.fstat(self._fd).st_size == self._nbytes:
             raise OSError(None, f"{self._done} bytes written where {self._nbytes} were due")
 
-    def close(self) -> None:
-        """The last thing that is done."""
-        os.close(self._fd)
+    def hold(self) -> None:
+        """Somebody else uses it too."""
+        with self._holders:
+            self._n_holders += 1
+
+    def release(self) -> None:
+        """Whoever holds it needs it no more."""
+        with self._holders:
+            self._n_holders -= 1
+            if self._n_holders == 0:
+                os.close(self._fd)
 
 
 class _Direct:
@@ -177,15 +163,14 @@ class _Direct:
         self._file.finish()
 
     def abandon(self) -> None:
-        """Closes the file."""
-        self._file.close()
+        """There is nothing to stop."""
 
 
 class _Writer:
-    """A thread that writes pieces in order. It owns the file from here on.
+    """A thread that writes pieces in order, and holds the file while it runs.
 
     Raises:
-        RuntimeError: no thread can be started; the file is whose it was.
+        RuntimeError: no thread can be started.
     """
 
     def __init__(self, file: _File) -> None:
@@ -195,7 +180,12 @@ class _Writer:
         self._ended = False  # told by the last piece
         # A daemon, so that an interrupt never waits for a slow disk.
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
-        self._thread.start()
+        file.hold()
+        try:
+            self._thread.start()
+        except RuntimeError:
+            file.release()
+            raise
 
     def put(self, piece: Piece) -> None:
         """Hands a piece over; waits while too many are not yet written."""
@@ -228,7 +218,7 @@ class _Writer:
             while self._next() is not None:  # so that no `put` waits for ever
                 pass
         finally:
-            self._file.close()
+            self._file.release()
 
     def _next(self) -> Piece | None:
         """The next piece; None, and from then on, after the last or when all is in vain."""
@@ -267,9 +257,9 @@ def _sync_folder(folder: Path) -> None:
             os.close(fd)
 
 
-def _failure(path: Path, target: Path, nbytes: int, error: OSError) -> WriteError:
-    reason = (error.strerror or str(error)).lower()
-    if error.errno in _NO_ROOM:
+def _failure(path: Path, target: Path, nbytes: int, error: OSError | ValueError) -> WriteError:
+    reason = (getattr(error, "strerror", None) or str(error)).lower()
+    if getattr(error, "errno", None) in _NO_ROOM:
         free = None
         with suppress(OSError):
             free = shutil.disk_usage(target.parent).free

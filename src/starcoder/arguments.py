@@ -1,0 +1,147 @@
+"""Arguments from Python callers, made the plain values that the rest works with.
+
+Whatever stands for a number is converted (numpy's, Decimal, Fraction, what has `__index__`), so
+that nothing of another type, with its own rules of overflow or rounding, goes any further. What
+does not fit is one InputError. A bool is a number nowhere here: as a count it is a mistake.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+from collections.abc import Mapping, Set
+from typing import Any
+
+from starcoder.errors import InputError
+
+__all__ = ["flag", "is_whole", "path", "real", "text", "token_ids", "whole"]
+
+_BYTES = (bytes, bytearray, memoryview)
+_DECODE = "decode it first, for example with .decode()"
+_HUGE = 1 << 63  # far from any id, and short enough to be shown
+_MAX_SHOWN = 60  # characters of a value in a message
+
+
+def whole(name: str, value: object, low: int, high: int, advice: str = "") -> int:
+    """An int from `low` to `high`.
+
+    Raises:
+        InputError: no whole number, or one outside its bounds.
+    """
+    try:
+        number = _index(value)
+    except Exception:  # whatever an object's own conversion raises
+        number = None
+    if number is None or not low <= number <= high:
+        raise InputError(name, _shown(value), f"a whole number from {low} to {high}", advice)
+    return number
+
+
+def real(name: str, value: object, low: float, high: float = math.inf) -> float:
+    """A finite float from `low` to `high`.
+
+    Raises:
+        InputError: no number, or one outside its bounds.
+    """
+    try:
+        number = math.nan if _is_no_number(value) else float(value)  # type: ignore[arg-type]
+    except Exception:  # whatever an object's own conversion raises
+        number = math.nan
+    if not (math.isfinite(number) and low <= number <= high):
+        bounds = f"a number from {low} to {high}" if math.isfinite(high) else f"at least {low}"
+        raise InputError(name, _shown(value), bounds)
+    return number
+
+
+def flag(name: str, value: object) -> bool:
+    """A bool, or a 0 or 1 that stands for it.
+
+    Raises:
+        InputError: anything else.
+    """
+    try:
+        if type(value).__name__ in ("bool", "bool_"):  # numpy's has no __index__
+            return bool(value)
+        return whole(name, value, 0, 1) == 1
+    except InputError:
+        raise InputError(name, _shown(value), "True or False") from None
+
+
+def path(name: str, value: object) -> str:
+    """A path, or a name that stands for one, as text.
+
+    Raises:
+        InputError: anything but text, bytes or an `os.PathLike`.
+    """
+    try:
+        decoded = os.fsdecode(value)  # type: ignore[arg-type]
+    except Exception:  # whatever an object's own conversion raises
+        decoded = ""
+    if not decoded:
+        raise InputError(name, _shown(value), "a path or a Hub id")
+    return decoded
+
+
+def text(name: str, value: object) -> str:
+    """A str.
+
+    Raises:
+        InputError: anything else.
+    """
+    if not isinstance(value, str):
+        advice = _DECODE if isinstance(value, _BYTES) else ""
+        raise InputError(name, type(value).__name__, "text", advice)
+    return value
+
+
+def token_ids(name: str, value: object) -> list[int]:
+    """Token ids in their order, as a list of ints.
+
+    Raises:
+        InputError: what holds no whole numbers, has no order, or is bytes.
+    """
+    advice = _DECODE if isinstance(value, _BYTES) else ""
+    found = type(value).__name__
+    if not (advice or isinstance(value, (str, Set, Mapping))):
+        try:
+            ids = [_index(token) for token in value]  # type: ignore[attr-defined]
+            if not ids or (min(ids) >= -_HUGE and max(ids) < _HUGE):
+                return ids
+            found = "a number of more than 64 bits"
+        except TypeError:
+            pass
+    expected = "a list of token ids (whole numbers), or text"
+    raise InputError(name, found, expected, advice)
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value stands for one whole number."""
+    try:
+        _index(value)
+    except TypeError:
+        return False
+    return True
+
+
+# ------------------------------------------------------------------------------------------------
+
+
+def _index(value: Any) -> int:
+    if isinstance(value, bool):
+        raise TypeError
+    return operator.index(value)
+
+
+def _is_no_number(value: object) -> bool:
+    """What `float` takes all the same: text that spells a number, arrays of one, bools."""
+    return isinstance(value, (bool, str, *_BYTES)) or getattr(value, "ndim", 0) != 0
+
+
+def _shown(value: object) -> str:
+    """A value as a message has it: in one line, and short."""
+    try:
+        line = " ".join(repr(value).split())
+    except Exception:  # a number of too many digits; whatever an object's own `repr` raises
+        return f"a {type(value).__name__}"
+    return line if len(line) <= _MAX_SHOWN else f"{line[:_MAX_SHOWN]}..."

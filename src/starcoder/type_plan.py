@@ -1,0 +1,209 @@
+"""Which type each tensor of a converted model gets: a mix, the user's exceptions, what rows allow.
+
+An exception that changes nothing is a mistake of spelling, and said before hours of work. The
+rules of mixes are in `mix`; the bytes are made by `quantize`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from starcoder import mix as mixes
+from starcoder.checkpoint import Checkpoint
+from starcoder.config import ModelConfig
+from starcoder.errors import FormatError, InputError
+from starcoder.mix import Mix
+from starcoder.tensor import Tensor, TensorType
+
+__all__ = ["Choice", "plan", "tensor_shapes"]
+
+_EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"
+_POSITIONS = "position_embd.weight"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What the user wants: a mix, and exceptions from it."""
+
+    mix: Mix | None = None  # None: every tensor keeps its type
+    output_type: TensorType | None = None
+    embedding_type: TensorType | None = None
+    patterns: Sequence[tuple[str, TensorType]] = field(default=())
+    legacy: bool = False  # one type for all matrices
+
+
+def plan(checkpoint: Checkpoint, choice: Choice) -> tuple[dict[str, TensorType], list[str]]:
+    """The type of every tensor, and what the user should know about it.
+
+    Raises:
+        FormatError: tensors that are not those of the configuration.
+        InputError: exceptions that a legacy file cannot hold, or that apply to no tensor.
+    """
+    _check_tensors(checkpoint)
+    matrices = {n: t for n, t in checkpoint.tensors.items() if _is_matrix(n)}
+    types = {name: tensor.type for name, tensor in checkpoint.tensors.items()}
+    if choice.legacy:
+        wanted = _wanted_legacy(choice)
+        notes: list[str] = []
+        if wanted is not None:
+            types |= dict.fromkeys(matrices, _one_type(wanted, matrices, notes))
+        return types, notes + _note_loss(checkpoint, types)
+    exceptions = list(_exceptions(checkpoint, choice))
+    asked = _decide(exceptions)
+    notes = []
+    for name, tensor in matrices.items():
+        kind = asked[name] if name in asked else _of_mix(choice, checkpoint, name)
+        types[name] = mixes.fit(kind, tensor.shape[1])
+        if types[name] is not kind:
+            notes.append(_note_fallback(name, tensor, kind, types[name]))
+    types[_POSITIONS] = asked.get(_POSITIONS, types[_POSITIONS])
+    return types, notes + _note_loss(checkpoint, types)
+
+
+def _is_matrix(name: str) -> bool:
+    return name.endswith(".weight") and "norm" not in name and name != _POSITIONS
+
+
+def _of_mix(choice: Choice, checkpoint: Checkpoint, name: str) -> TensorType:
+    if choice.mix is None:
+        return checkpoint.tensors[name].type
+    tied = _OUTPUT not in checkpoint.tensors
+    return mixes.choose(choice.mix, checkpoint.config, name, tied=tied)
+
+
+def _wanted_legacy(choice: Choice) -> TensorType | None:
+    advice = "write a GGUF file instead"
+    if choice.patterns or not choice.output_type is choice.embedding_type is None:
+        raise InputError("types", "one of a tensor's own", "none in a legacy file", advice)
+    if choice.mix is not None and choice.mix.is_mix:
+        raise InputError(
+            "type", choice.mix.name, f"{choice.mix.base.name.lower()} in a legacy file", advice
+        )
+    return choice.mix.base if choice.mix else None
+
+
+def _one_type(wanted: TensorType, matrices: Mapping[str, Tensor], notes: list[str]) -> TensorType:
+    """The first type that fits all matrices."""
+    kind = wanted
+    for tensor in matrices.values():
+        kind = mixes.fit(kind, tensor.shape[1])
+    if kind is not wanted:
+        found = f"rows that are no whole blocks of {wanted.block_len}"
+        notes.append(
+            f"{found}: all matrices are {kind.name.lower()} instead of {wanted.name.lower()}"
+        )
+    return kind
+
+
+# ------------------------------------------------------------------------------------------------
+# Exceptions
+
+
+@dataclass(frozen=True, slots=True)
+class _Exception:
+    """A type that the user wants for some tensors."""
+
+    option: str  # as the command line spells it
+    type: TensorType
+    fitting: tuple[str, ...]  # tensors that it names
+
+    @property
+    def names(self) -> Iterator[str]:
+        """Those of them that can have the type: not vectors, nor positions as blocks."""
+        for name in self.fitting:
+            if _is_matrix(name) or (name == _POSITIONS and self.type.block_len == 1):
+                yield name
+
+
+def _exceptions(checkpoint: Checkpoint, choice: Choice) -> Iterator[_Exception]:
+    """In the order in which they count."""
+    output = _OUTPUT if _OUTPUT in checkpoint.tensors else _EMBEDDING
+    if choice.output_type is not None:
+        yield _Exception("--output-type", choice.output_type, (output,))
+    if choice.embedding_type is not None:
+        yield _Exception("--embedding-type", choice.embedding_type, (_EMBEDDING,))
+    for pattern, kind in choice.patterns:
+        fitting = tuple(name for name in checkpoint.tensors if mixes.fits(pattern, name))
+        yield _Exception(f"--tensor-type {pattern}={kind.name.lower()}", kind, fitting)
+
+
+def _decide(exceptions: Sequence[_Exception]) -> dict[str, TensorType]:
+    """The type of each tensor that an exception names, by the first that does.
+
+    Raises:
+        InputError: an exception that no tensor follows.
+    """
+    types: dict[str, TensorType] = {}
+    for exception in exceptions:
+        for name in exception.names:
+            types.setdefault(name, exception.type)
+        if not any(types[name] is exception.type for name in exception.names):
+            found, expected, advice = _why_idle(exception)
+            raise InputError(exception.option, found, expected, advice)
+    return types
+
+
+def _why_idle(exception: _Exception) -> tuple[str, str, str]:
+    if not exception.fitting:
+        advice = "starcoder inspect shows the names"
+        return "no tensor of such a name", "part of a name, with * and ?", advice
+    first = next(exception.names, None)
+    if first is not None:
+        advice = "leave one of them out, or change their order"
+        return f"{first}, which an option before it names", "a tensor of its own", advice
+    if _POSITIONS in exception.fitting:
+        advice = "other programs read no other type there"
+        return "position embeddings", "f32, f16 or bf16 for these", advice
+    return f"vectors alone, such as {exception.fitting[0]}", "a matrix", "vectors stay f32"
+
+
+# ------------------------------------------------------------------------------------------------
+# Notes and checks
+
+
+def _note_fallback(name: str, tensor: Tensor, kind: TensorType, instead: TensorType) -> str:
+    columns = f"{tensor.shape[1]} columns are no whole blocks of {kind.block_len}"
+    return f"{name}: {columns}, so it is {instead.name.lower()} instead of {kind.name.lower()}"
+
+
+def _note_loss(checkpoint: Checkpoint, types: Mapping[str, TensorType]) -> list[str]:
+    """A warning where weights that were rounded once are rounded again."""
+    changed = [t.type for name, t in checkpoint.tensors.items() if types[name] is not t.type]
+    rounded = [kind for kind in changed if kind.block_len > 1]
+    if not rounded:
+        return []
+    before = max(set(rounded), key=rounded.count).name.lower()
+    lost = "what that lost is lost, and rounding again loses more than quantizing the original does"
+    return [f"the weights were already rounded to {before}; {lost}"]
+
+
+def _check_tensors(checkpoint: Checkpoint) -> None:
+    """Every tensor of the configuration, in its shape, and no other."""
+    shapes = tensor_shapes(checkpoint.config)
+    if _OUTPUT in checkpoint.tensors:
+        shapes[_OUTPUT] = shapes[_EMBEDDING]
+    for name, shape in shapes.items():
+        checkpoint.take(name, *shape)
+    unknown = checkpoint.tensors.keys() - shapes.keys()
+    if unknown:
+        where = f"{checkpoint.source}: tensor {min(unknown)}"
+        raise FormatError(where, "an unknown name", "a GPTBigCode tensor", "use another file")
+
+
+def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of a model whose output matrix is its embedding."""
+    dim, hidden = config.dim, config.hidden_dim
+    n_qkv = (config.n_heads + 2 * config.n_kv_heads) * config.head_dim
+    shapes: dict[str, tuple[int, ...]] = {_EMBEDDING: (config.n_vocab, dim)}
+    shapes[_POSITIONS] = (config.n_ctx, dim)
+    linears = {"attn_qkv": (n_qkv, dim), "attn_output": (dim, dim)}
+    linears |= {"ffn_up": (hidden, dim), "ffn_down": (dim, hidden)}
+    norms = ["output_norm"]
+    for i in range(config.n_layers):
+        norms += [f"blk.{i}.attn_norm", f"blk.{i}.ffn_norm"]
+        for part, shape in linears.items():
+            shapes |= {f"blk.{i}.{part}.weight": shape, f"blk.{i}.{part}.bias": shape[:1]}
+    for norm in norms:
+        shapes |= {f"{norm}.weight": (dim,), f"{norm}.bias": (dim,)}
+    return shapes

@@ -1,0 +1,131 @@
+"""What is wrong is one line, wherever stderr leads, and numpy has nothing to add."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import Run, TinyModel, Value, write_gguf
+from starcoder import FormatError, formats
+from starcoder.sampler import Sampler, SamplingParams
+
+FULL = Path("/dev/full")
+needs_full = pytest.mark.skipif(not FULL.exists(), reason="no /dev/full")
+
+
+def starcoder(*args: str, stderr: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "starcoder", *args]
+    if stderr is None:
+        return subprocess.run(command, capture_output=True, text=True)
+    with stderr.open("w") as file:
+        return subprocess.run(command, stdout=subprocess.PIPE, stderr=file, text=True)
+
+
+# ------------------------------------------------------------------------------------------------
+# A full stderr
+
+
+@needs_full
+def test_a_full_stderr_leaves_stdout_whole_and_is_told_by_the_code() -> None:
+    args = ("-p", "def f(", "-n", "5", "--temp", "0")
+    found, expected = starcoder(*args, stderr=FULL), starcoder(*args)
+    assert (found.stdout, found.returncode) == (expected.stdout, 2)
+    assert expected.returncode == 0
+    found = starcoder(*args, "--json", stderr=FULL)
+    assert len(json.loads(found.stdout)["tokens"]) == 5
+
+
+@needs_full
+@pytest.mark.parametrize("args", [["-m", "/no/such"], ["--nonsense"], ["quantize"], ["-n", "x"]])
+def test_bad_input_is_code_2_on_a_full_stderr_too(args: list[str]) -> None:
+    result = starcoder(*args, stderr=FULL)
+    assert (result.returncode, result.stdout) == (2, "")
+
+
+@needs_full
+def test_a_file_is_written_though_nobody_can_be_told(tmp_path: Path, tiny: TinyModel) -> None:
+    source, out = write_gguf(tmp_path / "in.gguf", tiny), tmp_path / "out.gguf"
+    assert starcoder("quantize", str(source), str(out), "q8_0", stderr=FULL).returncode == 2
+    assert formats.read(out).type_name == "q8_0"
+
+
+@needs_full
+def test_both_streams_may_be_full() -> None:
+    with FULL.open("w") as full:
+        command = [sys.executable, "-m", "starcoder", "-p", "x", "-n", "2"]
+        assert subprocess.run(command, stdout=full, stderr=full).returncode == 2
+
+
+# ------------------------------------------------------------------------------------------------
+# numpy
+
+
+@pytest.mark.parametrize("temperature", [0, 1e-300, 1, 1e6])
+@pytest.mark.parametrize("penalty", [0.01, 0.5, 2, 100])
+@pytest.mark.parametrize("size", [1, 1e30, 1e38, 3.4e38])
+def test_logits_of_any_size_are_penalized_without_a_warning(
+    size: float, penalty: float, temperature: float
+) -> None:
+    logits = (np.array([-1, 1, 0.5, -0.5, 0, 0.99]) * size).astype(np.float32)
+    for top_k, top_p in ((0, 1), (2, 1), (0, 0.5)):
+        sampler = Sampler(
+            SamplingParams(
+                temperature=temperature,
+                repeat_penalty=penalty,
+                top_k=top_k,
+                top_p=top_p,
+                seed=0,
+            )
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            token = sampler.sample(logits, [0, 1, 2, 3])
+        assert 0 <= token < 6
+
+
+def test_a_penalty_beyond_the_range_keeps_the_order_of_the_rest() -> None:
+    logits = np.array([3e38, -3e38, 1e38, 0], np.float32)
+    greedy = SamplingParams(temperature=0, repeat_penalty=0.01)
+    assert Sampler(greedy).sample(logits, [2]) == 2  # it is the likeliest now
+    strict = SamplingParams(temperature=0, repeat_penalty=100)
+    assert Sampler(strict).sample(logits, [0, 1]) == 2
+
+
+@pytest.mark.parametrize("epsilon", [1e300, -1e300, 1e39])
+def test_a_number_of_a_file_beyond_its_range_is_one_line(
+    run: Run, tmp_path: Path, tiny: TinyModel, epsilon: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from conftest import _PACK, GGUF_TYPES
+
+    monkeypatch.setitem(GGUF_TYPES, "f64", 12)
+    monkeypatch.setitem(_PACK, 12, "<d")
+    keys = {"starcoder.attention.layer_norm_epsilon": Value("f64", epsilon)}
+    path = write_gguf(tmp_path / "x.gguf", tiny, keys=keys)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(FormatError, match="norm_eps"):
+            formats.read(path)
+    result = run("-m", str(path), "-p", "x")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+
+
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["loop.gguf", "ß" * 130 + ".gguf", "no/x.gguf", "folder"])
+def test_a_name_that_cannot_be_written_is_one_line(
+    run: Run, tmp_path: Path, tiny: TinyModel, name: str
+) -> None:
+    source = write_gguf(tmp_path / "in.gguf", tiny)
+    (tmp_path / "loop.gguf").symlink_to("loop.gguf")
+    (tmp_path / "folder").mkdir()
+    result = run("convert", str(source), str(tmp_path / name), "--format", "gguf")
+    errors = [line for line in result.err.splitlines() if "convert: " not in line]
+    assert (result.code, len(errors)) == (2, 1)
+    assert errors[0].startswith("starcoder: error: ")
