@@ -57,13 +57,13 @@ class Copied:
         """All bytes in order, some rows at a time.
 
         Raises:
-            FormatError: a weight that is not finite.
+            FormatError: a weight that is not finite, or a file that changed meanwhile.
         """
         for first, rows in _row_pieces(_as_rows(self.source)):
             check_rows(rows, first, self.where)
             yield rows.data.copy()
             rows.release()
-        self.source.release()
+        self.source.finish()
 
 
 @dataclass(frozen=True, slots=True)

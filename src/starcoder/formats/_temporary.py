@@ -1,7 +1,7 @@
-"""Temporary files: under which name a file is written, and when a leftover of that name may go.
+"""Temporary files and folders: under which names bytes are written, and when leftovers may go.
 
 A name says which process on which machine writes it, so that a run is known to be gone even where
-locks fail or do nothing. What is written, and what becomes of it, is for `_write`.
+locks fail or do nothing. What is written, and what becomes of it, `_write` and `_write_parts` know.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 import stat
 import time
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["create", "remove_stale"]
+__all__ = ["create", "create_folder", "remove_stale"]
 
 _SUFFIX = ".starcoder-tmp"
 _NAME = re.compile(r"\..*\.([0-9a-f]{8})-([0-9]+)-[0-9a-f]{8}" + re.escape(_SUFFIX), re.DOTALL)
@@ -32,10 +33,8 @@ def create(target: Path) -> tuple[int, Path]:
     Raises:
         OSError: no room, no permission.
     """
-    stem = os.fsencode(target.name)[:_MAX_STEM].decode(errors="ignore")
     while True:
-        tag = f"{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
-        temporary = target.with_name(f".{stem}.{tag}{_SUFFIX}")
+        temporary = _new_name(target)
         fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         if _lock(fd) and os.fstat(fd).st_nlink:
             with suppress(OSError):
@@ -47,8 +46,24 @@ def create(target: Path) -> tuple[int, Path]:
             temporary.unlink()
 
 
+def create_folder(target: Path) -> tuple[int, Path]:
+    """A new temporary folder beside the target, locked until the descriptor is closed.
+
+    Raises:
+        OSError: no room, no permission.
+    """
+    while True:
+        temporary = _new_name(target)
+        temporary.mkdir()
+        with suppress(FileNotFoundError):  # another run took it for a leftover
+            fd = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
+            if _lock(fd) and temporary.is_dir():
+                return fd, temporary
+            os.close(fd)
+
+
 def remove_stale(folder: Path) -> None:
-    """Remove temporary files whose writers are gone."""
+    """Remove temporary files and folders whose writers are gone."""
     for name in os.listdir(folder):
         if name.endswith(_SUFFIX):
             with suppress(OSError):
@@ -58,12 +73,20 @@ def remove_stale(folder: Path) -> None:
 def _remove_if_stale(path: Path) -> None:
     if not _is_forsaken(path):
         return
-    fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    is_folder = stat.S_ISDIR(path.lstat().st_mode)
+    access = os.O_RDONLY if is_folder else os.O_RDWR
+    fd = os.open(path, access | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if _lock(fd):
-            path.unlink()
+            shutil.rmtree(path, ignore_errors=True) if is_folder else path.unlink()
     finally:
         os.close(fd)
+
+
+def _new_name(target: Path) -> Path:
+    stem = os.fsencode(target.name)[:_MAX_STEM].decode(errors="ignore")
+    tag = f"{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
+    return target.with_name(f".{stem}.{tag}{_SUFFIX}")
 
 
 def _is_forsaken(path: Path) -> bool:

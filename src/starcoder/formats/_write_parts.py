@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,11 +17,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from starcoder.errors import WriteError
+from starcoder.formats import _temporary
 from starcoder.formats._write import Piece, write_file
 
 __all__ = ["File", "write_parts"]
-
-_SUFFIX = ".parts.starcoder-tmp"
 
 
 class File(NamedTuple):
@@ -42,7 +40,7 @@ def write_parts(files: Sequence[File], on_bytes: Callable[[int], None] | None = 
     target = Path(os.path.realpath(files[0].path.parent))
     try:
         _check(files, target)
-        with _temporary_folder(target, files[0].path.name) as folder:
+        with _temporary_folder(target / files[0].path.name) as folder:
             for file in files:
                 _write(folder / file.path.name, file, on_bytes)
             with _locked(target):
@@ -79,28 +77,15 @@ def _check(files: Sequence[File], target: Path) -> None:
 
 
 @contextmanager
-def _temporary_folder(target: Path, name: str) -> Iterator[Path]:
-    """A new folder in `target`, locked while it is in use; it is gone at the end, come what may."""
-    _remove_stale(target)
-    folder, fd = _new_folder(target, os.fsencode(name)[:64].decode("utf-8", "ignore"))
+def _temporary_folder(target: Path) -> Iterator[Path]:
+    """A new folder beside the target; it is gone at the end, come what may."""
+    _temporary.remove_stale(target.parent)
+    fd, folder = _temporary.create_folder(target)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(fd)
-
-
-def _new_folder(target: Path, name: str) -> tuple[Path, int]:
-    while True:
-        folder = target / f".{name}.{secrets.token_hex(4)}{_SUFFIX}"
-        folder.mkdir()
-        with suppress(FileNotFoundError):
-            fd = os.open(folder, os.O_RDONLY)
-            with suppress(OSError):  # a file system without locks
-                fcntl.flock(fd, fcntl.LOCK_EX)
-            if folder.is_dir():  # not taken for a stale one before it was locked
-                return folder, fd
-            os.close(fd)
 
 
 @contextmanager
@@ -115,16 +100,3 @@ def _locked(folder: Path) -> Iterator[None]:
             os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def _remove_stale(target: Path) -> None:
-    """Removes folders of runs that were killed: a living one holds a lock on its own."""
-    for name in os.listdir(target):
-        if name.endswith(_SUFFIX):
-            with suppress(OSError):
-                fd = os.open(target / name, os.O_RDONLY | os.O_NOFOLLOW)
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(target / name, ignore_errors=True)
-                finally:
-                    os.close(fd)
