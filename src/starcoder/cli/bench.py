@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from starcoder.cli import bench_report as report
-from starcoder.cli.convert import Pre, Threads
+from starcoder.cli.rewrite import Pre, Threads
 from starcoder.errors import InputError
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import typer
 
 from starcoder import __version__
 from starcoder.cli import INTERRUPTED, report
-from starcoder.cli.convert import Pre
+from starcoder.cli.rewrite import Pre
 from starcoder.cli.text_file import as_text, read_file, read_stdin
 from starcoder.errors import InputError
 

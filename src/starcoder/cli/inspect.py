@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from starcoder.cli.convert import Pre
 from starcoder.cli.progress import Progress
+from starcoder.cli.rewrite import Pre
 from starcoder.errors import FormatError
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""`starcoder quantize`: a model file in smaller types. `convert` has the work they share."""
+"""`starcoder quantize`: a model file in smaller types. What it shares is in `rewrite`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from starcoder.cli.convert import (
+from starcoder.cli.rewrite import (
     Force,
     Pre,
     SplitMaxSize,
