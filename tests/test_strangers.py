@@ -151,9 +151,13 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b
     ("name", "raw", "words"),
     [
         ("m.gguf", LFS, ("a git-lfs pointer", "git lfs pull")),
-        ("m.gguf", b"<!DOCTYPE html><html>", ("an HTML page", "download the file")),
-        ("m.bin", b"\n  <HTML lang=en>", ("an HTML page",)),
-        ("m.bin", b'{"error": "Repository not found"}', ("error message of a server",)),
+        ("m.gguf", b"<!DOCTYPE html><html>", ("a web page", "download the file")),
+        ("m.bin", b"\n  <HTML lang=en>", ("a web page",)),
+        (
+            "m.bin",
+            b'{"error": "Repository not found"}',
+            ("a web page or its error", "Repository not found"),
+        ),
         ("m.json", b'{"model_type": "gpt_bigcode"}', ("a JSON file", "directory")),
         ("m.json", b'{"a": ' + b"[" * 60_000, ("a JSON file",)),
         ("m.bin", b"PK\x03\x04", ("a PyTorch file", "directory")),

@@ -12,24 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from starcoder.errors import FormatError
-from starcoder.formats._bytes import map_file, read_json, reject, shown
+from starcoder.formats._bytes import map_file, read_json, reject
+from starcoder.formats._placeholders import placeholder
 
-__all__ = ["check_file", "load_optional", "load_table", "stranger"]
+__all__ = ["check_file", "load_optional", "load_table", "placeholder_at"]
 
 _MAX_LEN = 16 << 20  # bytes; StarCoder's has 2 MB, 4 MB with merges as lists
 _MAX_BRACKETS, _MAX_VALUES = 1 << 17, 1 << 18  # bound what its values take in memory
 
-_LFS = b"version https://git-lfs"
-_PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml")
-_ANSWERS = (  # of the Hub and its like in place of a file
-    *(b"entry not found", b"repository not found", b"not found", b"404", b"forbidden"),
-    *(b"unauthorized", b"invalid username", b"access to model", b'{"error"'),
-)
-_FETCH = "run `git lfs install` and `git lfs pull` in its folder, or download the file again"
-_AGAIN = "download the file again; is a login or a proxy in between?"
 
-
-def stranger(path: Path) -> tuple[str, str] | None:
+def placeholder_at(path: Path) -> tuple[str, str] | None:
     """What a file is that only has the name of the right one, and what to do; None if unknown."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -38,13 +30,7 @@ def stranger(path: Path) -> tuple[str, str] | None:
             head = file.read(256)
     except OSError:
         return None  # whoever reads it says why it cannot be read
-    start = head.lstrip().lower()
-    if start.startswith(_LFS):
-        return "a git-lfs pointer instead of the file", _FETCH
-    if start.startswith((*_PAGES, *_ANSWERS)):
-        line = head.decode("latin-1").strip().splitlines()[0]
-        return f"a web page or its error, {shown(line, 60)!r}", _AGAIN
-    return None
+    return placeholder(head)
 
 
 def check_file(path: Path) -> Path:
@@ -53,7 +39,7 @@ def check_file(path: Path) -> Path:
     Raises:
         FormatError: a git-lfs pointer, or a web page, in place of the file.
     """
-    odd = stranger(path)
+    odd = placeholder_at(path)
     if odd is not None:
         found, advice = odd
         reject(path, "", found, "the file itself", advice)

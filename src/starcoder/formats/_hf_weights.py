@@ -17,7 +17,7 @@ import numpy as np
 
 from starcoder.errors import FormatError
 from starcoder.formats._bytes import load_json, reject
-from starcoder.formats._hf_files import check_file, stranger
+from starcoder.formats._hf_files import check_file, placeholder_at
 from starcoder.formats._hf_folder import names_in, refuse_weights
 from starcoder.formats._hf_names import listed
 from starcoder.formats._safetensors import Stored, read_safetensors
@@ -128,7 +128,7 @@ def _whole_series(folder: Path, series: Mapping[int, list[str]], note: str = "")
     whole = [
         names
         for count, names in series.items()
-        if len(names) == count and not any(stranger(folder / name) for name in names)
+        if len(names) == count and not any(placeholder_at(folder / name) for name in names)
     ]
     if len(whole) > 1:
         found = f"shards of two sizes, {whole[0][0]} and {whole[1][0]}"
@@ -156,7 +156,7 @@ def _lack(path: Path, what: str) -> FormatError | None:
     """Why this file cannot be taken for what it is named; None if it can."""
     if not os.path.exists(path):
         return FormatError(str(path), "no such file", what, _MISSING)
-    odd = stranger(path)
+    odd = placeholder_at(path)
     return None if odd is None else FormatError(str(path), odd[0], what, odd[1])
 
 

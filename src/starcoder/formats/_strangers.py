@@ -6,12 +6,11 @@ apart.
 
 from __future__ import annotations
 
-import json
 import struct
-from contextlib import suppress
 from pathlib import Path
 
 from starcoder.errors import FormatError
+from starcoder.formats._placeholders import placeholder
 
 __all__ = ["stranger"]
 
@@ -19,7 +18,6 @@ _EXPECTED = "a GGUF file, a ggml .bin file or a Hugging Face directory"
 _MERGE = "merge it into its model, with peft's merge_and_unload, and convert that"
 _LLAMA = "this format holds LLaMA models only; use a GGUF file"
 _UNPACK = "unpack it first"
-_PAGE = "it was saved in place of the file: download the file itself"
 _PYTORCH = "a PyTorch file", "give its directory, or save the model as safetensors"
 
 _STRANGERS = {  # first bytes: what the file is, and what to do
@@ -28,14 +26,12 @@ _STRANGERS = {  # first bytes: what the file is, and what to do
     b"tjgg": ("a ggjt file", _LLAMA),
     b"fmgg": ("a ggmf file", _LLAMA),
     b"algg": ("a LoRA adapter in ggml's format", "merge it into its model first"),
-    b"version https://git-lfs": ("a git-lfs pointer", "fetch the file itself with git lfs pull"),
     b"\x1f\x8b": ("a gzip archive", _UNPACK),
     b"\xfd7zXZ": ("an xz archive", _UNPACK),
     b"BZh": ("a bzip2 archive", _UNPACK),
     b"7z\xbc\xaf": ("a 7z archive", _UNPACK),
     b"\x28\xb5\x2f\xfd": ("a zstd archive", _UNPACK),
 }
-_HTML = (b"<!doctype", b"<html", b"<head", b"<?xml")
 _MAX_NAMES = 1 << 20  # of a safetensors header that is looked at
 
 
@@ -48,16 +44,13 @@ def stranger(path: Path, head: bytes) -> FormatError:
 def _name(path: Path, head: bytes) -> tuple[str, str]:
     if path.name.startswith("adapter_model.") or _has_lora(head):
         return "a LoRA adapter without its model", _MERGE
+    standing_in = placeholder(head)
+    if standing_in is not None:
+        return standing_in
     for start, known in _STRANGERS.items():
         if head.startswith(start):
             return known
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if text.startswith(_HTML):
-        return "an HTML page", _PAGE
-    if text.startswith(b"{"):
-        with suppress(ValueError, RecursionError):
-            if "error" in json.loads(head):
-                return "an error message of a server", _PAGE
+    if head.lstrip().startswith(b"{"):
         return "a JSON file", "give the directory that it belongs to"
     return f"a file that starts with {head[:4]!r}", ""
 

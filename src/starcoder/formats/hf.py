@@ -20,7 +20,7 @@ from starcoder.config import ModelConfig
 from starcoder.formats._bytes import reject, settle, shown
 from starcoder.formats._hf_config import Settings, read_config
 from starcoder.formats._hf_ends import with_ends
-from starcoder.formats._hf_files import stranger
+from starcoder.formats._hf_files import placeholder_at
 from starcoder.formats._hf_folder import folder_of, refuse_adapter, refuse_config
 from starcoder.formats._hf_names import canonical
 from starcoder.formats._hf_vocab import join
@@ -60,7 +60,7 @@ def read(path: Path) -> Checkpoint:
 def _vocab(path: Path, n_vocab: int, notices: list[str]) -> Vocab:
     """From tokenizer.json; from vocab.json and merges.txt where there is none."""
     whole = path / "tokenizer.json"
-    lacking = not os.path.lexists(whole) or stranger(whole) is not None
+    lacking = not os.path.lexists(whole) or placeholder_at(whole) is not None
     if lacking and has_files(path):
         return join(read_vocab_files(path, notices), n_vocab, notices)
     if lacking and not os.path.lexists(whole):
