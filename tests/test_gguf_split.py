@@ -108,9 +108,34 @@ def test_a_missing_part_is_named(tmp_path: Path, tiny: TinyModel) -> None:
 def test_a_part_under_another_name_is_told_its_own(tmp_path: Path, tiny: TinyModel) -> None:
     paths = split(tmp_path, tiny)
     renamed = paths[1].rename(tmp_path / "model.gguf")
-    refused(renamed, "part 2 of 3", "model-00002-of-00003.gguf", "rename it")
+    refused(renamed, "part 2 of 3", "the name m-00002-of-00003.gguf", "rename it")
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(renamed, alone)
+    refused(alone / "model.gguf", "NAME-00002-of-00003.gguf, where NAME is that of the other parts")
     refused(renamed.rename(part(tmp_path, 3, 4)), "m-00002-of-00003.gguf")
     refused(part(tmp_path, 3, 4).rename(tmp_path / "m-00002-of-00003"), "m-00002-of-00003.gguf")
+
+
+@pytest.mark.parametrize("task", ["convert", "quantize"])
+def test_a_whole_model_is_not_written_over_a_part(
+    tmp_path: Path, tiny: TinyModel, run: Run, task: str
+) -> None:
+    paths = split(tmp_path, tiny)
+    before = [path.read_bytes() for path in paths]
+    result = run(task, str(paths[0]), str(paths[1]), *(["q8_0"] if task == "quantize" else []))
+    assert (result.code, result.out) == (2, "")
+    assert "the name of one part of a model" in result.err.splitlines()[-1]
+    assert "--split-max-size" in result.err.splitlines()[-1]
+    assert [path.read_bytes() for path in paths] == before
+
+
+def test_parts_of_an_older_set_are_told_of(tmp_path: Path, tiny: TinyModel, run: Run) -> None:
+    paths = split(tmp_path, tiny)
+    result = run("convert", str(paths[0]), str(tmp_path / "m.gguf"), "--split-max-size", "1M")
+    assert result.code == 0
+    assert f"of another set of parts there are still 3: {paths[0]}" in result.err
+    assert all(path.exists() for path in paths)
 
 
 def spoil(folder: Path, model: TinyModel, kind: str) -> Path:

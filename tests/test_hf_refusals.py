@@ -98,7 +98,7 @@ def adapter(path: Path, config: dict[str, Any]) -> Path:
 def test_an_adapter_is_named_with_its_base(tmp_path: Path, tiny: TinyModel) -> None:
     config = {"peft_type": "LORA", "base_model_name_or_path": "bigcode/starcoderbase-1b"}
     path = adapter(tmp_path / "lora", config)
-    words = ("a LORA adapter of bigcode/starcoderbase-1b", "merge_and_unload")
+    words = ("a LoRA adapter for the base model 'bigcode/starcoderbase-1b'", "merge_and_unload")
     refused(path, *words)
     refused(path / "adapter_model.safetensors", *words)
     refused(path / "adapter_config.json", *words)
@@ -115,10 +115,12 @@ def test_an_adapter_of_unknown_base_is_an_adapter(tmp_path: Path, config: dict[s
     refused(adapter(tmp_path / "lora", config), "a PEFT adapter", "merge_and_unload")
 
 
-def test_an_adapter_beside_whole_weights_does_no_harm(tmp_path: Path, tiny: TinyModel) -> None:
+def test_an_adapter_beside_whole_weights_is_told_of(tmp_path: Path, tiny: TinyModel) -> None:
     path = write_hf(tmp_path / "hf", tiny)
     (path / "adapter_config.json").write_text("{}")
-    assert formats.read(path) == formats.read(write_hf(tmp_path / "whole", tiny))
+    found = formats.read(path)
+    assert found == formats.read(write_hf(tmp_path / "whole", tiny))
+    assert "the adapter beside the model is not applied" in found.notices[0]
 
 
 @pytest.mark.parametrize(
@@ -251,11 +253,22 @@ def test_a_folder_of_gguf_files_names_the_file_to_give(
 
 
 def test_a_folder_above_the_model_says_where_it_is(tmp_path: Path, tiny: TinyModel) -> None:
-    write_hf(tmp_path / "checkpoint-500", tiny)
-    refused(tmp_path, "config.json: found no such file", f"{tmp_path / 'checkpoint-500'}?")
+    for step in (500, 1000, 20):
+        write_hf(tmp_path / f"checkpoint-{step}", tiny)
+    refused(tmp_path, "3 folders with config.json", f"{tmp_path / 'checkpoint-1000'}?")
+
+
+def test_a_folder_above_adapters_says_where_they_are(tmp_path: Path) -> None:
+    adapter(tmp_path / "checkpoint-9", {"peft_type": "LORA"})
+    refused(tmp_path, "adapter_config.json", f"{tmp_path / 'checkpoint-9'}?")
 
 
 def test_an_empty_folder_says_what_it_lacks(tmp_path: Path) -> None:
+    refused(tmp_path, "found an empty folder", "the tokenizer and the weights")
+
+
+def test_a_folder_without_config_says_what_it_lacks(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
     refused(tmp_path, "config.json: found no such file", "the tokenizer and the weights")
 
 

@@ -126,6 +126,9 @@ def rewrite(
     else:
         paths = formats.part_paths(out, weights, max_part_bytes)
         _say(task, f"wrote {len(paths)} parts, the first {paths[0]}; any of them opens the model")
+        older = formats.older_parts(out, weights, max_part_bytes)
+        if older:
+            _say(task, f"warning: of another set of parts there are still {len(older)}: {older[0]}")
 
 
 def origin_of(source: str, revision: str | None = None) -> dict[str, str]:

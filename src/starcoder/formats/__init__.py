@@ -20,11 +20,11 @@ from starcoder.formats._byte_level import PRE_TOKENIZERS
 from starcoder.formats._bytes import map_file
 from starcoder.formats._ggml_losses import legacy_losses
 from starcoder.formats._gguf_carry import carried_keys
-from starcoder.formats._gguf_writer import part_paths
+from starcoder.formats._gguf_writer import older_parts, part_paths
 from starcoder.formats._strangers import stranger
 from starcoder.tensor import Weights
 
-__all__ = ["legacy_losses", "part_paths", "read", "write"]
+__all__ = ["legacy_losses", "older_parts", "part_paths", "read", "write"]
 
 _log = logging.getLogger("starcoder")
 

@@ -20,12 +20,23 @@ from starcoder.errors import FormatError
 from starcoder.formats._bytes import DAMAGED, Cursor, map_file
 from starcoder.formats._gguf_header import MAGIC, MAX_HEADER, Info, Meta, read_header
 
-__all__ = ["COUNT", "NO", "N_TENSORS", "SPLIT_ID", "Part", "open_parts", "part_path"]
+__all__ = [
+    "COUNT",
+    "NO",
+    "N_TENSORS",
+    "SPLIT_ID",
+    "Part",
+    "is_part_name",
+    "open_parts",
+    "other_sets",
+    "part_path",
+]
 
 NO, COUNT, N_TENSORS = "split.no", "split.count", "split.tensors.count"
 SPLIT_ID = "starcoder_py.split_id"  # ours
 
 _MAX_PARTS = 65535  # split.no has 16 bits
+_NUMBERED = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.ASCII)
 _ENDING = re.compile(r"-\d{5}-of-\d{5}(\.gguf)?$|\.gguf$")
 _TOGETHER = "put all parts of one model into one folder, under the names they came with"
 
@@ -50,6 +61,22 @@ def part_path(path: Path, number: int, count: int) -> Path:
     return path.with_name(f"{stem}-{number + 1:05}-of-{count:05}.gguf")
 
 
+def is_part_name(name: str) -> bool:
+    """Whether a file of this name is taken for one part of a model in several files."""
+    return _NUMBERED.search(name) is not None
+
+
+def other_sets(path: Path, count: int) -> list[Path]:
+    """Files beside `path` that are parts of the same name, but not of `count` parts."""
+    stem = _ENDING.sub("", path.name)
+    ours = {part_path(path, i, count).name for i in range(count)}
+    return [
+        file
+        for file in sorted(path.parent.glob("*.gguf"))
+        if file.name not in ours and _NUMBERED.sub("", file.name) == stem
+    ]
+
+
 def open_parts(path: Path) -> list[Part]:
     """The headers of all files of a model, the first part first; mostly it is one file.
 
@@ -68,7 +95,7 @@ def open_parts(path: Path) -> list[Part]:
         found = f"part {number}, counted from 0, of {count}"
         given.fail(NO, found, f"1 to {_MAX_PARTS} parts, and one of them", DAMAGED)
     if count > 1 and path.name != part_path(path, number, count).name:
-        expected = f"the name {part_path(path, number, count).name}"
+        expected = f"the name {_name_among(path, number, count)}"
         where = f"part {number + 1} of {count} of a model"
         given.fail(
             "", f"{where} under another name", expected, "rename it: parts go by their names"
@@ -80,6 +107,17 @@ def open_parts(path: Path) -> list[Part]:
         parts.append(part)
     _check(parts)
     return parts
+
+
+def _name_among(path: Path, number: int, count: int) -> str:
+    """What a part under another name should be called: as the others beside it that lack it."""
+    ending = f"-{number + 1:05}-of-{count:05}.gguf"
+    beside = path.parent.glob(f"*-of-{count:05}.gguf")
+    stems = {_NUMBERED.sub("", file.name) for file in beside if is_part_name(file.name)}
+    lacking = [stem for stem in stems if not (path.parent / (stem + ending)).exists()]
+    if len(lacking) == 1:
+        return lacking[0] + ending
+    return f"NAME{ending}, where NAME is that of the other parts"
 
 
 def _open(path: Path, limit: int) -> Part:

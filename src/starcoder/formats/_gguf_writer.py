@@ -19,8 +19,17 @@ import numpy as np
 
 from starcoder.checkpoint import Checkpoint
 from starcoder.config import ModelConfig
+from starcoder.errors import WriteError
 from starcoder.formats._gguf_header import MAGIC
-from starcoder.formats._gguf_parts import COUNT, N_TENSORS, NO, SPLIT_ID, part_path
+from starcoder.formats._gguf_parts import (
+    COUNT,
+    N_TENSORS,
+    NO,
+    SPLIT_ID,
+    is_part_name,
+    other_sets,
+    part_path,
+)
 from starcoder.formats._gguf_vocab import ENDS
 from starcoder.formats._order import tensor_order
 from starcoder.formats._write import Piece, write_file
@@ -28,7 +37,7 @@ from starcoder.formats._write_parts import File, write_parts
 from starcoder.tensor import TensorType, Weights
 from starcoder.vocab import BYTE_TEXT, Vocab
 
-__all__ = ["file_type", "part_paths", "write"]
+__all__ = ["file_type", "older_parts", "part_paths", "write"]
 
 _VERSION, _ALIGNMENT = 3, 32
 _U16, _U32, _I32, _F32, _BOOL, _STRING, _ARRAY = 2, 4, 5, 6, 7, 8, 9
@@ -78,8 +87,11 @@ def write(
         on_bytes: is told how many bytes were made, again and again.
 
     Raises:
-        WriteError: the file cannot be written.
+        WriteError: the file cannot be written; a whole model under the name of a part.
     """
+    if max_part_bytes is None and is_part_name(path.name):
+        found, expected = "the name of one part of a model", "another name for a whole one"
+        raise WriteError(str(path), found, expected, "or parts of a size: --split-max-size")
     ordered = {name: weights[name] for name in tensor_order(weights)}
     others = {key: _string(text) for key, text in origin.items()} | dict(carried)
     keys = _keys(checkpoint, ordered, number, others)
@@ -101,6 +113,11 @@ def part_paths(path: Path, weights: Mapping[str, Weights], max_part_bytes: int) 
     """The files that `write` makes of these weights in parts."""
     count = len(_cut(weights, max_part_bytes))
     return [part_path(path, i, count) for i in range(count)]
+
+
+def older_parts(path: Path, weights: Mapping[str, Weights], max_part_bytes: int) -> list[Path]:
+    """Parts of the same name but another number of them, which writing leaves as they are."""
+    return other_sets(path, len(_cut(weights, max_part_bytes)))
 
 
 def file_type(weights: Mapping[str, Weights]) -> int:

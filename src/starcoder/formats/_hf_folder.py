@@ -24,6 +24,7 @@ _PART = re.compile(
     r"|vocab\.json|merges\.txt|chat_template\.jinja"
 )
 _ADAPTER = re.compile(r"adapter_(config\.json|model\.(safetensors|bin))")
+_MERGE = "load both with peft, call merge_and_unload() and save_pretrained()"
 _NEEDED = "a folder with config.json, the tokenizer and the weights"
 
 # Weights that other programs read, by the ends of their names, and where to go from there.
@@ -62,23 +63,23 @@ def folder_of(path: Path) -> Path | None:
 # Folders of something else
 
 
-def refuse_adapter(folder: Path) -> None:
-    """Ends reading of a folder of an adapter.
+def refuse_adapter(folder: Path, notices: list[str]) -> None:
+    """Ends reading of a folder of an adapter; one beside a whole model is worth a notice.
 
     Raises:
         FormatError: adapter_config.json and no weights of a whole model.
     """
-    config = folder / "adapter_config.json"
     names = names_in(folder)
-    weights = [n for n in names if n.startswith(_WHOLE) and not n.endswith(".index.json")]
-    if "adapter_config.json" not in names or weights:
+    if "adapter_config.json" not in names:
         return
-    table = load_table(config)
+    if any(n.startswith(_WHOLE) and not n.endswith(".index.json") for n in names):
+        notices.append(f"the adapter beside the model is not applied; to have it, {_MERGE}")
+        return
+    table = load_table(folder / "adapter_config.json")
     base, kind = (table.get(key) for key in ("base_model_name_or_path", "peft_type"))
-    kind = kind if isinstance(kind, str) else "PEFT"
-    of = f" of {base}" if isinstance(base, str) else ""
-    advice = "load both with peft, call merge_and_unload() and save_pretrained(), give that folder"
-    reject(folder, "", f"a {kind} adapter{of}", "a whole model", advice)
+    kind = "LoRA" if kind == "LORA" else kind if isinstance(kind, str) else "PEFT"
+    of = f" for the base model {base!r}" if isinstance(base, str) else ""
+    reject(folder, "", f"a {kind} adapter{of}", "a whole model", f"{_MERGE}, then give that folder")
 
 
 _QUANTIZED = ("quantize_config.json", "quant_config.json")  # of AutoGPTQ and AutoAWQ
@@ -115,9 +116,21 @@ def refuse_config(folder: Path) -> NoReturn:
     """
     names = names_in(folder)
     _refuse_gguf(folder, names)
-    deeper = [name for name in names if os.path.exists(folder / name / "config.json")]
-    advice = f"did you mean {folder / deeper[0]}?" if deeper else "download config.json too"
-    reject(folder / "config.json", "", "no such file", _NEEDED, shown(advice))
+    if not names:
+        reject(folder, "", "an empty folder", _NEEDED, "download the model, or give another folder")
+    for last in ("config.json", "adapter_config.json"):
+        deeper = [name for name in names if os.path.exists(folder / name / last)]
+        if deeper:
+            advice = shown(f"did you mean {folder / max(deeper, key=_by_number)}?")
+            reject(folder, "", f"{len(deeper)} folders with {last}, no model", _NEEDED, advice)
+    advice = "download config.json too"
+    reject(folder / "config.json", "", "no such file", _NEEDED, advice)
+
+
+def _by_number(name: str) -> tuple[int, str]:
+    """The order of checkpoint-500 and checkpoint-1000."""
+    digits = re.search(r"(\d{1,18})$", name, re.ASCII)
+    return int(digits[1]) if digits else -1, name
 
 
 def _refuse_gguf(folder: Path, names: Sequence[str]) -> None:

@@ -41,10 +41,10 @@ def read(path: Path) -> Checkpoint:
     Raises:
         FormatError: a file that is missing, or anything in one that is not as it should be.
     """
-    refuse_adapter(path)
+    notices: list[str] = []
+    refuse_adapter(path, notices)
     if not os.path.lexists(path / "config.json"):
         refuse_config(path)
-    notices: list[str] = []
     settings = Settings(path / "config.json")
     config = read_config(settings, notices)
     vocab = with_ends(settings, _vocab(path, config.n_vocab, notices), notices)
