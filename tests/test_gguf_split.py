@@ -27,6 +27,7 @@ from conftest import (
 )
 from gguf_files import U16, part, split, write_part
 from starcoder import LLM, FormatError, InputError, WriteError, formats
+from starcoder.checkpoint import Checkpoint
 from starcoder.formats import _write_parts
 
 
@@ -117,17 +118,78 @@ def test_a_part_under_another_name_is_told_its_own(tmp_path: Path, tiny: TinyMod
     refused(part(tmp_path, 3, 4).rename(tmp_path / "m-00002-of-00003"), "m-00002-of-00003.gguf")
 
 
-@pytest.mark.parametrize("task", ["convert", "quantize"])
-def test_a_whole_model_is_not_written_over_a_part(
-    tmp_path: Path, tiny: TinyModel, run: Run, task: str
+@pytest.mark.parametrize("out", ["m-00002-of-00003.gguf", "link.gguf"])
+@pytest.mark.parametrize("task", ["convert", "quantize", "legacy"])
+def test_a_model_is_not_written_over_a_part_of_itself(
+    tmp_path: Path, tiny: TinyModel, run: Run, task: str, out: str
 ) -> None:
     paths = split(tmp_path, tiny)
+    (tmp_path / "link.gguf").symlink_to(paths[1].name)
     before = [path.read_bytes() for path in paths]
-    result = run(task, str(paths[0]), str(paths[1]), *(["q8_0"] if task == "quantize" else []))
+    more = {"convert": [], "quantize": ["q8_0"], "legacy": ["--format", "ggml"]}[task]
+    task = "convert" if task == "legacy" else task
+    result = run(task, str(paths[0]), str(tmp_path / out), *more)
     assert (result.code, result.out) == (2, "")
-    assert "the name of one part of a model" in result.err.splitlines()[-1]
-    assert "--split-max-size" in result.err.splitlines()[-1]
+    assert "a part of the model that is read, expected another name" in result.err.splitlines()[-1]
     assert [path.read_bytes() for path in paths] == before
+
+
+def test_a_set_of_one_part_can_be_written_over_itself(
+    tmp_path: Path, tiny: TinyModel, run: Run
+) -> None:
+    source = write_gguf(tmp_path / "m.gguf", tiny)
+    only = part(tmp_path, 1, 1)
+    assert run("convert", str(source), str(source), "--split-max-size", "9M").code == 0
+    assert run("quantize", str(only), str(only), "q8_0").code == 0
+    assert formats.read(only).type_name == "q8_0"
+
+
+@pytest.mark.parametrize("n_renamed", range(6))
+@pytest.mark.parametrize("error", [PermissionError, KeyboardInterrupt])
+def test_what_fails_while_parts_are_renamed_brings_the_old_ones_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], n_renamed: int
+) -> None:
+    out = tmp_path / "m.gguf"
+    formats.write(out, tiny_checkpoint(tmp_path, 1), max_part_bytes=60_000)
+    before = {path: path.read_bytes() for path in read_parts(tmp_path)}
+    assert len(before) == 3
+    rename, n = os.rename, 0
+
+    def failing(source: Path, target: Path) -> None:
+        nonlocal n
+        if Path(source).name.startswith("m-") and (n := n + 1) > n_renamed:
+            raise error(1, "no")
+        rename(source, target)
+
+    new = tiny_checkpoint(tmp_path, 2)
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises(WriteError if error is PermissionError else error):
+        formats.write(out, new, max_part_bytes=60_000)
+    assert {path: path.read_bytes() for path in read_parts(tmp_path)} == before
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_parts_of_two_trainings_of_one_model_are_told_apart(tmp_path: Path) -> None:
+    for name, seed in ("a", 1), ("b", 2):
+        (tmp_path / name).mkdir()
+        formats.write(
+            tmp_path / name / "m.gguf", tiny_checkpoint(tmp_path, seed), max_part_bytes=60_000
+        )
+    shutil.copy(part(tmp_path / "b", 2, 3), tmp_path / "a")
+    refused(part(tmp_path / "a", 1, 3), "a part of another model")
+
+
+def test_parts_keep_the_permissions_of_those_they_replace(tmp_path: Path) -> None:
+    out = tmp_path / "m.gguf"
+    formats.write(out, tiny_checkpoint(tmp_path, 1), max_part_bytes=60_000)
+    for path in read_parts(tmp_path):
+        path.chmod(0o600)
+    formats.write(out, tiny_checkpoint(tmp_path, 2), max_part_bytes=60_000)
+    assert {path.stat().st_mode & 0o777 for path in read_parts(tmp_path)} == {0o600}
+
+
+def tiny_checkpoint(folder: Path, seed: int) -> Checkpoint:
+    return formats.read(write_gguf(folder / f"seed-{seed}.gguf", make_tiny(seed)))
 
 
 def test_parts_of_an_older_set_are_told_of(tmp_path: Path, tiny: TinyModel, run: Run) -> None:
@@ -170,7 +232,7 @@ def spoil(folder: Path, model: TinyModel, kind: str) -> Path:
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("html", ["00003-of-00003", "no GGUF file"]),
+        ("html", ["00003-of-00003", "a web page"]),
         ("whole", ["00003-of-00003", "no part of a model", "part 3 of 3"]),
         ("twice", ["00003-of-00003", "token_embd.weight", "two parts"]),
         ("few", ["split.tensors.count", "27 tensors in 3 parts", "28"]),
@@ -297,7 +359,7 @@ def test_parts_of_two_types_are_no_model(tmp_path: Path, tiny: TinyModel) -> Non
         (tmp_path / name).mkdir()
         checkpoint = formats.read(whole(tmp_path, tiny))
         checkpoint = replace(checkpoint, config=replace(checkpoint.config, name=changed))
-        source = replace(checkpoint, format="a test")
+        source = replace(checkpoint, carried={})
         formats.write(tmp_path / name / "m.gguf", source, max_part_bytes=60_000)
     count = len(read_parts(tmp_path / "a"))
     shutil.copy(part(tmp_path / "b", 2, count), tmp_path / "a")

@@ -430,3 +430,28 @@ def test_a_tensor_more_than_a_model_has_is_no_matter(tmp_path: Path, tiny: TinyM
     tensors = [*gguf_tensors(tiny), GGUFTensor("rope_freqs.weight", (32,), 0, bytes(128))]
     path = write_gguf(tmp_path / "m.gguf", tiny, tensors=tensors)
     assert np.array_equal(logits(path), logits(write_gguf(tmp_path / "plain.gguf", tiny)))
+
+
+def test_a_token_without_a_row_stays_an_error_in_every_gguf_file(
+    tmp_path: Path, tiny: TinyModel
+) -> None:
+    checkpoint = formats.read(write_gguf(tmp_path / "a.gguf", tiny))
+    vocab = replace(checkpoint.vocab, unembedded=frozenset({b"[PAD]"}))
+    formats.write(tmp_path / "b.gguf", replace(checkpoint, vocab=vocab))
+    formats.write(tmp_path / "c.gguf", formats.read(tmp_path / "b.gguf"))
+    found = formats.read(tmp_path / "c.gguf")
+    assert found.vocab.unembedded == {b"[PAD]"}
+    with pytest.raises(InputError, match=r"\[PAD\]"):
+        Tokenizer(found.vocab).encode("x [PAD]")
+
+
+def test_what_is_carried_is_of_the_file_that_was_read(tmp_path: Path, tiny: TinyModel) -> None:
+    path = write_gguf(tmp_path / "a.gguf", tiny, keys={"general.author": Value("str", "Ada")})
+    checkpoint = formats.read(path)
+    write_gguf(tmp_path / "new", tiny, keys={"general.author": Value("str", "Bob")})
+    (tmp_path / "new").rename(path)
+    formats.write(tmp_path / "b.gguf", checkpoint)
+    assert b"Ada" in (tmp_path / "b.gguf").read_bytes()
+    path.unlink()
+    formats.write(tmp_path / "c.gguf", checkpoint)
+    assert (tmp_path / "c.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()

@@ -28,6 +28,8 @@ class Checkpoint:
     source: str = field(default="", compare=False)  # the file or directory, for messages
     notices: tuple[str, ...] = field(default=(), compare=False)  # what its user should know
     n_parts: int = field(default=1, compare=False)  # files that hold the weights
+    # Keys of a GGUF file that writing it again keeps (author, license), each as it is encoded.
+    carried: Mapping[str, bytes] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         found, expected = len(self.vocab.tokens), self.config.n_vocab

@@ -45,7 +45,7 @@ class MappedFile(mmap.mmap):
         """Map the whole file; it may be closed afterwards."""
         self = super().__new__(cls, file.fileno(), 0, access=mmap.ACCESS_READ)
         self.name = os.fsdecode(file.name)
-        self._path = _absolute(self.name)
+        self._path = _real(self.name)
         self._state = _state(os.fstat(file.fileno()))
         self._number = _core.watch_mapping(np.frombuffer(self, np.uint8))
         return self
@@ -63,6 +63,13 @@ class MappedFile(mmap.mmap):
             advice = "try again; to replace a model file, rename the new one"
             raise FormatError(self.name, found, expected, advice)
 
+    def is_replaced(self) -> bool:
+        """Whether its name leads to another file by now, or to none."""
+        try:
+            return _state(os.stat(self.name)).file != self._state.file
+        except OSError:
+            return True
+
     def _was_written(self) -> bool:
         try:
             now = _state(os.stat(self._path))
@@ -79,8 +86,8 @@ def _state(stat: os.stat_result) -> _State:
     return _State((stat.st_dev, stat.st_ino), stat.st_size, stat.st_mtime_ns)
 
 
-def _absolute(name: str) -> str:
+def _real(name: str) -> str:
     try:
-        return os.path.abspath(name)
+        return os.path.realpath(name)
     except OSError:  # the working directory is gone
         return name

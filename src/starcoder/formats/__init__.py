@@ -14,12 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from starcoder.checkpoint import Checkpoint
-from starcoder.errors import InputError
+from starcoder.errors import InputError, WriteError
 from starcoder.formats import _ggml_writer, _gguf_writer, ggml, gguf, hf
 from starcoder.formats._byte_level import PRE_TOKENIZERS
 from starcoder.formats._bytes import map_file
 from starcoder.formats._ggml_losses import legacy_losses
-from starcoder.formats._gguf_carry import carried_keys
+from starcoder.formats._gguf_parts import part_path
 from starcoder.formats._gguf_writer import older_parts, part_paths
 from starcoder.formats._strangers import stranger
 from starcoder.tensor import Weights
@@ -114,6 +114,8 @@ def write(
         WriteError: the file cannot be written, or the format cannot hold this model.
     """
     chosen: Mapping[str, Weights] = checkpoint.tensors if weights is None else weights
+    if checkpoint.n_parts > 1 and max_part_bytes is None:
+        _check_no_part(Path(path), checkpoint)
     if legacy:
         if max_part_bytes is not None:
             advice = "write a GGUF file, or one file"
@@ -121,15 +123,23 @@ def write(
         return _ggml_writer.write(
             Path(path), checkpoint, chosen, force=force, on_start=on_start, on_bytes=on_bytes
         )
-    is_gguf = checkpoint.format.startswith("GGUF")
     return _gguf_writer.write(
         Path(path),
         checkpoint,
         chosen,
         number=file_type,
-        carried=carried_keys(Path(checkpoint.source), checkpoint.config.n_vocab) if is_gguf else {},
         origin=origin or {},
         max_part_bytes=max_part_bytes,
         on_start=on_start,
         on_bytes=on_bytes,
     )
+
+
+def _check_no_part(path: Path, checkpoint: Checkpoint) -> None:
+    """Ends writing one file over a part of its own source, which would be lost with it."""
+    sources = (
+        part_path(Path(checkpoint.source), i, checkpoint.n_parts) for i in range(checkpoint.n_parts)
+    )
+    if os.path.realpath(path) in map(os.path.realpath, sources):
+        found, expected = "a part of the model that is read", "another name"
+        raise WriteError(str(path), found, expected, "without it the other parts are of no use")

@@ -57,6 +57,8 @@ def map_file(path: Path) -> MappedFile:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         advice = "check the path and its permissions"
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            advice = "allow more with ulimit -n, or join the parts of the model into one file"
         if isinstance(error, OSError) and error.errno == errno.ENOMEM:
             raise MemoryLimitError(str(path), reason.lower(), "room to map it", "") from None
         raise FormatError(str(path), reason.lower(), "a model file", advice) from None

@@ -5,12 +5,9 @@ They are carried as bytes, type and value, and never looked into.
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from starcoder.formats._bytes import Cursor, map_file
-from starcoder.formats._gguf_header import INTEGERS, Meta, read_header
+from starcoder.formats._gguf_header import INTEGERS, Meta
 from starcoder.formats._gguf_parts import SPLIT_ID
-from starcoder.formats._gguf_vocab import ENDS
+from starcoder.formats._gguf_vocab import ENDS, UNEMBEDDED
 
 __all__ = ["carried_keys"]
 
@@ -19,16 +16,15 @@ _MAX_BYTES = 1 << 20  # of one key
 _OURS = (
     *("general.alignment", "general.quantization_version", "tokenizer.ggml.scores", "split."),
     *(f"tokenizer.ggml.{name}_token_id" for name in ("bos", "eos", "eot", "eom")),
-    *(ENDS, SPLIT_ID),
+    *("tokenizer.ggml.tokens", "tokenizer.ggml.merges", "tokenizer.ggml.token_type"),
+    *(ENDS, SPLIT_ID, UNEMBEDDED),
 )
 
 
-def carried_keys(path: Path, n_vocab: int) -> dict[str, bytes]:
-    """The keys of a file that `gguf.read` accepted, each with its encoded type and value."""
-    cursor = Cursor(str(path), map_file(path))
-    _, meta, _ = read_header(cursor)
+def carried_keys(meta: Meta, n_vocab: int) -> dict[str, bytes]:
+    """The keys of a file whose model has `n_vocab` ids, each with its encoded type and value."""
     return {
-        key: cursor.data[span]
+        key: meta.cursor.data[span]
         for key, span in meta.spans.items()
         if span.stop - span.start <= _MAX_BYTES
         and not key.startswith(_OURS)

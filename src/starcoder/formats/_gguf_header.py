@@ -44,7 +44,9 @@ MAX_HEADER = 64 << 20  # of all parts of a model
 _MAX_KEY_BYTES = 1 << 20  # of the names of all keys
 _MAX_DIMS = 4
 
-_STRING_LISTS = ("tokenizer.ggml.tokens", "tokenizer.ggml.merges")  # the others are stepped over
+_STRING_LISTS = (  # the others are stepped over
+    *("tokenizer.ggml.tokens", "tokenizer.ggml.merges", "starcoder_py.unembedded_tokens"),
+)
 _MAX_ITEM_LEN = 2 * MAX_TOKEN_LEN + 1  # a merge: two texts and the space between them
 
 _AGAIN = "convert the model again"

@@ -19,6 +19,7 @@ from typing import NoReturn
 from starcoder.errors import FormatError
 from starcoder.formats._bytes import DAMAGED, Cursor, map_file
 from starcoder.formats._gguf_header import MAGIC, MAX_HEADER, Info, Meta, read_header
+from starcoder.formats._placeholders import placeholder
 
 __all__ = [
     "COUNT",
@@ -35,9 +36,11 @@ __all__ = [
 NO, COUNT, N_TENSORS = "split.no", "split.count", "split.tensors.count"
 SPLIT_ID = "starcoder_py.split_id"  # ours
 
+_HEAD = 256  # bytes of a file that is none of ours
+_MAX_TRIES = 5  # to open a set that another run is writing anew
 _MAX_PARTS = 65535  # split.no has 16 bits
-_NUMBERED = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.ASCII)
-_ENDING = re.compile(r"-\d{5}-of-\d{5}(\.gguf)?$|\.gguf$")
+_NUMBERED = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.ASCII | re.IGNORECASE)
+_ENDING = re.compile(r"-\d{5}-of-\d{5}(\.gguf)?$|\.gguf$", re.ASCII | re.IGNORECASE)
 _TOGETHER = "put all parts of one model into one folder, under the names they came with"
 
 
@@ -58,7 +61,8 @@ class Part:
 def part_path(path: Path, number: int, count: int) -> Path:
     """The file of part `number`, from 0 on, of the model whose file, or one part, is `path`."""
     stem = _ENDING.sub("", path.name)
-    return path.with_name(f"{stem}-{number + 1:05}-of-{count:05}.gguf")
+    suffix = path.suffix if path.suffix.lower() == ".gguf" else ".gguf"
+    return path.with_name(f"{stem}-{number + 1:05}-of-{count:05}{suffix}")
 
 
 def is_part_name(name: str) -> bool:
@@ -83,6 +87,15 @@ def open_parts(path: Path) -> list[Part]:
     Raises:
         FormatError: a part that is missing, or of another model; a file that is no GGUF file.
     """
+    for _ in range(_MAX_TRIES):
+        parts = _open_parts(path)
+        if len(parts) == 1 or not any(part.cursor.data.is_replaced() for part in parts):
+            return parts
+    found, expected = "parts that are being replaced", "parts that stay as they are"
+    raise FormatError(str(path), found, expected, "try again when they are written")
+
+
+def _open_parts(path: Path) -> list[Part]:
     given = _open(path, MAX_HEADER)
     keys = [key for key in (NO, COUNT, N_TENSORS) if key in given.meta.values]
     if not keys:
@@ -97,9 +110,8 @@ def open_parts(path: Path) -> list[Part]:
     if count > 1 and path.name != part_path(path, number, count).name:
         expected = f"the name {_name_among(path, number, count)}"
         where = f"part {number + 1} of {count} of a model"
-        given.fail(
-            "", f"{where} under another name", expected, "rename it: parts go by their names"
-        )
+        advice = "rename it: parts go by their names, and none of the others has this one"
+        given.fail("", f"{where} under another name", expected, advice)
     parts, left = [], MAX_HEADER
     for i in range(count):
         part = given if i == number else _open_other(part_path(path, i, count), i, count, left)
@@ -111,8 +123,9 @@ def open_parts(path: Path) -> list[Part]:
 
 def _name_among(path: Path, number: int, count: int) -> str:
     """What a part under another name should be called: as the others beside it that lack it."""
-    ending = f"-{number + 1:05}-of-{count:05}.gguf"
-    beside = path.parent.glob(f"*-of-{count:05}.gguf")
+    suffix = path.suffix if path.suffix.lower() == ".gguf" else ".gguf"
+    ending = f"-{number + 1:05}-of-{count:05}{suffix}"
+    beside = path.parent.glob(f"*-of-{count:05}{suffix}")
     stems = {_NUMBERED.sub("", file.name) for file in beside if is_part_name(file.name)}
     lacking = [stem for stem in stems if not (path.parent / (stem + ending)).exists()]
     if len(lacking) == 1:
@@ -123,7 +136,8 @@ def _name_among(path: Path, number: int, count: int) -> str:
 def _open(path: Path, limit: int) -> Part:
     cursor = Cursor(str(path), map_file(path))
     if cursor.data[: len(MAGIC)] != MAGIC:
-        cursor.fail("", "no GGUF file", "a part of a GGUF model", _TOGETHER)
+        found, advice = placeholder(cursor.data[:_HEAD]) or ("no GGUF file", _TOGETHER)
+        cursor.fail("", found, "a part of a GGUF model", advice)
     version, meta, infos = read_header(cursor, limit)
     return Part(cursor, version, meta, infos)
 

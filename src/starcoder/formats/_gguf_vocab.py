@@ -30,7 +30,7 @@ from starcoder.formats._gguf_header import Meta, Strings
 from starcoder.formats._special import known_id
 from starcoder.vocab import Vocab, recover_merges
 
-__all__ = ["ENDS", "read_vocab"]
+__all__ = ["ENDS", "UNEMBEDDED", "read_vocab"]
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5
 _MARKED = (_UNKNOWN, _CONTROL, _USER_DEFINED)  # written as plain text, not byte-level
@@ -39,6 +39,7 @@ _BYTE_LEVEL, _RAW = ("Ġ", "Ċ"), (" ", "\n")  # how space and line feed are spe
 _TOKENS, _MERGES, _PRE = (f"tokenizer.ggml.{name}" for name in ("tokens", "merges", "pre"))
 _KINDS = "tokenizer.ggml.token_type"
 ENDS = "starcoder_py.end_token_ids"  # ours: llama.cpp has names for three
+UNEMBEDDED = "starcoder_py.unembedded_tokens"  # ours: tokens left out, which text may still spell
 _FIM = ("pre", "suf", "mid", "pad", "rep", "sep")
 _IDS = (  # llama.cpp's names of special tokens, its spelling
     *("bos", "eos", "eot", "eom", "unknown", "padding", "seperator", "cls", "mask"),
@@ -163,10 +164,11 @@ def _unembedded(
             found = f"{len(tokens)} tokens, and number {i}, {tokens[i][:40]!r}, is no special one"
             meta.cursor.fail(_TOKENS, found, f"{n_rows}, as the embedding has rows")
     dropped = [tokens[i] for i in beyond if i in special_ids]
+    known = meta.strings(UNEMBEDDED) if UNEMBEDDED in meta.values else []
     if dropped:
         names = " ".join(shown(raw.decode("utf-8", "replace"), 40) for raw in dropped[:8])
         notices.append(f"tokens that the embedding has no row for are left out: {names}")
-    return frozenset(dropped)
+    return frozenset([*dropped, *map(_plain, known)]) - {b""}
 
 
 # ------------------------------------------------------------------------------------------------

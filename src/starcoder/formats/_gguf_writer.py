@@ -19,22 +19,20 @@ import numpy as np
 
 from starcoder.checkpoint import Checkpoint
 from starcoder.config import ModelConfig
-from starcoder.errors import WriteError
 from starcoder.formats._gguf_header import MAGIC
 from starcoder.formats._gguf_parts import (
     COUNT,
     N_TENSORS,
     NO,
     SPLIT_ID,
-    is_part_name,
     other_sets,
     part_path,
 )
-from starcoder.formats._gguf_vocab import ENDS
+from starcoder.formats._gguf_vocab import ENDS, UNEMBEDDED
 from starcoder.formats._order import tensor_order
 from starcoder.formats._write import Piece, write_file
 from starcoder.formats._write_parts import File, write_parts
-from starcoder.tensor import TensorType, Weights
+from starcoder.tensor import Tensor, TensorType, Weights
 from starcoder.vocab import BYTE_TEXT, Vocab
 
 __all__ = ["file_type", "older_parts", "part_paths", "write"]
@@ -67,7 +65,6 @@ def write(
     weights: Mapping[str, Weights],
     *,
     number: int | None = None,
-    carried: Mapping[str, bytes],
     origin: Mapping[str, str],
     max_part_bytes: int | None = None,
     on_start: Callable[[int], None] | None = None,
@@ -80,25 +77,23 @@ def write(
         checkpoint: configuration and vocabulary.
         weights: by canonical name, as they shall be in the file.
         number: llama.cpp's for this mix of types; by default that of most weights.
-        carried: keys of the file before and their encoded values.
         origin: more keys, of text, where the file before has none of these.
         max_part_bytes: of the tensors in a part; None: one file.
         on_start: is told how many bytes the file will have.
         on_bytes: is told how many bytes were made, again and again.
 
     Raises:
-        WriteError: the file cannot be written; a whole model under the name of a part.
+        WriteError: the file cannot be written.
     """
-    if max_part_bytes is None and is_part_name(path.name):
-        found, expected = "the name of one part of a model", "another name for a whole one"
-        raise WriteError(str(path), found, expected, "or parts of a size: --split-max-size")
     ordered = {name: weights[name] for name in tensor_order(weights)}
-    others = {key: _string(text) for key, text in origin.items()} | dict(carried)
+    others = {key: _string(text) for key, text in origin.items()} | dict(checkpoint.carried)
     keys = _keys(checkpoint, ordered, number, others)
     if max_part_bytes is None:
         files = [_file(path, keys, ordered)]
     else:
-        files = _parts(path, keys, ordered, max_part_bytes)
+        name = _fingerprint(_header(keys, ordered), checkpoint.tensors)
+        marks = {SPLIT_ID: _string(name)}
+        files = _parts(path, keys, ordered, max_part_bytes, marks)
     nbytes = sum(file.nbytes for file in files)
     if on_start is not None:
         on_start(nbytes)
@@ -139,19 +134,28 @@ def _file(path: Path, keys: Mapping[str, bytes], weights: Mapping[str, Weights])
 
 
 def _parts(
-    path: Path, keys: Mapping[str, bytes], weights: Mapping[str, Weights], max_part_bytes: int
+    path: Path,
+    keys: Mapping[str, bytes],
+    weights: Mapping[str, Weights],
+    max_part_bytes: int,
+    marks: Mapping[str, bytes],
 ) -> list[File]:
-    """The first part has all keys, each its tensors and which part of what it is."""
+    """The first part has all keys, each its tensors, which part of what it is, and the marks."""
     cuts = _cut(weights, max_part_bytes)
-    marks = {COUNT: _u16(len(cuts)), N_TENSORS: struct.pack("<Ii", _I32, len(weights))}
-    # Parts of one name and two models have different headers, mostly: the keys say what is in them.
-    digest = hashlib.sha256(_header(keys, weights)).hexdigest()
-    marks[SPLIT_ID] = _string(digest[:16])
+    counts = {COUNT: _u16(len(cuts)), N_TENSORS: struct.pack("<Ii", _I32, len(weights))}
     files = []
     for i, names in enumerate(cuts):
-        own = {**(keys if i == 0 else {}), NO: _u16(i), **marks}
+        own = {**(keys if i == 0 else {}), NO: _u16(i), **counts, **marks}
         files.append(_file(part_path(path, i, len(cuts)), own, {n: weights[n] for n in names}))
     return files
+
+
+def _fingerprint(header: bytes, tensors: Mapping[str, Tensor]) -> str:
+    """What tells a model from others of its name: its keys, its types, some of each tensor."""
+    digest = hashlib.sha256(header)
+    for tensor in tensors.values():
+        digest.update(tensor.rows(0, 1).data.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _cut(weights: Mapping[str, Weights], max_part_bytes: int) -> list[list[str]]:
@@ -254,7 +258,13 @@ def _vocab_keys(vocab: Vocab) -> dict[str, bytes]:
     ids |= dict(zip(("eot", "eom"), others, strict=False))  # the ends that llama.cpp has names for
     keys |= {f"{name}_token_id": _u32(i) for name, i in ids.items() if i is not None}
     keys = {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
-    return keys | ({ENDS: _i32s(others)} if len(others) > 2 else {})
+    if len(others) > 2:
+        keys[ENDS] = _i32s(others)
+    if vocab.unembedded:
+        keys[UNEMBEDDED] = _strings(
+            [raw.decode("utf-8", "replace") for raw in sorted(vocab.unembedded)]
+        )
+    return keys
 
 
 def _known(token_id: int | None) -> bool:

@@ -20,7 +20,9 @@ from pathlib import Path
 __all__ = ["create", "create_folder", "remove_stale"]
 
 _SUFFIX = ".starcoder-tmp"
-_NAME = re.compile(r"\..*\.([0-9a-f]{8})-([0-9]+)-[0-9a-f]{8}" + re.escape(_SUFFIX), re.DOTALL)
+_NAME = re.compile(
+    r"\..*\.([0-9a-f]{8})-([0-9]+)-[0-9a-f]{8}" + re.escape(_SUFFIX) + "(-[a-z]+)?", re.DOTALL
+)
 _MAX_STEM = 160  # bytes of the target's name: with what is added, a name may have 255
 _FORSAKEN = 24 * 3600.0  # seconds without a byte: a writer that cannot be asked is gone
 
@@ -54,7 +56,7 @@ def create_folder(target: Path) -> tuple[int, Path]:
     """
     while True:
         temporary = _new_name(target)
-        temporary.mkdir()
+        temporary.mkdir(mode=0o700)  # what is written may be private
         with suppress(FileNotFoundError):  # another run took it for a leftover
             fd = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
             if _lock(fd) and temporary.is_dir():
@@ -62,10 +64,16 @@ def create_folder(target: Path) -> tuple[int, Path]:
             os.close(fd)
 
 
-def remove_stale(folder: Path) -> None:
-    """Remove temporary files and folders whose writers are gone."""
+def remove_stale(folder: Path, start: str = "", more: str = "") -> None:
+    """Remove temporary files and folders whose writers are gone.
+
+    Args:
+        folder: where to look.
+        start: how the names begin.
+        more: what stands behind the ending of temporary names.
+    """
     for name in os.listdir(folder):
-        if name.endswith(_SUFFIX):
+        if name.startswith(start) and name.endswith(_SUFFIX + more):
             with suppress(OSError):
                 _remove_if_stale(folder / name)
 

@@ -1,9 +1,10 @@
 """Writing several files that are one model: all of them under their names, or none that opens.
 
 The parts are written into a temporary folder beside their target, whole and flushed, and then
-renamed. No set of files can be renamed at once, so the first part, without which the others are no
-model, goes before the first renaming and comes with the last. A kill while bytes are written leaves
-the old set; one in the moment of renaming leaves a set without its first part, which is refused.
+renamed. No set of files can be renamed at once: the old parts go aside first, beginning with the
+first, without which the others are no model, and the new first part comes last. Whatever fails
+brings the old parts back. A kill in that very moment leaves a set without its first part, which is
+refused, and the old parts in a folder whose name ends in `_AS_OLD`, until the set is written anew.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +23,8 @@ from starcoder.formats import _temporary
 from starcoder.formats._write import Piece, write_file
 
 __all__ = ["File", "write_parts"]
+
+_AS_OLD = "-old"  # behind the name of the temporary folder
 
 
 class File(NamedTuple):
@@ -44,9 +48,7 @@ def write_parts(files: Sequence[File], on_bytes: Callable[[int], None] | None = 
             for file in files:
                 _write(folder / file.path.name, file, on_bytes)
             with _locked(target):
-                (target / files[0].path.name).unlink(missing_ok=True)
-                for file in reversed(files):
-                    os.rename(folder / file.path.name, target / file.path.name)
+                _exchange([file.path.name for file in files], folder, target)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         advice = "check path and permissions"
@@ -61,6 +63,30 @@ def _write(path: Path, file: File, on_bytes: Callable[[int], None] | None) -> No
     except WriteError as error:
         where = str(file.path)
         raise WriteError(where, error.found, error.expected, error.advice) from None
+
+
+def _exchange(names: Sequence[str], folder: Path, target: Path) -> None:
+    """Move the files of these names from `folder` to `target`, or leave `target` as it was."""
+    aside = folder.with_name(folder.name + _AS_OLD)
+    aside.mkdir(mode=0o700)
+    try:
+        for name in names:
+            with suppress(FileNotFoundError):  # there is no old part of this name
+                mode = os.stat(target / name).st_mode
+                os.chmod(folder / name, stat.S_IMODE(mode))
+                os.rename(target / name, aside / name)
+        for name in reversed(names):
+            os.rename(folder / name, target / name)
+    except BaseException:  # Ctrl-C too
+        for name in reversed(names):
+            if (aside / name).exists():
+                os.replace(aside / name, target / name)
+            elif not (folder / name).exists():
+                (target / name).unlink(missing_ok=True)  # a new part that replaced none
+        aside.rmdir()
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+    _temporary.remove_stale(target, f".{names[0]}.", _AS_OLD)  # of runs that were killed here
 
 
 def _check(files: Sequence[File], target: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from starcoder.checkpoint import Checkpoint
 from starcoder.config import ACTIVATION_NAMES, ModelConfig
 from starcoder.formats._bytes import DAMAGED, Cursor, settle, shown
+from starcoder.formats._gguf_carry import carried_keys
 from starcoder.formats._gguf_header import MAGIC, Info, Meta
 from starcoder.formats._gguf_parts import Part, open_parts
 from starcoder.formats._gguf_vocab import read_vocab
@@ -48,7 +49,8 @@ def read(path: Path, pre: str | None = None) -> Checkpoint:
         tensors |= _tensors(part)
     tensors = settle(tensors, name)
     label = f"GGUF v{first.version}" + (f", {len(parts)} parts" if len(parts) > 1 else "")
-    return Checkpoint(config, vocab, tensors, label, name, tuple(notices), len(parts))
+    carried = carried_keys(meta, config.n_vocab)
+    return Checkpoint(config, vocab, tensors, label, name, tuple(notices), len(parts), carried)
 
 
 _NO_ROWS = 1 << 62  # no embedding at all is told later, with its name
