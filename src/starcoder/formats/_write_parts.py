@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from starcoder.errors import WriteError
 from starcoder.formats import _temporary
-from starcoder.formats._write import Piece, write_file
+from starcoder.formats._write import Piece, no_folder, write_file
 
 __all__ = ["File", "write_parts"]
 
@@ -48,6 +48,8 @@ def write_parts(files: Sequence[File], on_bytes: Callable[[int], None] | None = 
                 for file in reversed(files):
                     os.rename(folder / file.path.name, target / file.path.name)
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and not target.exists():
+            raise no_folder(files[0].path) from None
         reason = (error.strerror or str(error)).lower()
         advice = "check path and permissions"
         where = str(files[0].path)
