@@ -15,6 +15,7 @@ _NOT_HERE = {
     "-ngl": "GPUs are not supported",
     "-np": "LLM.generate of the Python package takes many prompts at once",
 }
+_BRACES = str.maketrans("", "", "{}")  # of what must be given, in newer typers
 
 
 class Group(TyperGroup):
@@ -46,7 +47,8 @@ def explain(error: Any, program: str, args: list[str]) -> str:
     if error.ctx is None:
         return f"{message}; see {program} --help"
     if any(param.param_type_name == "argument" for param in error.ctx.command.params):
-        message += f"; {error.ctx.get_usage().replace('Usage', 'usage', 1)}"
+        usage = error.ctx.get_usage().replace("Usage", "usage", 1)
+        message += f"; {usage.translate(_BRACES)}"
     return f"{message}; see {error.ctx.command_path} --help"
 
 
