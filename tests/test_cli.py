@@ -114,7 +114,7 @@ def test_the_seed_that_is_printed_repeats_the_text(run: Run):
 
 def test_every_option_of_ggml_is_there_with_dashes_and_underscores(run: Run, tmp_path: Path):
     tests = tmp_path / "tests"
-    tests.write_text("")
+    tests.write_text("x => 1\n")
     expected = run("-s", "1", "-n", "5", "-p", "x", "--temp", "1", "--ignore-eos").out
     for style in ("-", "_"):
         args = ["--seed", "1", "--threads", "1", "--prompt", "x", "--n_predict", "5"]
@@ -204,12 +204,12 @@ def test_help_and_version(run: Run):
         (["-c", "513", "-p", "x"], "found 513, expected a whole number from 1 to 512"),
         (["-c", "4", "-p", "a b c d e f g"], "tokens, expected at most 4"),
         (["--nonsense"], "No such option: --nonsense"),
-        (["nonsense"], "No such command 'nonsense'"),
+        (["nonsense"], "command line: found 'nonsense', expected a command (convert, quantize,"),
         (["-p"], "'-p' requires an argument"),
         (["-p", "a", "-f", "b"], "-p and -f: found both, expected one prompt"),
-        (["-f", "/no/such/file"], "-f /no/such/file: found No such file or directory"),
-        (["-f", "/"], "-f /: found Is a directory"),
-        (["-tt", "/no/such/file"], "-tt /no/such/file: found No such file"),
+        (["-f", "/no/such/file"], "-f /no/such/file: found no such file or directory"),
+        (["-f", "/"], "-f /: found is a directory"),
+        (["-tt", "/no/such/file"], "-tt /no/such/file: found no such file"),
         (["-m", "/no/such/model"], "/no/such/model: found no such file"),
         (["-p", "\udcff"], "-p: found byte 0xff at offset 0, expected UTF-8 text"),
     ],

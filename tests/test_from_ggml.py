@@ -89,13 +89,13 @@ def test_starcoder_quantize_writes_what_starcoder_quantize_writes(
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "Missing argument 'IN'; see starcoder-quantize --help"),
-        (["in.gguf", "x.gguf"], "Missing argument 'TYPE'; see starcoder-quantize --help"),
-        (["in.gguf", "x.gguf", "4"], "type: found '4', expected f32 f16"),
+        ([], "Missing argument 'IN'; usage: starcoder-quantize [OPTIONS] IN OUT TYPE; see "),
+        (["in.gguf", "x.gguf"], "Missing argument 'TYPE'; usage: starcoder-quantize"),
+        (["in.gguf", "x.gguf", "4"], "TYPE: found '4', expected f32 f16"),
         (["none.bin", "x.bin", "2"], "none.bin: found no such file"),
         (["in.gguf", "x.gguf", "2", "3"], "unexpected extra argument"),
         (["in.gguf", "x.gguf", "2", "--tensor_type", "nope=q8_0"], "nope=q8_0: found no tensor"),
-        (["in.gguf", "x.gguf", "2", "-t", "0"], "'--threads'"),
+        (["in.gguf", "x.gguf", "2", "-t", "0"], "see starcoder-quantize --help"),
     ],
 )
 def test_its_errors_have_its_name(folder: Path, args: list[str], message: str) -> None:

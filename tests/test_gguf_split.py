@@ -518,7 +518,7 @@ def test_a_size_that_is_none_is_one_line(
     args = (str(whole(tmp_path, tiny)), str(tmp_path / "o.gguf"), f"--split-max-size={size}")
     result = run("convert", *args)
     assert (result.code, result.err.count("\n")) == (2, 1)
-    assert "like 500M or 4G" in result.err
+    assert "expected a whole number and M or G" in result.err
 
 
 def test_inspect_says_how_many_parts(tmp_path: Path, tiny: TinyModel, run: Run) -> None:

@@ -51,8 +51,8 @@ def test_what_cannot_be_kept_is_listed_and_nothing_is_written(tmp_path: Path, ru
     result = run("convert", str(source), str(out))
     assert result.code == 2
     error = result.err.splitlines()[-1]
-    assert "plain text instead of special tokens: '<|start|>', '<|stop|>'" in error
-    assert "no end of text at '<|stop|>'" in error
+    assert "special tokens that a .bin cannot mark: '<|start|>', '<|stop|>'" in error
+    assert "ends of text that a .bin cannot mark: '<|stop|>'" in error
     assert "--force" in error
     assert not out.exists()
 
@@ -62,7 +62,7 @@ def test_by_force_it_is_written_and_each_loss_is_a_warning(tmp_path: Path, run: 
     result = run("convert", str(source), str(out), "--force")
     assert result.code == 0
     assert result.err.count("convert: warning: ") == 2
-    assert "no end of text at '<|stop|>'" in result.err
+    assert "ends of text that a .bin cannot mark: '<|stop|>'" in result.err
     assert formats.read(out).vocab.end_ids == {0}
 
 
@@ -73,7 +73,7 @@ def test_quantize_asks_too(tmp_path: Path, run: Run) -> None:
     out = tmp_path / "x.bin"
     refused = run("quantize", str(source), str(out), "q8_0")
     assert refused.code == 2
-    assert "no end of text at '<fim_middle>'" in refused.err
+    assert "ends of text that a .bin cannot mark: '<fim_middle>'" in refused.err
     assert not out.exists()
     forced = run("quantize", str(source), str(out), "q8_0", "--force")
     assert forced.code == 0
@@ -110,9 +110,9 @@ def with_plain_names(model: TinyModel) -> dict[str, Value | None]:
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        (without_digits, "digits that stand apart"),
-        (without_end, "an end of text at '<|other|>'"),
-        (with_plain_names, "special tokens instead of plain text: '<fim_prefix>'"),
+        (without_digits, "digits that belong together, which a .bin reads apart"),
+        (without_end, "tokens that a .bin takes for an end of text: '<|other|>'"),
+        (with_plain_names, "plain text that a .bin takes for special tokens: '<fim_prefix>'"),
     ],
 )
 def test_whatever_would_read_otherwise_is_told(
@@ -130,7 +130,9 @@ def test_tokens_without_a_row_are_told(tmp_path: Path, tiny: TinyModel) -> None:
     table: Any = hf_tokenizer(tiny)
     table["added_tokens"].append({"id": 320, "content": "[PAD]"})
     checkpoint = formats.read(write_hf(tmp_path / "hf", tiny, tokenizer=table))
-    with pytest.raises(WriteError, match=r"plain text instead of an error for '\[PAD\]'"):
+    with pytest.raises(
+        WriteError, match=r"without weights, which a .bin takes for text: '\[PAD\]'"
+    ):
         formats.write(tmp_path / "x.bin", checkpoint, legacy=True)
 
 
@@ -141,7 +143,7 @@ def test_other_merges_are_a_warning(tmp_path: Path, tiny: TinyModel, run: Run) -
     )
     result = run("convert", str(source), str(tmp_path / "x.bin"))
     assert result.code == 0
-    assert "has merges other than the tokens tell" in result.err
+    assert "x.bin: merges that a .bin cannot hold" in result.err
 
 
 def test_a_vocabulary_that_cannot_be_read_back_is_never_written(
@@ -164,4 +166,4 @@ def test_an_end_that_only_a_chat_template_names_is_asked_for(tmp_path: Path, run
     (source / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
     result = run("convert", str(source), str(tmp_path / "x.bin"))
     assert result.code == 2
-    assert "no end of text at '<|stop|>'" in result.err
+    assert "ends of text that a .bin cannot mark: '<|stop|>'" in result.err

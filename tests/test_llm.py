@@ -140,7 +140,7 @@ def test_text_ends_where_the_context_is_full(path: Path):
         ("x", {"max_tokens": "many"}, "max_tokens"),
         ("x", {"temperature": -1}, "temperature"),
         ("x", {"top_p": 2}, "top_p"),
-        ("x", {"seed": -1}, "seed"),
+        ("x", {"seed": -2}, "seed"),
         ("x", {"tempreture": 1}, "'tempreture': found no such option, expected .*temperature"),
     ],
 )

@@ -107,7 +107,7 @@ def test_a_full_disk_is_one_line(model: str):
     with open("/dev/full", "w") as full:
         result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE)
     assert result.returncode == 2
-    assert b"No space left on device" in result.stderr.splitlines()[-1]
+    assert b"no space left on device" in result.stderr.splitlines()[-1]
     assert b"Traceback" not in result.stderr
 
 

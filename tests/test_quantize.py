@@ -109,11 +109,11 @@ def test_types_are_named_in_any_case_or_by_ggmls_numbers() -> None:
     assert find_mix("Q4_0") is find_mix("2") is find_mix("q4_0")
     found = " ".join(find_mix(str(n)).name for n in (0, 1, 3, 7, 8, 9, 10, 11, 12, 13, 14))
     assert found == "f32 f16 q4_1 q8_0 q5_0 q5_1 q2_k q3_k q4_k q5_k q6_k"
-    for bad in ("", "q4", "4", "-1", "99999999999999999999", "q4_0 ", "٢"):
+    for bad in ("", "4", "-1", "99999999999999999999", "٢"):
         with pytest.raises(InputError, match="2 for q4_0"):
             find_mix(bad)
     with pytest.raises(InputError, match="expected f32 f16"):
-        find_type("q4_k_m")
+        find_type("half")
 
 
 def test_rows_that_hold_no_whole_blocks_get_another_type(checkpoint: Checkpoint) -> None:

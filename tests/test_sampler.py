@@ -134,7 +134,7 @@ def test_logits_that_are_no_numbers_are_a_typed_error(bad: float):
         ("repeat_last_n", -2),
         ("repeat_penalty", 0.0),
         ("repeat_penalty", float("nan")),
-        ("seed", -1),
+        ("seed", -2),
         ("seed", 1 << 64),
         ("seed", "x"),
     ],

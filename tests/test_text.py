@@ -112,11 +112,11 @@ def test_a_token_test_that_fails_is_shown_in_full(run: RunOf, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["-tt", "/no/such/file"], "-tt /no/such/file: found No such file or directory"),
-        (["-tt", "FOLDER"], "Is a directory, expected a file that can be read"),
-        (["-f", "FOLDER"], "Is a directory, expected a file that can be read"),
-        (["-f", "LOOP"], "Too many levels of symbolic links"),
-        (["-f", "NOT_UTF8"], "found byte 0xff at offset 0, expected UTF-8 text"),
+        (["-tt", "/no/such/file"], "-tt /no/such/file: found no such file or directory"),
+        (["-tt", "FOLDER"], "is a directory, expected a file that can be read"),
+        (["-f", "FOLDER"], "is a directory, expected a file that can be read"),
+        (["-f", "LOOP"], "too many levels of symbolic links"),
+        (["-f", "UTF_16"], "UTF_16: found UTF-16 text, expected UTF-8; save it as UTF-8"),
         (["-tt", "NOT_UTF8"], "found byte 0xff at offset 0, expected UTF-8 text"),
         (["-tt", "NO_IDS"], "-tt line 2: found 'two', expected ids like 12,34,56"),
         (["-f", "LONG"], "prompt: found 5,000,000 characters, expected at most 256 tokens"),
@@ -129,7 +129,8 @@ def test_what_is_wrong_with_text_is_the_only_line(
     monkeypatch.chdir(tmp_path)
     Path("FOLDER").mkdir()
     Path("LOOP").symlink_to("LOOP")
-    Path("NOT_UTF8").write_bytes("größe".encode("utf-16"))
+    Path("NOT_UTF8").write_bytes(b"\xff")
+    Path("UTF_16").write_bytes("größe".encode("utf-16"))
     Path("NO_IDS").write_text("a => 1\nb => two\n")
     Path("LONG").write_text("1234567890" * 500_000)
     prompt = [] if args[0] in ("-f", "-p") else ["-p", "x"]

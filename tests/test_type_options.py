@@ -47,7 +47,7 @@ def untied(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (
             "--output-type f16 --embedding-type f32",
             "--embedding-type",
-            "found token_embd.weight, which an option before it names",
+            "found a model whose output matrix is its embedding",
         ),
     ],
 )

@@ -185,7 +185,7 @@ def test_permissions_are_the_old_files_or_the_users(tmp_path: Path) -> None:
 def test_bad_places_end_in_one_line(tmp_path: Path) -> None:
     for path, reason in {
         tmp_path: "a directory",
-        tmp_path / "no" / "x": "no such file",
+        tmp_path / "no" / "x": "no folder",
         Path(os.devnull): "no regular file",
         tmp_path / ("x" * 300): "too long",
     }.items():

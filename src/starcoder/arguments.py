@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import operator
 import os
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 from starcoder.errors import InputError
@@ -19,6 +19,7 @@ __all__ = ["flag", "is_whole", "path", "real", "text", "token_ids", "whole"]
 
 _BYTES = (bytes, bytearray, memoryview)
 _DECODE = "decode it first, for example with .decode()"
+_IDS = "a list of token ids (whole numbers)"
 _HUGE = 1 << 63  # far from any id, and short enough to be shown
 _MAX_SHOWN = 60  # characters of a value in a message
 
@@ -49,7 +50,9 @@ def real(name: str, value: object, low: float, high: float = math.inf) -> float:
     except Exception:  # whatever an object's own conversion raises
         number = math.nan
     if not (math.isfinite(number) and low <= number <= high):
-        bounds = f"a number from {low} to {high}" if math.isfinite(high) else f"at least {low}"
+        bounds = (
+            f"a number from {low} to {high}" if math.isfinite(high) else f"a number, at least {low}"
+        )
         raise InputError(name, _shown(value), bounds)
     return number
 
@@ -95,24 +98,34 @@ def text(name: str, value: object) -> str:
     return value
 
 
-def token_ids(name: str, value: object) -> list[int]:
+def token_ids(name: str, value: object, expected: str = _IDS, advice: str = "") -> list[int]:
     """Token ids in their order, as a list of ints.
+
+    `expected` and `advice` are what to say of something that is no list.
 
     Raises:
         InputError: what holds no whole numbers, has no order, or is bytes.
     """
-    advice = _DECODE if isinstance(value, _BYTES) else ""
     found = type(value).__name__
-    if not (advice or isinstance(value, (str, Set, Mapping))):
+    if isinstance(value, _BYTES):
+        raise InputError(name, found, expected, _DECODE)
+    ids: list[int] = []
+    try:
+        if isinstance(value, (str, Set, Mapping)):
+            raise TypeError
+        tokens = iter(value)  # type: ignore[call-overload]
+    except TypeError:
+        raise InputError(name, found, expected, advice) from None
+    for i, token in enumerate(tokens):
         try:
-            ids = [_index(token) for token in value]  # type: ignore[attr-defined]
-            if not ids or (min(ids) >= -_HUGE and max(ids) < _HUGE):
-                return ids
-            found = "a number of more than 64 bits"
+            ids.append(_index(token))
         except TypeError:
-            pass
-    expected = "a list of token ids (whole numbers), or text"
-    raise InputError(name, found, expected, advice)
+            if isinstance(value, Iterator):  # of texts, perhaps
+                raise InputError(name, found, expected, advice) from None
+            raise InputError(name, f"{_shown(token)} at index {i}", "whole numbers") from None
+    if ids and not (min(ids) >= -_HUGE and max(ids) < _HUGE):
+        raise InputError(name, "a number of more than 64 bits", expected, advice)
+    return ids
 
 
 def is_whole(value: object) -> bool:

@@ -20,7 +20,7 @@ from starcoder.completion import Completion
 from starcoder.engine import Engine
 from starcoder.errors import InputError, MemoryLimitError
 from starcoder.facts import Facts
-from starcoder.sampler import SamplingParams
+from starcoder.sampler import MOST_TOKENS, SamplingParams
 from starcoder.stream import Desk, Stream
 from starcoder.tokenizer import Tokenizer
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LLM", "Options"]
 
+_PROMPT = "text, a list of token ids, or a list of these"
+_MANY = (str, list, tuple)  # what makes a list of prompts of a list
 _SHORTEN = "shorten it, or raise the context with -c or n_ctx if the model allows"
 
 
@@ -44,7 +46,7 @@ class Options(TypedDict, total=False):
     top_p: float  # 0.9: then among the fewest that together have this probability
     repeat_last_n: int  # 64: tokens back that are penalized; -1: all
     repeat_penalty: float  # 1.0: above it, tokens seen lately become less likely
-    seed: int | None  # None: random; prompt number i of a list uses seed + i
+    seed: int | None  # None or -1: random; prompt number i of a list uses seed + i
 
 
 _DEFAULTS: Options = {
@@ -154,7 +156,13 @@ class LLM:
             return [stream.drain() for stream in started]
 
     def stream(self, prompt: str | list[int], **options: Unpack[Options]) -> Stream:
-        """Continue a prompt piece by piece; arguments and errors as for `generate`."""
+        """Continue a prompt piece by piece; arguments and errors as for `generate`.
+
+        It takes one prompt: a list is one of token ids.
+        """
+        if isinstance(prompt, (list, tuple)) and prompt and isinstance(prompt[0], _MANY):
+            advice = "stream() takes one prompt; generate() takes a list"
+            raise InputError("prompt", "a list of prompts", "one prompt", advice)
         return self._start(prompt, 0, options)
 
     def logits(self, tokens: Ids[int]) -> NDArray[np.float32]:
@@ -166,7 +174,7 @@ class LLM:
             InputError: no tokens, more than the context, or an id that no token has.
             MemoryLimitError: no memory for the 4 * n * n_vocab bytes.
         """
-        ids = arguments.token_ids("tokens", tokens)
+        ids = _token_ids(tokens)
         sequence = self._desk.submit(ids, SamplingParams(temperature=0), wants_logits=True)
         try:
             out = np.empty((len(ids), self.facts.n_vocab), np.float32)
@@ -196,7 +204,7 @@ class LLM:
         Raises:
             InputError: an id that no token has.
         """
-        return self._tokenizer.decode(arguments.token_ids("tokens", tokens))
+        return self._tokenizer.decode(_token_ids(tokens))
 
     # -----------------------------------------------------------------------------------------
 
@@ -220,7 +228,7 @@ class LLM:
         sequence = self._desk.submit(
             self._prompt_ids(prompt),
             params,
-            max_tokens=arguments.whole("max_tokens", chosen["max_tokens"], 0, 1 << 31),
+            max_tokens=arguments.whole("max_tokens", chosen["max_tokens"], 0, MOST_TOKENS),
             stop_ids=() if ignore_eos else self._tokenizer.vocab.end_ids,
         )
         return Stream(self._desk, sequence, self._tokenizer, self.load_ms)
@@ -230,7 +238,7 @@ class LLM:
             self._check_fits(prompt)
             ids = self._tokenizer.encode(prompt)
         else:
-            ids = arguments.token_ids("prompt", prompt)
+            ids = arguments.token_ids("prompt", prompt, _PROMPT)
         if ids:
             return ids
         vocab = self._tokenizer.vocab
@@ -266,6 +274,11 @@ def _is_many(
     if not isinstance(prompt, (list, tuple)):
         return False
     return not prompt or not arguments.is_whole(prompt[0])
+
+
+def _token_ids(tokens: object) -> list[int]:
+    advice = "llm.tokenize(text) makes them" if isinstance(tokens, str) else ""
+    return arguments.token_ids("tokens", tokens, advice=advice)
 
 
 def _out_of_memory(where: str) -> MemoryLimitError:

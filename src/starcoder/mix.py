@@ -7,6 +7,7 @@ table in words.
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,8 +51,8 @@ _GGML_NUMBERS = {  # as the last argument of ggml's quantizer
 }
 
 
-def find_mix(text: str) -> Mix:
-    """The mix that a user names, in any case, or by ggml's number.
+def find_mix(text: str, where: str = "type") -> Mix:
+    """The mix that a user names, in any case, or by ggml's number; `where` is the option.
 
     Raises:
         InputError: there is none of that name.
@@ -59,7 +60,7 @@ def find_mix(text: str) -> Mix:
     mix = _MIXES.get(_GGML_NUMBERS.get(text, text.lower()))
     if mix is None:
         numbers = ", ".join(f"{number} for {name}" for number, name in _GGML_NUMBERS.items())
-        raise InputError("type", repr(text[:40]), " ".join(_MIXES), f"or a number: {numbers}")
+        raise _unknown(where, text, list(_MIXES), f"or a number: {numbers}")
     return mix
 
 
@@ -68,16 +69,29 @@ def all_mixes() -> tuple[Mix, ...]:
     return tuple(_MIXES.values())
 
 
-def find_type(text: str) -> TensorType:
-    """The type of a single tensor that a user names.
+def find_type(text: str, where: str = "type") -> TensorType:
+    """The type of a single tensor that a user names; `where` is the option.
 
     Raises:
         InputError: there is none of that name.
     """
     kind = TensorType.__members__.get(text.upper())
     if kind is None:
-        raise InputError("type", repr(text[:40]), " ".join(TensorType.__members__).lower())
+        raise _unknown(where, text, [name.lower() for name in TensorType.__members__])
     return kind
+
+
+def _unknown(where: str, text: str, names: list[str], advice: str = "") -> InputError:
+    """The names that are near to what was typed, or all of them where none is."""
+    found, typed = repr(text[:40]), text[:40].lower()
+    near = [name for name in names if typed and name.startswith(typed)]
+    near = near or [name for name in names if typed.startswith(f"{name}_")]
+    near = near or difflib.get_close_matches(typed, names)
+    if not near:
+        return InputError(where, found, " ".join(names), advice)
+    *some, last = near
+    which = f"{', '.join(some)} or {last}" if some else last
+    return InputError(where, found, "the name of a type", f"did you mean {which}?")
 
 
 # ------------------------------------------------------------------------------------------------

@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from starcoder import arguments
 from starcoder.errors import StarcoderError
 
-__all__ = ["LogitsError", "Sampler", "SamplingParams"]
+__all__ = ["MOST_TOKENS", "LogitsError", "Sampler", "SamplingParams"]
 
+MOST_TOKENS = (1 << 31) - 1  # of any number of tokens that a user gives
 _MAX_SEED = (1 << 64) - 1
 _MAX_LOGIT = np.finfo(np.float32).max
+_DAMAGED = "the model file is probably damaged: starcoder inspect FILE --check names the tensor"
 _GROUP = 64  # logits in one group of `_top`; 16 to 256 take the same time
 
 
@@ -40,17 +42,19 @@ class SamplingParams:
     top_p: float = 0.9  # then among the fewest that together have this probability
     repeat_last_n: int = 64  # tokens back that are penalized; 0: none, -1: all
     repeat_penalty: float = 1.0  # above 1: tokens seen lately become less likely
-    seed: int | None = None  # None: a new one from the operating system
+    seed: int | None = None  # None or -1: a new one from the operating system
 
     def __post_init__(self) -> None:
         checked: dict[str, float | None] = {
             "temperature": arguments.real("temperature", self.temperature, 0),
-            "top_k": arguments.whole("top_k", self.top_k, 0, 1 << 31),
+            "top_k": arguments.whole("top_k", self.top_k, 0, MOST_TOKENS),
             "top_p": arguments.real("top_p", self.top_p, 0, 1),
-            "repeat_last_n": arguments.whole("repeat_last_n", self.repeat_last_n, -1, 1 << 31),
+            "repeat_last_n": arguments.whole("repeat_last_n", self.repeat_last_n, -1, MOST_TOKENS),
             "repeat_penalty": arguments.real("repeat_penalty", self.repeat_penalty, 0.01, 100),
-            "seed": None if self.seed is None else arguments.whole("seed", self.seed, 0, _MAX_SEED),
         }
+        if self.seed is not None:
+            seed = arguments.whole("seed", self.seed, -1, _MAX_SEED)
+            checked["seed"] = None if seed == -1 else seed
         for name, value in checked.items():  # as plain ints and floats, whatever came
             object.__setattr__(self, name, value)
 
@@ -75,8 +79,8 @@ class Sampler:
         # Both also find what is not a number.
         if not all(math.isfinite(logits[i]) for i in (logits.argmax(), logits.argmin())):
             n_bad = int(np.count_nonzero(~np.isfinite(logits)))
-            found = f"{n_bad} of {len(logits)} infinite or not numbers"
-            raise LogitsError("logits", found, "numbers", "the model file is probably damaged")
+            found = f"{n_bad} of {len(logits)} that are NaN or infinite"
+            raise LogitsError("logits", found, "finite numbers", _DAMAGED)
         params = self.params
         logits = self._penalize(logits, tokens)
         if params.temperature == 0:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from starcoder import mix as mixes
 from starcoder.checkpoint import Checkpoint
@@ -19,6 +20,7 @@ from starcoder.tensor import Tensor, TensorType
 __all__ = ["Choice", "plan", "tensor_shapes"]
 
 _EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"
+_OUTPUT_OPTION, _EMBEDDING_OPTION = "--output-type", "--embedding-type"
 _POSITIONS = "position_embd.weight"
 
 
@@ -51,13 +53,15 @@ def plan(checkpoint: Checkpoint, choice: Choice) -> tuple[dict[str, TensorType],
         return types, notes + _note_loss(checkpoint, types)
     exceptions = list(_exceptions(checkpoint, choice))
     asked = _decide(exceptions)
-    notes = []
+    replaced: dict[_Fallback, list[str]] = {}
     for name, tensor in matrices.items():
         kind = asked[name] if name in asked else _of_mix(choice, checkpoint, name)
         types[name] = mixes.fit(kind, tensor.shape[1])
         if types[name] is not kind:
-            notes.append(_note_fallback(name, tensor, kind, types[name]))
+            fallback = _Fallback(tensor.shape[1], kind, types[name])
+            replaced.setdefault(fallback, []).append(name)
     types[_POSITIONS] = asked.get(_POSITIONS, types[_POSITIONS])
+    notes = [fallback.note(names) for fallback, names in replaced.items()]
     return types, notes + _note_loss(checkpoint, types)
 
 
@@ -120,9 +124,9 @@ def _exceptions(checkpoint: Checkpoint, choice: Choice) -> Iterator[_Exception]:
     """In the order in which they count."""
     output = _OUTPUT if _OUTPUT in checkpoint.tensors else _EMBEDDING
     if choice.output_type is not None:
-        yield _Exception("--output-type", choice.output_type, (output,))
+        yield _Exception(_OUTPUT_OPTION, choice.output_type, (output,))
     if choice.embedding_type is not None:
-        yield _Exception("--embedding-type", choice.embedding_type, (_EMBEDDING,))
+        yield _Exception(_EMBEDDING_OPTION, choice.embedding_type, (_EMBEDDING,))
     for pattern, kind in choice.patterns:
         fitting = tuple(name for name in checkpoint.tensors if mixes.fits(pattern, name))
         yield _Exception(f"--tensor-type {pattern}={kind.name.lower()}", kind, fitting)
@@ -149,6 +153,9 @@ def _why_idle(exception: _Exception) -> tuple[str, str, str]:
         advice = "starcoder inspect shows the names"
         return "no tensor of such a name", "part of a name, with * and ?", advice
     first = next(exception.names, None)
+    if exception.option == _EMBEDDING_OPTION:  # only --output-type comes before it
+        found = "a model whose output matrix is its embedding"
+        return found, f"one of {_OUTPUT_OPTION} and {_EMBEDDING_OPTION}", "leave the other out"
     if first is not None:
         advice = "leave one of them out, or change their order"
         return f"{first}, which an option before it names", "a tensor of its own", advice
@@ -162,9 +169,20 @@ def _why_idle(exception: _Exception) -> tuple[str, str, str]:
 # Notes and checks
 
 
-def _note_fallback(name: str, tensor: Tensor, kind: TensorType, instead: TensorType) -> str:
-    columns = f"{tensor.shape[1]} columns are no whole blocks of {kind.block_len}"
-    return f"{name}: {columns}, so it is {instead.name.lower()} instead of {kind.name.lower()}"
+class _Fallback(NamedTuple):
+    """A type that rows of some length cannot have, and what they have instead."""
+
+    n_cols: int
+    kind: TensorType
+    instead: TensorType
+
+    def note(self, names: Sequence[str]) -> str:
+        """It is said once for all tensors of whom it is true."""
+        many = len(names) > 1
+        which = f"{len(names)} tensors" if many else names[0]
+        types = f"{self.instead.name.lower()} instead of {self.kind.name.lower()}"
+        why = f"{self.n_cols} columns are no whole blocks of {self.kind.block_len}"
+        return f"{which} with rows of {self.n_cols} {'are' if many else 'is'} {types}: {why}"
 
 
 def _note_loss(checkpoint: Checkpoint, types: Mapping[str, TensorType]) -> list[str]:

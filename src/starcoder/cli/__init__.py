@@ -47,7 +47,10 @@ def _exit(program: str, command: Callable[[], Any]) -> NoReturn:
     except KeyboardInterrupt:
         code = INTERRUPTED
     except OSError as error:  # a full disk behind stdout
-        code = _complain(program, f"{error.filename or 'input or output'}: {error.strerror}")
+        code = _complain(
+            program,
+            f"{error.filename or 'input or output'}: {(error.strerror or str(error)).lower()}",
+        )
         forget_output()
     except StarcoderError as error:
         code = _complain(program, str(error))
@@ -63,6 +66,8 @@ def _exit(program: str, command: Callable[[], Any]) -> NoReturn:
 def _run(program: str, command: Callable[[], Any]) -> int:
     import typer
 
+    from starcoder.cli.usage import explain
+
     # The class has no public name: older typers take it from click, newer have a copy.
     usage_error = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
     built = command()
@@ -72,7 +77,7 @@ def _run(program: str, command: Callable[[], Any]) -> int:
     except typer.Exit as end:
         return end.exit_code
     except usage_error as error:
-        return _complain(program, f"{error.format_message().rstrip('.')}; see {program} --help")
+        return _complain(program, explain(error, program, sys.argv[1:]))
 
 
 def _starcoder() -> Any:

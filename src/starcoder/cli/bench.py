@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from starcoder.cli import bench_report as report
+from starcoder.cli.numbers import whole
 from starcoder.cli.rewrite import Pre, Threads
 from starcoder.errors import InputError
 
@@ -38,21 +39,17 @@ def bench(
         typer.Option("-m", "--model", help="File, directory or Hub name. Default: the package's."),
     ] = None,
     n_prompt: Annotated[
-        int, typer.Option("-p", "--n-prompt", min=1, max=_MOST, help="Tokens of the prompt.")
+        int, whole("-p", "--n-prompt", "Tokens of the prompt.", low=1, high=_MOST)
     ] = 512,
     n_decode: Annotated[
-        int, typer.Option("-n", "--n-predict", min=1, max=_MOST, help="Tokens one by one.")
+        int, whole("-n", "--n-predict", "Tokens one by one.", low=1, high=_MOST)
     ] = 64,
     threads: Threads = None,
-    depth: Annotated[
-        int, typer.Option("--depth", min=0, max=_MOST, help="Tokens in the cache before.")
-    ] = 0,
+    depth: Annotated[int, whole("--depth", "Tokens in the cache before.", high=_MOST)] = 0,
     batch: Annotated[
-        int, typer.Option("--batch", min=1, max=1 << 12, help="Sequences that decode together.")
+        int, whole("--batch", "Sequences that decode together.", low=1, high=1 << 12)
     ] = 1,
-    repeats: Annotated[
-        int, typer.Option("-r", "--repeats", min=1, max=1000, help="The median counts.")
-    ] = 5,
+    repeats: Annotated[int, whole("-r", "--repeats", "The median counts.", low=1, high=1000)] = 5,
     shape: Annotated[
         str | None, typer.Option("--shape", help="Random weights: starcoderbase-1b, ... No file.")
     ] = None,
@@ -143,7 +140,7 @@ def _sources(
         raise InputError("-m and --shape", "both", "one of them")
     config = synthetic.config_of(shape)
     names = (types or "q4_0").split(",")
-    return [_Source(config, mix=find_mix(name.strip())) for name in names]
+    return [_Source(config, mix=find_mix(name.strip(), "--type")) for name in names]
 
 
 def _measure(

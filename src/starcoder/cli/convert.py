@@ -43,7 +43,7 @@ def convert(
 
     legacy = is_legacy(out, format_)
     max_part_bytes = part_bytes(split_max_size, legacy)
-    chosen = mix.find_mix(type_) if type_ is not None else None
+    chosen = mix.find_mix(type_, "--type") if type_ is not None else None
     path, origin = fetch(source, revision)
     checkpoint = formats.read(path, pre)
     if chosen is None and checkpoint.format == "Hugging Face":

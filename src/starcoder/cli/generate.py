@@ -6,8 +6,8 @@ as an underscore.
 
 from __future__ import annotations
 
+import logging
 import random
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,9 +15,11 @@ import typer
 
 from starcoder import __version__
 from starcoder.cli import INTERRUPTED, report
+from starcoder.cli.numbers import real, whole
 from starcoder.cli.rewrite import Pre
 from starcoder.cli.text_file import as_text, read_file, read_stdin
-from starcoder.errors import InputError
+from starcoder.cli.usage import Group
+from starcoder.errors import InputError, StarcoderError
 
 if TYPE_CHECKING:
     from starcoder.llm import LLM, Options
@@ -34,7 +36,8 @@ SETTINGS: dict[str, Any] = {  # of a command line, whatever it does
         "token_normalize_func": lambda name: name.replace("_", "-"),
     },
 }
-app = typer.Typer(**SETTINGS)
+_EMPTY = "the prompt is empty; the text starts at the beginning of a document"
+app = typer.Typer(cls=Group, **SETTINGS)
 
 _PYTHON_PROMPTS = (
     "def fibonacci(n):\n",
@@ -51,31 +54,6 @@ _PROMPTS = (
     "#!/bin/sh\n# Back up a folder\n",
     "package main\n\nimport (\n",
 )
-
-
-def _whole(*names: str, low: int = 0, high: int = (1 << 31) - 1) -> Any:
-    """An option for a whole number; the last of `names` is the help text."""
-
-    def parse(text: str | int) -> int:
-        with suppress(ValueError):
-            if low <= int(text) <= high:
-                return int(text)
-        raise typer.BadParameter(f"found {text!r}, expected a whole number from {low} to {high}")
-
-    *flags, help_text = names
-    return typer.Option(*flags, parser=parse, metavar="N", help=help_text)
-
-
-def _real(flag: str, help_text: str, low: float = 0, high: float = 1e6) -> Any:
-    """An option for a number."""
-
-    def parse(text: str | float) -> float:
-        with suppress(ValueError):
-            if low <= float(text) <= high:
-                return float(text)
-        raise typer.BadParameter(f"found {text!r}, expected a number from {low:g} to {high:g}")
-
-    return typer.Option(flag, parser=parse, metavar="X", help=help_text)
 
 
 def _show_version(wanted: bool) -> None:
@@ -102,32 +80,32 @@ def generate(
     file: Annotated[
         Path | None, typer.Option("-f", "--file", help="Read the prompt from a file.")
     ] = None,
-    n_predict: Annotated[int, _whole("-n", "--n-predict", "Most tokens to generate.")] = 200,
+    n_predict: Annotated[int, whole("-n", "--n-predict", "Most tokens to generate.")] = 200,
     n_ctx: Annotated[
         int | None,
-        _whole("-c", "--context", "Most tokens in all. Default: the model's.", low=1),
+        whole("-c", "--context", "Most tokens in all. Default: the model's.", low=1),
     ] = None,
-    seed: Annotated[int, _whole("-s", "--seed", "-1: random.", low=-1, high=(1 << 64) - 1)] = -1,
-    temp: Annotated[float, _real("--temp", "0: always the likeliest token.")] = 1.0,
-    top_k: Annotated[int, _whole("--top-k", "Choose among so many tokens; 0: all.")] = 40,
+    seed: Annotated[int, whole("-s", "--seed", "-1: random.", low=-1, high=(1 << 64) - 1)] = -1,
+    temp: Annotated[float, real("--temp", "0: always the likeliest token.")] = 1.0,
+    top_k: Annotated[int, whole("--top-k", "Choose among so many tokens; 0: all.")] = 40,
     top_p: Annotated[
-        float, _real("--top-p", "Then among the fewest of this probability.", high=1)
+        float, real("--top-p", "Then among the fewest of this probability.", high=1)
     ] = 0.9,
     repeat_last_n: Annotated[
-        int, _whole("--repeat-last-n", "Tokens back to penalize; -1: all.", low=-1)
+        int, whole("--repeat-last-n", "Tokens back to penalize; -1: all.", low=-1)
     ] = 64,
     repeat_penalty: Annotated[
-        float, _real("--repeat-penalty", "Above 1: fewer repeats.", low=0.01, high=100)
+        float, real("--repeat-penalty", "Above 1: fewer repeats.", low=0.01, high=100)
     ] = 1.0,
     ignore_eos: Annotated[
         bool, typer.Option("--ignore-eos", help="Go on after the model's end token.")
     ] = False,
     threads: Annotated[
-        int | None, _whole("-t", "--threads", "Default: all cores.", low=1, high=1024)
+        int | None, whole("-t", "--threads", "Default: all cores.", low=1, high=1024)
     ] = None,
     n_batch: Annotated[
         int,
-        _whole("-b", "--batch-size", "Prompt tokens in one step.", low=1, high=1 << 20),
+        whole("-b", "--batch-size", "Prompt tokens in one step.", low=1, high=1 << 20),
     ] = 512,
     pre: Pre = None,
     token_test: Annotated[
@@ -150,7 +128,7 @@ def generate(
         return 0
     seed = seed if seed >= 0 else random.SystemRandom().randrange(1 << 31)
     text = _read_prompt(prompt, file, seed, _PYTHON_PROMPTS if model is None else _PROMPTS)
-    tests = None if token_test is None else report.token_tests(read_file(token_test, "-tt"))
+    tests = None if token_test is None else report.token_tests(token_test)
     options: Options = {
         "max_tokens": n_predict,
         "ignore_eos": ignore_eos,
@@ -164,6 +142,8 @@ def generate(
     clock = report.Clock()
     llm = _load(model, threads, n_ctx, n_batch, pre)
     stream = llm.stream(text, **options)  # what is wrong with a prompt comes before the facts
+    if not text:
+        logging.getLogger("starcoder").warning(_EMPTY)
     report.facts(llm)
     if tests is not None:
         report.token_test(llm, tests)
@@ -203,6 +183,10 @@ def _write(stream: Stream, options: Options, prompt: str | None) -> bool:
     except KeyboardInterrupt:
         stream.close()
         finished = False
+    except StarcoderError:  # said on a line of its own
+        if prompt is not None:
+            print(flush=True)
+        raise
     if prompt is not None:
         print(flush=True)
     return finished

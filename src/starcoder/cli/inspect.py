@@ -108,7 +108,7 @@ def _vocabulary(checkpoint: Checkpoint) -> dict[str, Any]:
         "split_digits": vocab.split_digits,
         "bos_id": vocab.bos_id,
         "eos_id": vocab.eos_id,
-        "end_ids": ", ".join(map(str, sorted(vocab.end_ids))) or None,
+        "end_ids": sorted(vocab.end_ids),
         "special_tokens": {str(i): name for i, name in names.items()},
     }
 
@@ -141,6 +141,7 @@ def _types(checkpoint: Checkpoint) -> dict[str, dict[str, int]]:
 def _text(facts: dict[str, Any]) -> str:
     simple = {k: v for k, v in facts.items() if not isinstance(v, (dict, list))}
     totals = {k: simple.pop(k) for k in _TOTALS}
+    is_checked, damage = simple.pop("finite", None) is not None, simple.pop("damage", None)
     lines = [f"{key:14} {_shown(value)}" for key, value in simple.items()]
     vocabulary = dict(facts["vocabulary"])
     specials = vocabulary.pop("special_tokens")
@@ -150,11 +151,19 @@ def _text(facts: dict[str, Any]) -> str:
     for kind, total in facts["types"].items():
         lines.append(f"{kind:14} {total['n_tensors']} tensors, {total['bytes']:,} bytes")
     lines += [f"{key:14} {value:,}" for key, value in totals.items()]
+    if is_checked:
+        lines.append(f"{'check':14} {_shown(damage or _all_good(totals))}")
     return "\n".join(lines)
+
+
+def _all_good(totals: dict[str, Any]) -> str:
+    return f"all {totals['n_parameters']:,} weights are finite"
 
 
 def _shown(value: object) -> str:
     """A value as it may go to a terminal: no control characters from a file."""
+    if isinstance(value, list):
+        value = ", ".join(map(str, value)) or None
     text = "none" if value is None else str(value)
     return "".join(c if c.isprintable() else "?" for c in text)
 

@@ -25,13 +25,17 @@ if TYPE_CHECKING:
 
 __all__ = ["quantize"]
 
+# Here and not asked of `mix`, which takes as long to import as numpy does.
+_TYPES = (
+    "f32, f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0, iq4_nl, q2_k, q3_k, q4_k, q5_k, q6_k, "
+    "q3_k_s, q3_k_m, q3_k_l, q4_k_s, q4_k_m, q5_k_s, q5_k_m"
+)
+
 
 def quantize(
     source: Annotated[str, typer.Argument(metavar="IN", help="A file, directory or Hub name.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write; may be IN.")],
-    type_: Annotated[
-        str, typer.Argument(metavar="TYPE", help="q4_0, q4_k_m, ... or ggml's number.")
-    ],
+    type_: Annotated[str, typer.Argument(metavar="TYPE", help=f"{_TYPES}, or ggml's number.")],
     output_type: Annotated[
         str | None, typer.Option("--output-type", help="Type of the output matrix.")
     ] = None,
@@ -74,10 +78,12 @@ def _choice(
         if not (pattern and equals):
             found, expected = repr(text[:80]), "PATTERN=TYPE, like ffn_down=q6_k"
             raise InputError("--tensor-type", found, expected)
-        pairs.append((pattern, find_type(kind)))
+        pairs.append((pattern, find_type(kind, "--tensor-type")))
     return Choice(
-        mix=find_mix(type_),
-        output_type=find_type(output_type) if output_type else None,
-        embedding_type=find_type(embedding_type) if embedding_type else None,
+        mix=find_mix(type_, "TYPE"),
+        output_type=None if output_type is None else find_type(output_type, "--output-type"),
+        embedding_type=(
+            None if embedding_type is None else find_type(embedding_type, "--embedding-type")
+        ),
         patterns=pairs,
     )

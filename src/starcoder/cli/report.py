@@ -7,8 +7,10 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from starcoder.cli.text_file import read_file
 from starcoder.errors import InputError
 
 if TYPE_CHECKING:
@@ -78,16 +80,20 @@ def json_line(completion: Completion) -> str:
     return json.dumps(dataclasses.asdict(completion), ensure_ascii=False)
 
 
-def token_tests(text: str) -> list[tuple[str, list[int]]]:
+def token_tests(path: Path) -> list[tuple[str, list[int]]]:
     """The tests in a file of lines `text => id,id,id`; other lines are none.
 
     Only LF ends a line: form feeds and their like belong to a test's text.
 
     Raises:
-        InputError: a test of something else than ids.
+        InputError: no file that can be read, no test in it, or one of something else than ids.
     """
-    parsed = (_parse(number, line) for number, line in enumerate(text.split("\n"), 1))
-    return [test for test in parsed if test is not None]
+    lines = read_file(path, "-tt").split("\n")
+    parsed = (_parse(number, line) for number, line in enumerate(lines, 1))
+    tests = [test for test in parsed if test is not None]
+    if not tests:
+        raise InputError(f"-tt {path}", "no test", "lines of text => id,id,id")
+    return tests
 
 
 def token_test(llm: LLM, tests: Sequence[tuple[str, list[int]]]) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from starcoder import __version__
+from starcoder.cli.numbers import whole
 from starcoder.cli.progress import Progress
 from starcoder.errors import InputError
 
@@ -33,18 +34,19 @@ __all__ = [
 ]
 
 _FORMATS = {"gguf": False, "ggml": True}
+_SIZE = "a whole number and M or G (powers of ten), like 500M"
 _SUFFIXES = {".gguf": False, ".bin": True}
 
-Threads = Annotated[
-    int | None, typer.Option("-t", "--threads", min=1, max=1024, help="Default: all cores.")
-]
+Threads = Annotated[int | None, whole("-t", "--threads", "Default: all cores.", low=1, high=1024)]
 Pre = Annotated[
     str | None,
     typer.Option("--pre", metavar="NAME", help="Split text as refact, starcoder or gpt-2 does."),
 ]
 SplitMaxSize = Annotated[
     str | None,
-    typer.Option("--split-max-size", metavar="N(M|G)", help="Write parts of so many MB or GB."),
+    typer.Option(
+        "--split-max-size", metavar="N(M|G)", help="Write parts of at most N MB or GB each."
+    ),
 ]
 
 Force = Annotated[
@@ -69,9 +71,9 @@ def part_bytes(text: str | None, legacy: bool) -> int | None:
     """`--split-max-size` in bytes; its units are powers of ten, as llama-gguf-split's are."""
     if text is None:
         return None
-    size = re.fullmatch("([1-9][0-9]{0,5})([MG])", text.upper())
+    size = re.fullmatch("([1-9][0-9]{0,5})([MG])B?", text.upper())
     if size is None:
-        raise InputError("--split-max-size", repr(text[:40]), "a size, like 500M or 4G")
+        raise InputError("--split-max-size", repr(text[:40]), _SIZE)
     if legacy:
         advice = "write a GGUF file, or one file"
         raise InputError("--split-max-size", "a legacy file in parts", "one file", advice)
@@ -98,7 +100,7 @@ def rewrite(
     types, notes = quantize.plan(checkpoint, choice)
     if choice.legacy:
         lost = formats.legacy_losses(checkpoint.vocab)
-        notes += [f"{out} has {loss}" for loss in (*(lost.grave if force else ()), *lost.slight)]
+        notes += [f"{out}: {loss}" for loss in (*(lost.grave if force else ()), *lost.slight)]
     for note in notes:
         _say(task, f"warning: {note}")
     _say(task, f"model size = {checkpoint.nbytes / 2**20:.2f} MB | {checkpoint.type_name}")
@@ -125,7 +127,9 @@ def rewrite(
         _say(task, f"wrote {out}")
     else:
         paths = formats.part_paths(out, weights, max_part_bytes)
-        _say(task, f"wrote {len(paths)} parts, the first {paths[0]}; any of them opens the model")
+        n, first = len(paths), paths[0]
+        which = f"parts, the first {first}; any of them opens the model"
+        _say(task, f"wrote {n} {which}" if n > 1 else f"wrote 1 part, {first}")
         older = formats.older_parts(out, weights, max_part_bytes)
         if older:
             _say(task, f"warning: of another set of parts there are still {len(older)}: {older[0]}")

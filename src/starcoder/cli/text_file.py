@@ -14,6 +14,7 @@ from starcoder.errors import InputError
 
 __all__ = ["as_text", "read_file", "read_stdin"]
 
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # its byte order marks
 _MAX_BYTES = 16 << 20  # far beyond any context; /dev/zero must end somewhere
 
 
@@ -27,8 +28,9 @@ def read_file(path: Path, option: str) -> str:
         with path.open("rb") as file:
             return _read(file, str(path))
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"{option} {path}", reason, "a file that can be read") from None
+        reason = _reason(error)
+        advice = "use -p - for stdin" if str(path) == "-" else ""
+        raise InputError(f"{option} {path}", reason, "a file that can be read", advice) from None
 
 
 def read_stdin() -> str:
@@ -36,8 +38,7 @@ def read_stdin() -> str:
     try:
         return _read(sys.stdin.buffer, "stdin")
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError("stdin", reason, "text that can be read") from None
+        raise InputError("stdin", _reason(error), "text that can be read") from None
 
 
 def as_text(raw: bytes, where: str) -> str:
@@ -49,8 +50,14 @@ def as_text(raw: bytes, where: str) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
+        if raw.startswith(_UTF_16):
+            raise InputError(where, "UTF-16 text", "UTF-8", "save it as UTF-8") from None
         found = f"byte 0x{raw[error.start]:02x} at offset {error.start}"
         raise InputError(where, found, "UTF-8 text", "convert it, for example with iconv") from None
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return (getattr(error, "strerror", None) or str(error)).lower()
 
 
 def _read(file: IO[bytes], where: str) -> str:

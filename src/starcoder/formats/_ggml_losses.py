@@ -32,10 +32,13 @@ def legacy_losses(vocab: Vocab) -> Losses:
     """
     back = vocab_of(vocab.tokens)
     sets = {
-        "plain text instead of special tokens: {}": (vocab.special_ids, back.special_ids),
-        "special tokens instead of plain text: {}": (back.special_ids, vocab.special_ids),
-        "no end of text at {}": (vocab.end_ids, back.end_ids),
-        "an end of text at {}": (back.end_ids, vocab.end_ids),
+        "special tokens that a .bin cannot mark: {}": (vocab.special_ids, back.special_ids),
+        "plain text that a .bin takes for special tokens: {}": (
+            back.special_ids,
+            vocab.special_ids,
+        ),
+        "ends of text that a .bin cannot mark: {}": (vocab.end_ids, back.end_ids),
+        "tokens that a .bin takes for an end of text: {}": (back.end_ids, vocab.end_ids),
     }
     grave = [
         what.format(_names(vocab.tokens[i] or b"id %d" % i for i in before - after))
@@ -43,11 +46,13 @@ def legacy_losses(vocab: Vocab) -> Losses:
         if before - after
     ]
     if vocab.split_digits != back.split_digits:
-        grave.append("digits that stand apart, where this vocabulary joins them")
+        grave.append("digits that belong together, which a .bin reads apart")
     if vocab.unembedded:
-        grave.append(f"plain text instead of an error for {_names(vocab.unembedded)}")
+        grave.append(
+            f"tokens without weights, which a .bin takes for text: {_names(vocab.unembedded)}"
+        )
     same = np.array_equal(vocab.merges, back.merges)
-    return Losses(grave, [] if same else ["merges other than the tokens tell"])
+    return Losses(grave, [] if same else ["merges that a .bin cannot hold"])
 
 
 def _names(tokens: Iterable[bytes]) -> str:

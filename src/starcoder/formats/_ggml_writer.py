@@ -105,7 +105,7 @@ def _check_vocab(path: Path, vocab: Vocab, *, force: bool) -> None:
         raise WriteError(f"{path}: vocabulary", found, expected, _ADVICE) from None
     if lost and not force:
         advice = f"{_ADVICE}, or give --force to lose this"
-        raise WriteError(str(path), "; ".join(lost), "the vocabulary as it is", advice)
+        raise WriteError(str(path), "; ".join(lost), "a vocabulary that it can hold", advice)
 
 
 def _is_matrix(name: str) -> bool:

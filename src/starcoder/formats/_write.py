@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from starcoder.errors import WriteError
 from starcoder.formats import _temporary
 
-__all__ = ["Piece", "write_file"]
+__all__ = ["Piece", "no_folder", "write_file"]
 
 Piece = bytes | NDArray[np.uint8]
 
@@ -264,7 +264,16 @@ def _failure(path: Path, target: Path, nbytes: int, error: OSError | ValueError)
         with suppress(OSError):
             free = shutil.disk_usage(target.parent).free
         return _no_room(path, reason if free is None else f"{reason}, {free:,} bytes free", nbytes)
+    if isinstance(error, FileNotFoundError) and not os.path.exists(target.parent):
+        return no_folder(path)
     return WriteError(str(path), reason, "a file that can be written", "check path and permissions")
+
+
+def no_folder(path: Path) -> WriteError:
+    """What to say of a file whose folder is not there."""
+    is_link = os.path.exists(path.parent)
+    found = "a link into no folder" if is_link else f"no folder {path.parent}"
+    return WriteError(str(path), found, "one that exists", "make it first")
 
 
 def _no_room(path: Path, found: str, nbytes: int) -> WriteError:

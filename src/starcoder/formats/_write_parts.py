@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from starcoder.errors import WriteError
 from starcoder.formats import _temporary
-from starcoder.formats._write import Piece, write_file
+from starcoder.formats._write import Piece, no_folder, write_file
 
 __all__ = ["File", "write_parts"]
 
@@ -50,6 +50,8 @@ def write_parts(files: Sequence[File], on_bytes: Callable[[int], None] | None = 
             with _locked(target):
                 _exchange([file.path.name for file in files], folder, target)
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and not target.exists():
+            raise no_folder(files[0].path) from None
         reason = (error.strerror or str(error)).lower()
         advice = "check path and permissions"
         where = str(files[0].path)
