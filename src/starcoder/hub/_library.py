@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
 __all__ = [
-    *("UNHEARD", "UNKNOWN", "Body", "HubError", "ask", "cache_folder", "hosts", "is_offline"),
-    *("open_file", "reason", "strange", "timeout"),
+    *("STRANGE", "UNHEARD", "UNKNOWN", "Body", "HubError", "ask", "cache_folder", "hosts"),
+    *("is_offline", "open_file", "reason", "strange", "timeout"),
 ]
 
 _CHUNK = 1 << 16
@@ -26,9 +26,11 @@ _MAX_ANSWER = 64 << 20  # bytes about a model; those with a thousand files have 
 _TIMEOUT = 10.0
 _PASSING = (408, 425, 429, 500, 502, 503, 504)  # answers that may be others the next time
 
-
-# Causes that leave open whether the Hub has the model, or say that it has not.
-UNHEARD, UNKNOWN = "unheard", "unknown"
+# Causes that leave open whether the Hub has the model: no answer, or another's; the last says
+# that it has not.
+UNHEARD, STRANGE, UNKNOWN = "unheard", "strange", "unknown"
+# Variables that decide who is asked, and who is trusted.
+_NETWORK = ("HF_ENDPOINT", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 
 class HubError(Exception):
@@ -102,7 +104,7 @@ def hosts() -> set[str]:
         known = {urlsplit(url).netloc.rpartition("@")[2].lower() for url in urls}
         return (known | set(getattr(constants, "HF_URL_HOSTS", ()))) - {""}
     except Exception:
-        return set()
+        return {"huggingface.co", "hf.co"}  # a wrong setting can keep the library from loading
 
 
 # ------------------------------------------------------------------------------------------------
@@ -201,8 +203,7 @@ def _as_hub_error(what: str = "no answer from the Hub") -> Iterator[None]:
         raise
     except Exception as error:
         advice = "check the connection and the proxy"
-        if "HF_ENDPOINT" in os.environ:
-            advice += " and HF_ENDPOINT"
+        advice += "".join(f" and {name}" for name in _NETWORK if os.environ.get(name))
         found = f"{what} ({reason(error)})"
         advice += ", and try again"
         raise HubError(found, "a network", advice, again=True, cause=UNHEARD) from None
@@ -247,4 +248,4 @@ def _refusal(status: int, headers: Mapping[str, str], revision: str | None) -> H
 def strange(found: str) -> HubError:
     """An answer that no Hub gives: of a login page, a proxy, another server."""
     advice = "check the proxy and HF_ENDPOINT, or download the files yourself"
-    return HubError(found, "an answer as the Hub gives it", advice)
+    return HubError(found, "an answer as the Hub gives it", advice, cause=STRANGE)
