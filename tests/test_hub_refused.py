@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from conftest import TinyModel, write_hf
-from fake_hub import ID, FakeHub, fails, serving
+from fake_hub import ID, FakeHub, fails, serving, starcoder
 from starcoder import formats, hub
 from starcoder.errors import FormatError
 
@@ -74,3 +74,12 @@ def test_a_file_that_is_not_there_is_told_with_those_that_are(served: FakeHub) -
     served.files |= {"a-q4_0.gguf": b"GGUF", "b-q4_0.gguf": b"GGUF"}
     line = fails("found no file nope.gguf", name=f"{ID}:nope.gguf")
     assert line.endswith("expected one of a-q4_0.gguf, b-q4_0.gguf")
+
+
+def test_the_command_says_it_in_one_line(served: FakeHub, tmp_path: Path) -> None:
+    change(served, model_type="llama")
+    result = starcoder(served, tmp_path, "convert", ID, str(tmp_path / "out.gguf"))
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert "config.json: model_type: found 'llama', expected 'gpt_bigcode'" in line
+    assert not any("safetensors" in request for request in served.requests)

@@ -29,7 +29,8 @@ except InputError as error:
 
 # In the place of FILE comes the path of a file.
 WRONG = {
-    "a timeout that is no number": ("HF_HUB_DOWNLOAD_TIMEOUT", "abc", "a number"),
+    "a timeout that is no number": ("HF_HUB_DOWNLOAD_TIMEOUT", "abc", "a positive number"),
+    "a timeout below zero": ("HF_HUB_DOWNLOAD_TIMEOUT", "-5", "a positive number"),
     "an endpoint that is no URL": ("HF_ENDPOINT", "foo", "a URL as https://HOST"),
     "an endpoint without a scheme": ("HF_ENDPOINT", "127.0.0.1:9", "a URL as https://HOST"),
     "an endpoint with half a bracket": ("HF_ENDPOINT", "http://[::1", "a URL as https://HOST"),
@@ -66,6 +67,21 @@ def test_certificates_that_are_not_there_are_named_if_they_are_looked_for(
         named = any(f"found {name}=/nope, expected certificates" in line for name in names)
         assert named or line.endswith(f"snapshots/{served.commit}"), line
         assert named or endpoint == served.url
+
+
+def test_a_file_without_certificates_is_named(served: FakeHub, tmp_path: Path) -> None:
+    (tmp_path / "empty.pem").touch()
+    empty = dict.fromkeys(("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"), str(tmp_path / "empty.pem"))
+    endpoint = served.url.replace("http:", "https:")
+    line = resolve(served, tmp_path, HF_ENDPOINT=endpoint, **empty)
+    assert any(f"found {name}={value}, expected certif" in line for name, value in empty.items())
+
+
+def test_a_proxy_of_an_unknown_scheme_is_named(served: FakeHub, tmp_path: Path) -> None:
+    proxy = {"HTTP_PROXY": "foo://x", "http_proxy": "foo://x", "NO_PROXY": "", "no_proxy": ""}
+    line = resolve(served, tmp_path, **proxy)
+    assert line.endswith("; set HTTP_PROXY to one, or unset it") or "http_proxy=foo://x" in line
+    assert "expected a proxy as http://HOST:PORT" in line
 
 
 def test_a_wrong_setting_that_nobody_reads_is_in_nobody_s_way(

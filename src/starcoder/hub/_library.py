@@ -29,8 +29,6 @@ _PASSING = (408, 425, 429, 500, 502, 503, 504)  # answers that may be others the
 # Causes that leave open whether the Hub has the model: no answer, or another's; the last says
 # that it has not.
 UNHEARD, STRANGE, UNKNOWN = "unheard", "strange", "unknown"
-# Variables that decide who is asked, and who is trusted.
-_NETWORK = ("HF_ENDPOINT", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 
 class HubError(Exception):
@@ -203,7 +201,8 @@ def _as_hub_error(what: str = "no answer from the Hub") -> Iterator[None]:
         raise
     except Exception as error:
         advice = "check the connection and the proxy"
-        advice += "".join(f" and {name}" for name in _NETWORK if os.environ.get(name))
+        if "HF_ENDPOINT" in os.environ:
+            advice += " and HF_ENDPOINT"
         found = f"{what} ({reason(error)})"
         advice += ", and try again"
         raise HubError(found, "a network", advice, again=True, cause=UNHEARD) from None

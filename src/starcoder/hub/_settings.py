@@ -7,7 +7,10 @@ but only when something failed, as a setting that nobody reads is in nobody's wa
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from starcoder.hub._library import STRANGE, HubError
@@ -47,12 +50,23 @@ def _expected(name: str, value: str, errors: list[BaseException]) -> str | None:
     if name in _CERTIFICATES and not os.path.exists(place):
         is_named = any(value in text for text in texts)
         return "certificates that exist" if is_named or came(FileNotFoundError) else None
+    if name in _CERTIFICATES and came(ssl.SSLError) and not _has_certificates(place):
+        return "certificates"
     if name in _FOLDERS and os.path.exists(place) and not os.path.isdir(place):
         return "a folder" if came(NotADirectoryError, FileExistsError) else None
+    if name.upper().endswith("_PROXY") and came(ValueError) and any(value in t for t in texts):
+        return "a proxy as http://HOST:PORT"
     # The library reads all its numbers when it is loaded.
-    if name.startswith("HF_") and came(ValueError) and any(repr(value) in t for t in texts):
-        return "a number"
+    is_read = name.startswith("HF_") and came(ValueError) and any(repr(value) in t for t in texts)
+    if is_read or (name == "HF_HUB_DOWNLOAD_TIMEOUT" and value.strip().startswith("-")):
+        return "a positive number"
     return None
+
+
+def _has_certificates(place: str) -> bool:
+    with suppress(OSError):
+        return os.path.isdir(place) or b"-----BEGIN" in Path(place).read_bytes()
+    return False
 
 
 def _is_url(text: str) -> bool:
