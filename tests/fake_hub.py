@@ -75,8 +75,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        with self.hub.lock:
-            self.hub.requests.append(path)
+        if path.startswith("/api/models/") or not path.startswith("/api/"):  # the library's own
+            with self.hub.lock:
+                self.hub.requests.append(path)
         if self.hub.refuse is not None:
             return self.answer(self.hub.refuse[0], {"X-Error-Code": self.hub.refuse[1]})
         if path.startswith("/store/"):

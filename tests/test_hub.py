@@ -42,7 +42,8 @@ def test_a_path_is_never_asked_for(fake: FakeHub, tmp_path: Path) -> None:
 
 
 def test_a_revision_of_a_path_is_refused(fake: FakeHub, tmp_path: Path) -> None:
-    fails("revision", name=str(tmp_path), revision="main")
+    fails("--revision is for Hub names only", name=str(tmp_path), revision="main")
+    fails("--revision is for Hub names only", name="missing.gguf", revision="main")
     fails("a branch, tag or commit", revision="../../x")
     assert fake.requests == []
 

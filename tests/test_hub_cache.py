@@ -101,7 +101,7 @@ def test_without_a_good_reference_the_whole_copy_is_found(
     with caplog.at_level(logging.WARNING, "starcoder"):
         assert hub.resolve(ID) == hub.resolve(ID, "main") == hub.resolve(ID, COMMIT) == path
     assert "nothing says which commit is newest" in caplog.messages[0]
-    fails("no copy in the cache", revision="v2")
+    fails("a copy of commit 0123456789ab in the cache, but none of v2", revision="v2")
     offline(False)
     with monkeypatch.context() as patch:
         patch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")

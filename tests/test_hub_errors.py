@@ -78,7 +78,6 @@ STRANGE = {
     "a path for the commit": _answer(sha="../../../x"),
     "an object for the commit": _answer(sha={}),
     "no files": _answer(siblings=None),
-    "an empty list of files": _siblings(),
     "a text for the files": _answer(siblings="config.json"),
     "numbers for the files": _siblings(1, 2),
     "an object for the files": _answer(siblings={"config.json": 1}),
@@ -343,7 +342,55 @@ def test_what_is_in_the_cache_and_what_is_not_is_said_with_the_reason(
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     fails(words, "and no answer from the Hub (Connection refused)")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    fails(words, "and HF_HUB_OFFLINE set", "unset HF_HUB_OFFLINE")
+    assert fails() == (
+        f"{ID}: found config.json and tokenizer.json in the cache, but no weights "
+        "(model.safetensors), and HF_HUB_OFFLINE set, expected a file, a directory or a model on "
+        "the Hub; check the name, or unset HF_HUB_OFFLINE to download it"
+    )  # as docs/hub.md has it
+
+
+def test_a_mistyped_path_into_a_folder_is_advised_on_as_a_path(
+    served: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    line = fails("found no such path, and no such model", name="models/x")
+    assert (
+        line.partition("; ")[2] == "check the spelling of the path, or it is private: set HF_TOKEN"
+    )
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert fails(name="models/x").endswith("; check the spelling of the path")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert fails(name="models/x").endswith("; check the spelling of the path")
+
+
+def test_a_login_page_is_no_matter_for_a_mistyped_path(
+    fake: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.raw = b"<html>login</html>"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner").mkdir()
+    line = fails("found no such path, and no JSON in the answer")
+    assert line.endswith("; check the spelling of the path")
+
+
+def test_offline_the_revisions_in_the_cache_are_named_where_another_is_asked_for(
+    served: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    hub.resolve(ID)
+    assert "in the cache" not in fails("no revision 'v7'", revision="v7")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    words = "found a copy of main in the cache, but none of v7, and HF_HUB_OFFLINE set"
+    fails(words, revision="v7")
+    fails(words, name=f"{ID}@v7")
+
+
+def test_an_empty_repository_is_told_as_that(fake: FakeHub) -> None:
+    assert "proxy" not in fails("found an empty repository")
 
 
 def test_offline_asks_nobody(served: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:

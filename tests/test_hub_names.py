@@ -53,6 +53,9 @@ def host(monkeypatch: pytest.MonkeyPatch) -> str:
 
 NAMES = {
     "o/n": ("o/n", None, None),
+    "o/n/": ("o/n", None, None),
+    " o/n \n": ("o/n", None, None),
+    "o/n.git": ("o/n", None, None),
     "o/n@v1.0": ("o/n", "v1.0", None),
     "o/n@refs/pr/1": ("o/n", "refs/pr/1", None),
     "o/n:q4_0": ("o/n", None, "q4_0"),
@@ -73,6 +76,9 @@ NAMES = {
     "hf://o/model.gguf": ("o/model.gguf", None, None),
     "https://HOST/o/n": ("o/n", None, None),
     "https://HOST/o/n/": ("o/n", None, None),
+    " https://HOST/o/n ": ("o/n", None, None),
+    "https://HOST/o/n.git": ("o/n", None, None),
+    "https://HOST/o/n.git/": ("o/n", None, None),
     "HTTP://host/o/n?x=1#y": ("o/n", None, None),
     "https:/HOST/o/n": ("o/n", None, None),
     "HOST/o/n": ("o/n", None, None),
@@ -90,7 +96,8 @@ def test_a_name_is_understood(host: str, text: str) -> None:
     repo, revision, wanted = NAMES[text]
     text = text.replace("HOST", host).replace("host", host)
     found = parse(text)
-    assert found == Name(text, repo, revision, wanted, is_plain=text == "o/n")
+    is_plain = text.strip() in ("o/n", "o/n/", "o/n.git")
+    assert found == Name(text.strip(), repo, revision, wanted, is_plain)
 
 
 def test_the_library_s_own_host_is_one_too(host: str) -> None:
@@ -251,6 +258,8 @@ def test_the_file_that_is_meant_is_chosen(
 REFUSALS: dict[str, tuple[tuple[str, ...], str | None, str]] = {
     "two of a type": (("a-q4_0.gguf", "b-q4_0.gguf"), "q4_0", "2 files of q4_0: a-q4_0.gguf, b-q4"),
     "no GGUF": (HF, "q4_0", "no GGUF files"),
+    "no file of that name": (HF, "nope.gguf", "no file nope.gguf"),
+    "no file of that name of several": (("a-q4_0.gguf",), "b.gguf", "no file b.gguf"),
     "a name outside": (("../q4_0.gguf", "/q4_0.gguf", "a/../q4_0.gguf"), "q4_0", "no GGUF files"),
     "names to hide in": (("a\n-q4_0.gguf", "\x1b-q4_0.gguf"), "q4_0", "no GGUF files"),
     "a missing part": (("m-00001-of-00003.gguf", "m-00003-of-00003.gguf"), None, "no part 2 of 3"),
@@ -316,6 +325,6 @@ def test_every_command_takes_a_name(served: FakeHub, tmp_path: Path) -> None:
 def test_a_model_is_made_and_measured_by_its_name(served: FakeHub) -> None:
     from starcoder.cli import bench
 
-    (source,) = bench._sources(f"{ID}@main:q8_0", None, None)
+    (source,) = bench._sources(f"{ID}@main:q8_0", None, None, None)
     assert source.open().source.endswith("tiny.Q8_0.gguf")
     assert LLM(f"{ID}:q8_0", n_threads=1).generate("def", max_tokens=1).prompt_tokens

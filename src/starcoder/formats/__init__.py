@@ -22,9 +22,10 @@ from starcoder.formats._ggml_losses import legacy_losses
 from starcoder.formats._gguf_parts import part_path
 from starcoder.formats._gguf_writer import older_parts, part_paths
 from starcoder.formats._strangers import stranger
+from starcoder.formats.hf import check_config
 from starcoder.tensor import Weights
 
-__all__ = ["legacy_losses", "older_parts", "part_paths", "read", "write"]
+__all__ = ["check_config", "legacy_losses", "older_parts", "part_paths", "read", "write"]
 
 _log = logging.getLogger("starcoder")
 

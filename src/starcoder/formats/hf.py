@@ -30,7 +30,7 @@ from starcoder.formats._vocab_json import has_files, read_vocab_files
 from starcoder.tensor import Tensor
 from starcoder.vocab import Vocab
 
-__all__ = ["folder_of", "read"]
+__all__ = ["check_config", "folder_of", "read"]
 
 _MAX_NOTICE = 500  # characters
 
@@ -55,6 +55,15 @@ def read(path: Path) -> Checkpoint:
         tensors |= _group_heads(path, config, tensors)
     told = tuple(shown(notice, _MAX_NOTICE) for notice in notices)
     return Checkpoint(config, vocab, tensors, "Hugging Face", str(path), told)
+
+
+def check_config(folder: Path) -> None:
+    """Ends with a folder whose config.json alone, before its weights are there, refuses it.
+
+    Raises:
+        FormatError: as `read` would.
+    """
+    read_config(Settings(folder / "config.json"), [])
 
 
 def _vocab(path: Path, n_vocab: int, notices: list[str]) -> Vocab:

@@ -1,9 +1,10 @@
 """Models by their names on the Hub: files from there into the cache of huggingface_hub.
 
 `_names` reads what the user wrote, `_choice` finds the files that are meant, `_download` brings
-them, `_claim` says who writes, `_cache` knows what is there and puts it in place, and `_library`
-is all we use of huggingface_hub. Here is the order of things: whatever keeps us from the Hub, a
-whole copy in the cache serves; without one, an error says what was missing, and what came between.
+them, `_claim` says who writes, `_cache` knows what is there and puts it in place, `_library` is
+all we use of huggingface_hub, and `_settings` finds what is wrong of what was set for it. Here is
+the order of things: whatever keeps us from the Hub, a whole copy in the cache serves; without one,
+an error says what was missing, and what came between.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from starcoder.errors import InputError
-from starcoder.hub import _cache, _library
+from starcoder import formats
+from starcoder.errors import FormatError, InputError
+from starcoder.hub import _cache, _library, _settings
 from starcoder.hub._cache import HASH, Copy, File
 from starcoder.hub._choice import UnfitError, choose
 from starcoder.hub._download import Progress, fetch_all
-from starcoder.hub._library import UNHEARD, HubError, reason, strange
+from starcoder.hub._library import UNHEARD, UNKNOWN, HubError, reason, strange
 from starcoder.hub._names import Name, parse, shown
 
 __all__ = ["Found", "Progress", "find", "resolve"]
@@ -64,6 +66,7 @@ def resolve(
     Raises:
         InputError: no such model or revision, no permission, no network, no room, or files that
             are not what the Hub says they are.
+        FormatError: its config.json says that it is no model of ours, before its weights come.
     """
     return find(source, revision, progress).path
 
@@ -81,10 +84,10 @@ def find(
         return _from_cache(name, _OFFLINE)
     try:
         copy = _bring(name, progress)
-    except MemoryError:
+    except (FormatError, MemoryError):
         raise
     except Exception as error:
-        return _from_cache(name, _as_hub_error(error))
+        return _from_cache(name, _settings.blamed(error) or _as_hub_error(error))
     return Found(copy.path, name.repo, copy.commit)
 
 
@@ -94,8 +97,14 @@ def _bring(name: Name, progress: Progress | None) -> Copy:
     files = [_file(file, listed[file]) for file in choice.names]
     folder = _cache.folder_of(name.repo)
     missing = [file for file in files if not _cache.has(folder, commit, file)]
+
+    def before(file: File) -> None:
+        """A directory that its config.json refuses is refused before anything else of it comes."""
+        if choice.entry is None and file.name != "config.json":
+            formats.check_config(_cache.link(folder, commit, files[:1]))
+
     if missing:
-        fetch_all(name.repo, commit, folder / "blobs", missing, progress)
+        fetch_all(name.repo, commit, folder / "blobs", missing, progress, before)
     path = _cache.link(folder, commit, files)
     _cache.note(folder, name, commit)
     return Copy(path / choice.entry if choice.entry else path, commit)
@@ -112,8 +121,10 @@ def _listing(answer: Any) -> tuple[str, dict[str, dict[str, Any]]]:
     commit, siblings = answer.get("sha"), answer.get("siblings")
     if not (isinstance(commit, str) and HASH.fullmatch(commit)):
         raise strange(f"the commit {shown(repr(commit))[:80]}")
-    if not isinstance(siblings, list) or not siblings:
+    if not isinstance(siblings, list):
         raise strange("no list of files")
+    if not siblings:
+        raise HubError("an empty repository", advice="check the name and the revision")
     files = {}
     for entry in siblings:
         name = entry.get("rfilename") if isinstance(entry, dict) else None
@@ -157,15 +168,20 @@ def _from_cache(name: Name, error: HubError) -> Found:
 
 
 def _input_error(name: Name, error: HubError, lack: HubError) -> InputError:
-    found, expected = [error.found], error.expected
-    if lack.found or error.cause == UNHEARD:
+    found, expected, advice = [error.found], error.expected, error.advice
+    if error.cause == UNHEARD or (lack.found and lack.cause != UNKNOWN):
         found.insert(0, lack.found or "no copy in the cache")
-    if name.is_plain and error.cause:
-        found.insert(0, "no such path")
+    may_be_path = name.is_plain and os.path.isdir(name.repo.split("/")[0])
+    if name.is_plain and (error.cause in (UNHEARD, UNKNOWN) or (may_be_path and error.cause)):
         expected = "a file, a directory or a model on the Hub"
+        if not lack.found:  # of what is in the cache in part, it is clear what was meant
+            found.insert(0, "no such path")
+            if may_be_path:
+                advice = "check the spelling of the path"
+                advice += f", {error.advice}" if error.cause == UNKNOWN else ""
     *first, last = found
     line = f"{', '.join(first)}, and {last}" if first else last
-    return InputError(shown(name.text), line, expected, error.advice)
+    return InputError(shown(name.text), line, expected, advice)
 
 
 def _as_hub_error(error: Exception) -> HubError:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from starcoder.hub import _library
 from starcoder.hub._choice import UnfitError, choose
-from starcoder.hub._library import HubError
+from starcoder.hub._library import UNKNOWN, HubError
 from starcoder.hub._names import Name, shown
 
 __all__ = ["HASH", "Copy", "File", "find", "folder_of", "has", "link", "note"]
@@ -57,7 +57,8 @@ def find(name: Name) -> Copy:
     """The model as it was downloaded before: of its revision, or else the newest of main.
 
     Raises:
-        HubError: there is no whole one; `found` says what there is.
+        HubError: there is no whole one; `found` says what there is. Its cause is UNKNOWN where
+            that is of other revisions only.
         UnfitError: there are several.
     """
     folder, lack = folder_of(name.repo), ""
@@ -70,6 +71,10 @@ def find(name: Name) -> Copy:
             lack = lack or _lack(place, error)
         else:
             return Copy(place / entry if entry else place, place.name, is_noted)
+    if not lack and (others := _revisions(folder)):
+        listed = f"{'a copy' if len(others) == 1 else 'copies'} of {_joined(others)}"
+        found = f"{listed} in the cache, but none of {name.revision or 'main'}"
+        raise HubError(found, cause=UNKNOWN)
     raise HubError(lack)
 
 
@@ -133,12 +138,23 @@ def _files(snapshot: Path) -> set[str]:
 def _lack(snapshot: Path, error: HubError) -> str:
     """What of a model is there, and what is not; nothing, if nothing is."""
     names = sorted(shown(name) for name in _files(snapshot))
-    if not names:
-        return ""
+    return f"{_joined(names)} in the cache, but {error.found}" if names else ""
+
+
+def _revisions(folder: Path) -> list[str]:
+    """The revisions of which there is anything, by their names or else by their commits."""
+    named: dict[str, list[str]] = {}
+    for ref in sorted((folder / "refs").rglob("*")):
+        if commit := _commit(ref):
+            named.setdefault(commit, []).append(ref.relative_to(folder / "refs").as_posix())
+    places = [place for place in _by_age(folder / "snapshots") if _files(place)]
+    return [shown(name) for p in places for name in named.get(p.name, [f"commit {p.name[:12]}"])]
+
+
+def _joined(names: list[str]) -> str:
     more = [f"{len(names) - _MAX_NAMES} more"] if len(names) > _MAX_NAMES else []
     *most, last = names[:_MAX_NAMES] + more
-    listed = f"{', '.join(most)} and {last}" if most else last
-    return f"{listed} in the cache, but {error.found}"
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def has(folder: Path, commit: str, file: File) -> bool:

@@ -168,6 +168,9 @@ def _file(files: list[_File], names: Collection[str], wanted: str) -> Choice:
         several = ", ".join(file.parts[min(file.parts)] for file in fitting[:_SHOWN])
         found, advice = f"{len(fitting)} files of {wanted}: {several}", "write owner/name:FILE"
         raise UnfitError(found, "one of them", advice)
+    if "." in wanted:  # the name of a file, as no type has one
+        there = [file.parts[min(file.parts)] for file in files] or sorted(filter(_is_safe, names))
+        raise UnfitError(f"no file {wanted}", f"one of {_cut(there)}")
     if files:
         raise UnfitError(f"no file of {wanted}", f"one of {_listed(files)}")
     advice = ""
@@ -206,7 +209,10 @@ def _parts(file: _File) -> Choice:
 
 
 def _listed(files: list[_File]) -> str:
-    labels = list(dict.fromkeys(file.label for file in files))
+    return _cut(list(dict.fromkeys(file.label for file in files)))
+
+
+def _cut(labels: list[str]) -> str:
     more = f" and {len(labels) - _SHOWN} more" if len(labels) > _SHOWN else ""
     return ", ".join(labels[:_SHOWN]) + more
 

@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -45,9 +46,14 @@ class Progress(Protocol):
 
 
 def fetch_all(
-    repo: str, commit: str, blobs: Path, files: list[File], progress: Progress | None
+    repo: str,
+    commit: str,
+    blobs: Path,
+    files: list[File],
+    progress: Progress | None,
+    before: Callable[[File], None],
 ) -> None:
-    """Bring these files into the cache.
+    """Bring these files into the cache, one after the other; `before` each there may be a check.
 
     Raises:
         HubError: no room, no answer, or other bytes than the Hub states.
@@ -58,6 +64,7 @@ def fetch_all(
     with _Bar() if progress is None else nullcontext(progress) as shown:
         shown.start(total)
         for file in files:
+            before(file)
             _Fetch(repo, commit, blobs, file, shown).run()
 
 

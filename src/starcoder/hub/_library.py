@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
 __all__ = [
-    *("UNHEARD", "UNKNOWN", "Body", "HubError", "ask", "cache_folder", "hosts", "is_offline"),
-    *("open_file", "reason", "strange", "timeout"),
+    *("STRANGE", "UNHEARD", "UNKNOWN", "Body", "HubError", "ask", "cache_folder", "hosts"),
+    *("is_offline", "open_file", "reason", "strange", "timeout"),
 ]
 
 _CHUNK = 1 << 16
@@ -26,9 +26,9 @@ _MAX_ANSWER = 64 << 20  # bytes about a model; those with a thousand files have 
 _TIMEOUT = 10.0
 _PASSING = (408, 425, 429, 500, 502, 503, 504)  # answers that may be others the next time
 
-
-# Causes that leave open whether the Hub has the model, or say that it has not.
-UNHEARD, UNKNOWN = "unheard", "unknown"
+# Causes that leave open whether the Hub has the model: no answer, or another's; the last says
+# that it has not.
+UNHEARD, STRANGE, UNKNOWN = "unheard", "strange", "unknown"
 
 
 class HubError(Exception):
@@ -102,7 +102,7 @@ def hosts() -> set[str]:
         known = {urlsplit(url).netloc.rpartition("@")[2].lower() for url in urls}
         return (known | set(getattr(constants, "HF_URL_HOSTS", ()))) - {""}
     except Exception:
-        return set()
+        return {"huggingface.co", "hf.co"}  # a wrong setting can keep the library from loading
 
 
 # ------------------------------------------------------------------------------------------------
@@ -247,4 +247,4 @@ def _refusal(status: int, headers: Mapping[str, str], revision: str | None) -> H
 def strange(found: str) -> HubError:
     """An answer that no Hub gives: of a login page, a proxy, another server."""
     advice = "check the proxy and HF_ENDPOINT, or download the files yourself"
-    return HubError(found, "an answer as the Hub gives it", advice)
+    return HubError(found, "an answer as the Hub gives it", advice, cause=STRANGE)

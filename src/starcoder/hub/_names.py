@@ -91,8 +91,8 @@ def _text(source: object) -> str:
 
 def _path(text: str, revision: str | None) -> Path:
     if revision is not None:
-        advice = "leave --revision out, or give owner/name"
-        raise InputError("revision", f"{revision!r} of a path", "a Hub id", advice)
+        found, advice = f"{revision!r} for the path {shown(text)}", "leave it out"
+        raise InputError("revision", found, "none: --revision is for Hub names only", advice)
     return Path(text)
 
 
@@ -107,7 +107,8 @@ def _check_revision(revision: object) -> None:
 
 
 def _named(text: str) -> Name | None:
-    """The name that a text spells; None: it can only be a path."""
+    """The name that a text spells, also one pasted with blanks; None: it can only be a path."""
+    text = text.strip()
     scheme, mark, rest = text.partition(":/")  # a Path made "//" one slash
     if mark and scheme.lower() == "hf":
         return _match(_HF, text, rest.lstrip("/"))
@@ -119,11 +120,11 @@ def _named(text: str) -> Name | None:
         return _page(text, host, page)
     if Path(text).suffix in _FILE_SUFFIXES and ":" not in text:
         return None
-    found = _ID.fullmatch(text)
+    found = _ID.fullmatch(text.removesuffix("/"))
     if found is None:
         return None
-    is_plain = _PLAIN.fullmatch(text) is not None
-    return Name(text, found["repo"], found["revision"], found["wanted"], is_plain)
+    is_plain = _PLAIN.fullmatch(found[0]) is not None
+    return Name(text, _repo(found), found["revision"], found["wanted"], is_plain)
 
 
 def _page(text: str, host: str, page: str) -> Name:
@@ -146,7 +147,12 @@ def _match(spelling: re.Pattern[str], text: str, rest: str) -> Name:
     if found is None:
         _refuse(text)
     revision, wanted = (part and unquote(part) for part in (found["revision"], found["wanted"]))
-    return Name(text, found["repo"], revision, wanted)
+    return Name(text, _repo(found), revision, wanted)
+
+
+def _repo(found: re.Match[str]) -> str:
+    """The model's id. None ends in .git, but what `git clone` is given does."""
+    return found["repo"].removesuffix(".git")
 
 
 def _refuse(text: str) -> NoReturn:
