@@ -783,6 +783,10 @@ def test_shards_have_plain_names(tmp_path: Path, tiny: TinyModel, name: Any) -> 
     table = json.loads(index.read_text())
     table["weight_map"][WPE] = name
     index.write_text(json.dumps(table))
+    (notice,) = formats.read(path).notices  # the shards are whole by their own names
+    assert notice.startswith("model.safetensors.index.json: weight_map: found ")
+    (path / "model-00001-of-00002.safetensors").rename(path / "m.safetensors")
+    (path / "model-00002-of-00002.safetensors").unlink()
     fails(path, "weight_map", "plain name")
 
 

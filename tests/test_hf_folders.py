@@ -219,7 +219,8 @@ def test_whole_shards_need_no_index_that_can_be_used(
     found = formats.read(path)
     assert found == whole
     (notice,) = found.notices
-    assert notice.startswith(f"{index.name} is not used: found ")
+    assert notice.startswith(f"{index.name}: ")
+    assert notice.endswith("; the index is not used")
 
 
 def test_a_byte_order_mark_before_json_does_no_harm(

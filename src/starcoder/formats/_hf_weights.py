@@ -117,7 +117,7 @@ def _find(folder: Path, kind: _Kind) -> _Files | FormatError | None:
     try:
         placed = _placed(index, kind)
     except FormatError as error:
-        unused = f"{index.name} is not used: found {error.found}"
+        unused = f"{_told(error)}; the index is not used"
         return _whole_series(folder, series, unused) or lack or _gap(folder, series) or error
     named = set(placed.values())
     what = f"a shard that {index.name} names"
