@@ -455,7 +455,8 @@ def test_a_directory_with_pickles_only_gets_advice(tmp_path: Path, tiny: TinyMod
         ("tokenizer.ggml.merges", Value("str", ["a Ω"]), ["merge 0"]),
         ("tokenizer.ggml.merges", Value("str", ["Ġ z", "z q"]), ["tokens"]),
         ("tokenizer.ggml.eos_token_id", Value("str", "0"), ["whole number"]),
-        ("general.name", Value("str", b"\xff\xfe"), ["UTF-8"]),
+        ("general.name", Value("u32", 7), ["a string"]),
+        ("general.architecture", Value("str", b"\xff\xfe"), ["UTF-8"]),
         ("general.type", Value("str", "adapter"), ["LoRA adapter", "merge"]),
     ],
 )
@@ -464,6 +465,15 @@ def test_bad_gguf_metadata_is_refused(
 ) -> None:
     keys = {"tokenizer.ggml.token_type": None} if key == "tokenizer.ggml.tokens" else {}
     fails(write_gguf(tmp_path / "bad.gguf", tiny, keys=keys | {key: value}), *words)
+
+
+def test_a_name_that_is_no_utf8_is_only_shown_otherwise(tmp_path: Path, tiny: TinyModel) -> None:
+    keys = {"general.name": Value("str", "größer".encode("latin-1"))}
+    path, out = write_gguf(tmp_path / "x.gguf", tiny, keys=keys), tmp_path / "out.gguf"
+    found = formats.read(path)
+    assert found.config.name == "gr\ufffd\ufffder"
+    formats.write(out, found)
+    assert formats.read(out).tensors == found.tensors
 
 
 def with_tensor(model: TinyModel, i: int, **changes: Any) -> list[GGUFTensor]:
@@ -773,6 +783,10 @@ def test_shards_have_plain_names(tmp_path: Path, tiny: TinyModel, name: Any) -> 
     table = json.loads(index.read_text())
     table["weight_map"][WPE] = name
     index.write_text(json.dumps(table))
+    (notice,) = formats.read(path).notices  # the shards are whole by their own names
+    assert notice.startswith("model.safetensors.index.json: weight_map: found ")
+    (path / "model-00001-of-00002.safetensors").rename(path / "m.safetensors")
+    (path / "model-00002-of-00002.safetensors").unlink()
     fails(path, "weight_map", "plain name")
 
 

@@ -5,6 +5,7 @@ What is there decides: each folder here gives the model of a whole one, and says
 
 from __future__ import annotations
 
+import codecs
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -204,6 +205,38 @@ def test_nor_does_an_index_that_is_none(
     assert found.notices[0].startswith(INDEX)
 
 
+@pytest.mark.parametrize(
+    "text", ["version https://git-lfs", "<html>", "", "[]", "{}", '{"weight_map": {"a": "/x"}}']
+)
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_whole_shards_need_no_index_that_can_be_used(
+    tmp_path: Path, tiny: TinyModel, whole: Checkpoint, suffix: str, text: str
+) -> None:
+    write = write_hf if suffix == "safetensors" else write_hf_bin
+    path = write(tmp_path / "hf", tiny, n_shards=3)
+    index = next(path.glob("*.index.json"))
+    index.write_text(text)
+    found = formats.read(path)
+    assert found == whole
+    (notice,) = found.notices
+    assert notice.startswith(f"{index.name}: ")
+    assert notice.endswith("; the index is not used")
+
+
+def test_a_byte_order_mark_before_json_does_no_harm(
+    tmp_path: Path, tiny: TinyModel, whole: Checkpoint
+) -> None:
+    path = write_hf(tmp_path / "hf", tiny, n_shards=3)
+    (path / "generation_config.json").write_text("{}")
+    files = list(path.glob("*.json"))
+    assert len(files) == 4
+    for file in files:
+        file.write_bytes(codecs.BOM_UTF8 + file.read_bytes())
+    found = formats.read(path)
+    assert found == whole
+    assert found.notices == ()
+
+
 def test_shards_of_two_models_are_not_mixed(tmp_path: Path, tiny: TinyModel) -> None:
     path = write_hf(tmp_path / "hf", tiny, n_shards=2)
     write_hf(tmp_path / "other", tiny, n_shards=3)
@@ -265,7 +298,8 @@ def test_an_unknown_tensor_is_not_passed_over(tmp_path: Path, tiny: TinyModel) -
 def test_two_models_in_one_file_are_refused(tmp_path: Path, tiny: TinyModel) -> None:
     weights = hf_weights(tiny)
     weights |= {f"ref_model.{name}": array for name, array in weights.items()}
-    refused(write_hf(tmp_path / "hf", tiny, weights=weights), "two embeddings", "ref_model.")
+    path = write_hf(tmp_path / "hf", tiny, weights=weights)
+    refused(path, "two embeddings", "ref_model.", "there are two models")
 
 
 def nested(path: Path, arrays: Mapping[str, np.ndarray], key: str, beside: bytes) -> Path:
@@ -329,6 +363,16 @@ def test_a_file_without_its_folder_says_what_it_needs(
     path = write_hf(tmp_path / "hf", tiny)
     (path / "config.json").unlink()
     refused(path / name, name, "a folder with config.json")
+
+
+@pytest.mark.parametrize("name", ["", "config.json", "model.safetensors"])
+def test_a_converted_model_notes_the_folder_that_it_is_from(
+    tmp_path: Path, tiny: TinyModel, run: Run, name: str
+) -> None:
+    path, out = write_hf(tmp_path / "my-model", tiny), tmp_path / "x.gguf"
+    assert run("convert", str(path / name), str(out)).code == 0
+    assert b"my-model" in out.read_bytes()
+    assert (name or "config.json").encode() not in out.read_bytes()
 
 
 def test_inspect_and_convert_take_what_is_there_and_say_so(

@@ -68,13 +68,32 @@ def test_a_page_of_the_web_in_a_folder_is_named_and_shown(
     refused(path, f"{name}: found a web page", PAGES[page].split()[0], "download the file again")
 
 
-@pytest.mark.parametrize(
-    "name", ["model-00002-of-00003.safetensors", "model.safetensors.index.json"]
-)
-def test_pointers_among_shards_are_named(tmp_path: Path, tiny: TinyModel, name: str) -> None:
+@pytest.mark.parametrize("index", ["", LFS, "garbage", None])
+def test_pointers_among_shards_are_named(
+    tmp_path: Path, tiny: TinyModel, index: str | None
+) -> None:
     path = write_hf(tmp_path / "hf", tiny, n_shards=3)
+    name = "model-00002-of-00003.safetensors"
     (path / name).write_text(LFS)
+    if index is not None:
+        (path / "model.safetensors.index.json").write_text(index)
     refused(path, f"{name}: found a git-lfs pointer", "git lfs pull")
+    (path / "model-00001-of-00003.safetensors").unlink()
+    refused(path, f"{name}: found a git-lfs pointer", "git lfs pull")
+
+
+def test_a_pointer_that_is_there_is_named_and_not_shards_of_an_index_of_another_time(
+    tmp_path: Path, tiny: TinyModel
+) -> None:
+    path = write_hf_bin(tmp_path / "hf", tiny, n_shards=3)
+    placed = {"transformer.wte.weight": "model-00001-of-00002.safetensors"}
+    index = {"metadata": {}, "weight_map": placed}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    name = "pytorch_model-00002-of-00003.bin"
+    (path / name).write_text(LFS)
+    refused(path, f"{name}: found a git-lfs pointer")
+    (path / name).unlink()
+    refused(path, f"{name}: found no such file")
 
 
 def test_pointers_of_shards_without_an_index_are_named(tmp_path: Path, tiny: TinyModel) -> None:
@@ -82,6 +101,35 @@ def test_pointers_of_shards_without_an_index_are_named(tmp_path: Path, tiny: Tin
     (path / "model.safetensors.index.json").unlink()
     (path / "model-00002-of-00003.safetensors").write_text(LFS)
     refused(path, "model-00002-of-00003.safetensors: found a git-lfs pointer")
+
+
+# ------------------------------------------------------------------------------------------------
+# JSON that a hand has changed
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_json_of_another_shape_says_what_belongs_there(
+    tmp_path: Path, tiny: TinyModel, name: str
+) -> None:
+    path = write_hf(tmp_path / "hf", tiny)
+    text = (path / name).read_text()
+    (path / name).write_text(f"[{text}]")
+    refused(path, f"{name}: found a JSON list, expected a JSON object")
+    (path / name).write_text(text[:-1] + ",}")
+    refused(path, name, "no valid JSON", "mend it there")
+    (path / name).write_text(text[:-1] + ', "x": NaN}')
+    refused(path, name, "NaN", "mend it there")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+@pytest.mark.parametrize("cut", [b"{", b'{"a', b'{"a": [1,', b"\xff\xfe{\0}\0"])
+def test_json_that_is_cut_off_or_no_text_is_called_damaged(
+    tmp_path: Path, tiny: TinyModel, name: str, cut: bytes
+) -> None:
+    path = write_hf(tmp_path / "hf", tiny)
+    (path / name).write_bytes(cut)
+    with pytest.raises(FormatError, match="truncated or damaged"):
+        formats.read(path)
 
 
 # ------------------------------------------------------------------------------------------------

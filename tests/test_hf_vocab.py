@@ -327,6 +327,17 @@ def test_a_bad_file_that_a_model_can_do_without_is_a_notice(
     assert [notice.split(":")[0] for notice in found.notices] == [f"{name} is not used"]
 
 
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_so_it_is_beside_the_older_files(tmp_path: Path, tiny: TinyModel, name: str) -> None:
+    path = write_vocab(tmp_path / "hf", tiny)
+    whole = formats.read(path)
+    found = formats.read(put(path, name, "garbage"))
+    assert found == whole
+    (notice,) = set(found.notices) - set(whole.notices)
+    assert notice.startswith(f"{name} is not used: ")
+    assert found.notices.count(notice) == 1
+
+
 @pytest.mark.parametrize("value", ["</s>", 7, [], {"content": None}, {"content": "a" * 5000}])
 def test_an_end_that_is_no_token_ends_nothing(tmp_path: Path, tiny: TinyModel, value: Any) -> None:
     path = put(write_hf(tmp_path / "hf", tiny), "tokenizer_config.json", {"eos_token": value})

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from conftest import Run, TinyModel, Value, write_gguf
-from starcoder import FormatError, formats
+from conftest import Run, TinyModel, Value, write_gguf, write_hf
+from starcoder import LLM, FormatError, InputError, formats
 from starcoder.sampler import Sampler, SamplingParams
 
 FULL = Path("/dev/full")
@@ -129,3 +132,73 @@ def test_a_name_that_cannot_be_written_is_one_line(
     errors = [line for line in result.err.splitlines() if "convert: " not in line]
     assert (result.code, len(errors)) == (2, 1)
     assert errors[0].startswith("starcoder: error: ")
+
+
+# ------------------------------------------------------------------------------------------------
+# Names and texts that are no line
+
+ODD = os.fsdecode(b"a\nb\x1b[31m\xff\xc2\x9b\xe2\x80\xa8c")  # feeds, escapes, and a byte of no text
+
+
+def test_an_error_is_one_printable_line_whatever_its_parts_hold() -> None:
+    error = FormatError(ODD, ODD, ODD, ODD)
+    assert str(error).isprintable()
+    assert "a?b?[31m" in str(error)
+    assert str(FormatError("größer", "代码", "y")) == "größer: found 代码, expected y"
+    again = pickle.loads(pickle.dumps(error))
+    assert (again.where, again.advice) == (ODD, ODD)
+    assert str(again) == str(error)
+
+
+def test_what_a_file_names_does_nothing_to_a_terminal(
+    run: Run, tmp_path: Path, tiny: TinyModel
+) -> None:
+    path = write_hf(tmp_path / "hf", tiny)
+    (path / "model.safetensors").unlink()
+    placed = {"a": "\x1b[31mred.safetensors"}
+    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed}))
+    result = run("inspect", str(path))
+    assert result.code == 2
+    assert "?[31mred.safetensors: found no such file" in result.err
+    assert result.err.rstrip("\n").isprintable()
+
+
+def test_a_notice_of_a_folder_with_an_odd_name_is_one_line(
+    tmp_path: Path, tiny: TinyModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_hf(tmp_path / ODD, tiny)
+    (path / "generation_config.json").write_text("nothing")
+    assert formats.read(path).source == str(path)
+    (message,) = caplog.messages
+    assert message.isprintable()
+    result = starcoder("inspect", str(path))
+    assert result.returncode == 0
+    (note,) = result.stderr.splitlines()
+    assert note.startswith("starcoder: note: ")
+
+
+def test_a_folder_with_an_odd_name_is_converted(tmp_path: Path, tiny: TinyModel, run: Run) -> None:
+    path, out = write_hf(tmp_path / ODD, tiny), tmp_path / "x.gguf"
+    assert run("convert", str(path), str(out)).code == 0
+    assert formats.read(out).config.name.isprintable()
+
+
+# ------------------------------------------------------------------------------------------------
+# Arguments of another type
+
+
+@pytest.mark.parametrize("path", [5, None, "", [], {}, 1.5])
+def test_what_is_no_path_is_one_error(path: Any) -> None:
+    with pytest.raises(InputError, match=r"^path: found .*, expected a path$"):
+        formats.read(path)
+
+
+def test_a_path_may_be_bytes(tmp_path: Path, tiny: TinyModel) -> None:
+    path = write_gguf(tmp_path / "x.gguf", tiny)
+    assert formats.read(bytes(path)) == formats.read(path)
+
+
+@pytest.mark.parametrize("pre", [["refact"], {}, 0, False, b"refact", np.array(["refact"])])
+def test_a_pre_tokenizer_is_named_by_a_text(pre: Any) -> None:
+    with pytest.raises(InputError, match=r"^pre: found [a-z]+, expected text"):
+        LLM(pre=pre)

@@ -71,7 +71,7 @@ def flag(name: str, value: object) -> bool:
         raise InputError(name, _shown(value), "True or False") from None
 
 
-def path(name: str, value: object) -> str:
+def path(name: str, value: object, expected: str = "a path or a Hub id") -> str:
     """A path, or a name that stands for one, as text.
 
     Raises:
@@ -82,7 +82,7 @@ def path(name: str, value: object) -> str:
     except Exception:  # whatever an object's own conversion raises
         decoded = ""
     if not decoded:
-        raise InputError(name, _shown(value), "a path or a Hub id")
+        raise InputError(name, _shown(value), expected)
     return decoded
 
 

@@ -4,7 +4,22 @@ Anything that a file, an option or a prompt can cause ends in one of these; any 
 is a bug of ours.
 """
 
-__all__ = ["FormatError", "InputError", "MemoryLimitError", "StarcoderError", "WriteError"]
+__all__ = [
+    "FormatError",
+    "InputError",
+    "MemoryLimitError",
+    "StarcoderError",
+    "WriteError",
+    "printable",
+]
+
+
+def printable(text: str) -> str:
+    """Text as one line that does nothing to a terminal: what cannot be printed is a "?".
+
+    Names of files and what is in them may hold line feeds, escapes, or bytes that are no text.
+    """
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 class StarcoderError(Exception):
@@ -24,7 +39,7 @@ class StarcoderError(Exception):
 
     def __str__(self) -> str:
         line = f"{self.where}: found {self.found}, expected {self.expected}"
-        return f"{line}; {self.advice}" if self.advice else line
+        return printable(f"{line}; {self.advice}" if self.advice else line)
 
 
 class FormatError(StarcoderError):

@@ -5,6 +5,7 @@ Everything that is said goes to stderr.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
@@ -16,7 +17,7 @@ import typer
 from starcoder import __version__
 from starcoder.cli.numbers import whole
 from starcoder.cli.progress import Progress
-from starcoder.errors import InputError
+from starcoder.errors import InputError, printable
 
 if TYPE_CHECKING:
     from starcoder.checkpoint import Checkpoint
@@ -113,7 +114,7 @@ def rewrite(
             legacy=choice.legacy,
             force=force,
             file_type=choice.mix.number if choice.mix else None,
-            origin=origin,
+            origin=_origin(checkpoint.source) | origin,
             max_part_bytes=max_part_bytes,
             on_start=progress.start,
             on_bytes=progress.advance,
@@ -135,12 +136,6 @@ def rewrite(
             _say(task, f"warning: of another set of parts there are still {len(older)}: {older[0]}")
 
 
-def origin_of(source: str, revision: str | None = None) -> dict[str, str]:
-    """Keys of a GGUF file that say where its weights came from; never a folder of this machine."""
-    keys = {"starcoder_py.version": __version__, "starcoder_py.source": Path(source).name}
-    return keys if revision is None else keys | {"starcoder_py.revision": revision}
-
-
 def fetch(source: str, revision: str | None = None) -> tuple[Path, dict[str, str]]:
     """Where the model is, from the Hub if it is a name of one there; and what to note of that."""
     from starcoder import hub
@@ -148,8 +143,10 @@ def fetch(source: str, revision: str | None = None) -> tuple[Path, dict[str, str
     with Progress("download") as progress:
         found = hub.find(source, revision, progress)
     if found.repo is None:
-        return found.path, origin_of(source)
-    keys = origin_of(found.repo, found.commit) | {"starcoder_py.source": found.repo}
+        return found.path, {}
+    keys = {"starcoder_py.source": found.repo}
+    if found.commit is not None:
+        keys["starcoder_py.revision"] = found.commit
     if found.path.is_dir():  # a file has a name of its own
         keys["general.name"] = found.repo.split("/")[-1]
     return found.path, keys
@@ -160,3 +157,9 @@ def fetch(source: str, revision: str | None = None) -> tuple[Path, dict[str, str
 
 def _say(task: str, line: str) -> None:
     print(f"{task}: {line}", file=sys.stderr)
+
+
+def _origin(source: str) -> dict[str, str]:
+    """Keys of a GGUF file that say where its weights came from; never a path of this machine."""
+    name = printable(os.path.basename(os.path.abspath(source)))
+    return {"starcoder_py.version": __version__, "starcoder_py.source": name}

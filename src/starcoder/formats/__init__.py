@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from starcoder import arguments
 from starcoder.checkpoint import Checkpoint
-from starcoder.errors import InputError, WriteError
+from starcoder.errors import InputError, WriteError, printable
 from starcoder.formats import _ggml_writer, _gguf_writer, ggml, gguf, hf
 from starcoder.formats._byte_level import PRE_TOKENIZERS
 from starcoder.formats._bytes import map_file
@@ -32,7 +33,7 @@ _log = logging.getLogger("starcoder")
 _HEAD = 1 << 16  # bytes of a stranger that are looked at
 
 
-def read(path: str | os.PathLike[str], pre: str | None = None) -> Checkpoint:
+def read(path: str | bytes | os.PathLike[str], pre: str | None = None) -> Checkpoint:
     """The model at `path`: a GGUF file, a legacy ggml `.bin` file or a Hugging Face directory.
 
     A file of such a directory, as its config.json, stands for the directory; of a GGUF model in
@@ -51,18 +52,18 @@ def read(path: str | os.PathLike[str], pre: str | None = None) -> Checkpoint:
 
     Raises:
         FormatError: no model there, or one that is damaged or of an unknown kind.
-        InputError: another name for `pre`.
+        InputError: another name for `pre`, or what is no path.
         MemoryLimitError: no memory for norms, biases and position embeddings.
     """
-    if pre is not None and pre not in PRE_TOKENIZERS:
+    if pre is not None and arguments.text("pre", pre) not in PRE_TOKENIZERS:
         raise InputError("pre", repr(pre)[:80], " or ".join(PRE_TOKENIZERS))
-    checkpoint = _read(Path(path), pre)
+    checkpoint = _read(Path(arguments.path("path", path, "a path")), pre)
     checkpoint.check_files()
     if pre is not None:
         vocab = replace(checkpoint.vocab, split_digits=PRE_TOKENIZERS[pre])
         checkpoint = replace(checkpoint, vocab=vocab)
     for notice in checkpoint.notices:
-        _log.warning("%s: %s", checkpoint.source, notice)
+        _log.warning("%s", printable(f"{checkpoint.source}: {notice}"))
     return checkpoint
 
 

@@ -6,6 +6,7 @@ no size that a file claims is ever allocated.
 
 from __future__ import annotations
 
+import codecs
 import errno
 import json
 import math
@@ -20,18 +21,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starcoder import machine, ops
-from starcoder.errors import FormatError, MemoryLimitError
+from starcoder.errors import FormatError, MemoryLimitError, printable
 from starcoder.mapped_file import MappedFile
 from starcoder.tensor import Tensor, TensorType
 
-__all__ = ["DAMAGED", "Cursor", "load_json", "map_file", "read_json", "reject", "settle", "shown"]
+__all__ = [
+    "DAMAGED",
+    "Cursor",
+    "load_json",
+    "map_file",
+    "read_json",
+    "read_json_text",
+    "reject",
+    "settle",
+    "shown",
+]
 
 DAMAGED = "the file is truncated or damaged; copy or convert it again"
+_MEND = "mend it there, or copy the file again"
 
 
 def shown(text: str, limit: int = 160) -> str:
     """Text from a file as it may be shown: no control characters, at most `limit` long."""
-    return "".join(c if c.isprintable() else "?" for c in text[:limit])
+    return printable(text[:limit])
 
 
 def reject(path: Path, what: str, found: str, expected: str, advice: str = "") -> NoReturn:
@@ -103,11 +115,11 @@ class Cursor:
         start = self.skip(n, what)
         return self.data[start : start + n]
 
-    def text(self, n: int, limit: int, what: str) -> str:
-        """`n` bytes of UTF-8 as text."""
+    def text(self, n: int, limit: int, what: str, errors: str = "strict") -> str:
+        """`n` bytes of UTF-8 as text; `errors` as in `bytes.decode`."""
         raw = self.take(n, limit, what)
         try:
-            return raw.decode()
+            return raw.decode(errors=errors)
         except UnicodeDecodeError:
             self.fail(what, f"the bytes {raw[:16]!r}", "UTF-8 text", DAMAGED)
 
@@ -129,11 +141,25 @@ def load_json(path: Path, limit: int) -> dict[str, Any]:
     data = map_file(path)
     if len(data) > limit:
         reject(path, "", f"{len(data)} bytes", f"at most {limit}")
-    return read_json(data[:], str(path))
+    return read_json_text(data[:], path)
 
 
-def read_json(raw: bytes, where: str) -> dict[str, Any]:
+def read_json_text(raw: bytes, path: Path) -> dict[str, Any]:
+    """The JSON object of a file that people edit: some editors put a byte order mark first.
+
+    Raises:
+        FormatError: the bytes are no such object.
+    """
+    return read_json(raw.removeprefix(codecs.BOM_UTF8), str(path), _MEND)
+
+
+def read_json(raw: bytes, where: str, advice: str = DAMAGED) -> dict[str, Any]:
     """A JSON object. Keys that come twice, NaN and anything that is not UTF-8 are refused.
+
+    Args:
+        raw: the bytes.
+        where: what holds them, for messages.
+        advice: what to do with text that is wrong, but neither cut off nor other bytes.
 
     Raises:
         FormatError: the bytes are no such object.
@@ -142,10 +168,19 @@ def read_json(raw: bytes, where: str) -> dict[str, Any]:
         value = json.loads(raw.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         reason = str(error).splitlines()[0][:120]
-        raise FormatError(where, f"no valid JSON ({reason})", "a JSON object", DAMAGED) from None
+        advice = DAMAGED if _is_cut_or_binary(error) else advice
+        raise FormatError(where, f"no valid JSON ({reason})", "a JSON object", advice) from None
     if not isinstance(value, dict):
-        raise FormatError(where, f"a JSON {type(value).__name__}", "a JSON object", DAMAGED)
+        raise FormatError(where, f"a JSON {type(value).__name__}", "a JSON object")
     return value
+
+
+def _is_cut_or_binary(error: Exception) -> bool:
+    """Whether text ends too early, or is none."""
+    if isinstance(error, json.JSONDecodeError):
+        unclosed = error.msg.startswith("Unterminated")
+        return unclosed or error.pos >= len(error.doc.rstrip())
+    return isinstance(error, UnicodeDecodeError)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

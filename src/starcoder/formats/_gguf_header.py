@@ -93,12 +93,12 @@ class Meta:
         value: float = self._get(key, _FLOATS, "a number with a fraction", None)
         return value
 
-    def text(self, key: str, default: str | None = None) -> str:
+    def text(self, key: str, default: str | None = None, errors: str = "strict") -> str:
         value: str | _Text = self._get(key, frozenset({_STRING}), "a string", default)
         if isinstance(value, str):
             return value
         place = Cursor(self.cursor.name, self.cursor.data, value.start)
-        return place.text(value.length, _MAX_STRING_LEN, key)
+        return place.text(value.length, _MAX_STRING_LEN, key, errors)
 
     def strings(self, key: str) -> Strings:
         value = self._get(key, frozenset({_ARRAY}), "an array of strings", None)

@@ -82,7 +82,7 @@ def read_config(settings: Settings, notices: list[str]) -> ModelConfig:
         n_kv_heads=n_kv_heads,
         norm_eps=settings.get("layer_norm_epsilon", float, 1e-5),
         activation=ACTIVATION_NAMES[activation],
-        name=shown(settings.get("_name_or_path", str, "")) or settings.path.parent.name,
+        name=shown(settings.get("_name_or_path", str, "") or settings.path.parent.name),
         source=str(settings.path),
     )
 

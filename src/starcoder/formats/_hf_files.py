@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from starcoder.errors import FormatError
-from starcoder.formats._bytes import map_file, read_json, reject
+from starcoder.formats._bytes import map_file, read_json_text, reject
 from starcoder.formats._placeholders import placeholder
 
 __all__ = ["check_file", "load_optional", "load_table", "placeholder_at"]
@@ -58,7 +58,7 @@ def load_table(path: Path, max_values: int = _MAX_VALUES) -> dict[str, Any]:
     raw = data[:]
     if raw.count(b"[") + raw.count(b"{") > _MAX_BRACKETS or raw.count(b",") > max_values:
         reject(path, "", "more values than a vocabulary has", f"at most {max_values} values")
-    return read_json(raw, str(path))
+    return read_json_text(raw, path)
 
 
 def load_optional(path: Path, notices: list[str]) -> dict[str, Any]:
@@ -71,5 +71,6 @@ def load_optional(path: Path, notices: list[str]) -> dict[str, Any]:
     try:
         return load_table(path)
     except FormatError as error:
-        notices.append(f"{path.name} is not used: found {error.found}")
+        notice = f"{path.name} is not used: found {error.found}"
+        notices += [] if notice in notices else [notice]
         return {}

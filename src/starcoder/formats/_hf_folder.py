@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from starcoder.formats._bytes import reject, shown
+from starcoder.formats._bytes import reject
 from starcoder.formats._hf_files import load_table
 
 __all__ = ["folder_of", "names_in", "refuse_adapter", "refuse_config", "refuse_weights"]
@@ -121,7 +121,7 @@ def refuse_config(folder: Path) -> NoReturn:
     for last in ("config.json", "adapter_config.json"):
         deeper = [name for name in names if os.path.exists(folder / name / last)]
         if deeper:
-            advice = shown(f"did you mean {folder / max(deeper, key=_by_number)}?")
+            advice = f"did you mean {folder / max(deeper, key=_by_number)}?"
             reject(folder, "", f"{len(deeper)} folders with {last}, no model", _NEEDED, advice)
     advice = "download config.json too"
     reject(folder / "config.json", "", "no such file", _NEEDED, advice)
@@ -138,9 +138,7 @@ def _refuse_gguf(folder: Path, names: Sequence[str]) -> None:
     if found:
         some = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
         advice = f"give one of them: {folder / found[0]}"
-        reject(
-            folder, "", f"a folder of GGUF files ({some})", "a file or " + _NEEDED, shown(advice)
-        )
+        reject(folder, "", f"a folder of GGUF files ({some})", "a file or " + _NEEDED, advice)
 
 
 def names_in(folder: Path) -> list[str]:

@@ -39,6 +39,7 @@ _LAYER = {
 # Constants that old versions saved with the weights, and the value head of reinforcement learning.
 _NEEDLESS = re.compile(r"(.*\.)?attn\.(masked_)?bias|(.*\.)?v_head\..*", re.DOTALL)
 
+_ONE_ALONE = "there are two models in it, as of training with a reference; save the one alone"
 _LACKING = "a part of the download is missing, or the weights are of another model"
 _MERGE = "load it with peft, call merge_and_unload() and save_pretrained()"
 _FLOATS = "use the model that it was made from, in F32, F16 or BF16"
@@ -108,7 +109,8 @@ def _base(folder: Path, stored: Iterable[str]) -> str:
     found = [name for name in stored if name == _EMBEDDING or name.endswith("." + _EMBEDDING)]
     if len(found) != 1:
         what = "two embeddings, " + " and ".join(sorted(found)[:2]) if found else f"no {_EMBEDDING}"
-        reject(folder, "weights", what, "the tensors of one GPTBigCode model", _LACKING)
+        advice = _ONE_ALONE if found else _LACKING
+        reject(folder, "weights", what, "the tensors of one GPTBigCode model", advice)
     return found[0].removesuffix(_EMBEDDING)
 
 

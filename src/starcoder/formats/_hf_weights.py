@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +26,7 @@ from starcoder.formats._torch import read_torch
 __all__ = ["read_weights"]
 
 _MAX_INDEX = 1 << 20  # StarCoder's has 50 kB
+_ABSENT = "no such file"
 _MISSING = "download it, or the whole model again"
 
 
@@ -72,11 +73,25 @@ def read_weights(folder: Path, notices: list[str]) -> dict[str, Stored]:
         lacks += [] if found is None else [found]
     if not lacks:
         refuse_weights(folder)
-    raise lacks[0]
+    raise _most_telling(folder, lacks)
 
 
 def _told(lack: FormatError) -> str:
     return f"{Path(lack.where).name}: found {lack.found}"
+
+
+def _most_telling(folder: Path, lacks: Sequence[FormatError]) -> FormatError:
+    """Of all that is lacking, what is wrong with files of a kind that is there.
+
+    A file that is not what its name says tells more than one that is not there.
+    """
+    names = names_in(folder)
+    kinds = [
+        kind.suffix
+        for kind in _KINDS
+        if any(name.startswith(kind.stem) and name.endswith(kind.suffix) for name in names)
+    ]
+    return max(lacks, key=lambda lack: (Path(lack.where).suffix in kinds, lack.found != _ABSENT))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -102,14 +117,16 @@ def _find(folder: Path, kind: _Kind) -> _Files | FormatError | None:
     try:
         placed = _placed(index, kind)
     except FormatError as error:
-        return error
+        unused = f"{_told(error)}; the index is not used"
+        return _whole_series(folder, series, unused) or lack or _gap(folder, series) or error
     named = set(placed.values())
-    lacks = [_lack(folder / name, f"a shard that {index.name} names") for name in sorted(named)]
-    if not any(lacks):
+    what = f"a shard that {index.name} names"
+    lacks = [found for name in sorted(named) if (found := _lack(folder / name, what))]
+    if not lacks:
         same = (set(names) for names in series.values() if named & set(names))
         return _Files(sorted(named.union(*same)), placed)
     unused = f"{index.name} names files that are not there: it is not used"
-    return _whole_series(folder, series, unused) or lack or next(filter(None, lacks))
+    return _whole_series(folder, series, unused) or lack or _most_telling(folder, lacks)
 
 
 def _series(folder: Path, kind: _Kind) -> dict[int, list[str]]:
@@ -146,16 +163,15 @@ def _gap(folder: Path, series: Mapping[int, list[str]]) -> FormatError | None:
         head, tail = names[0].split("-", 1)[0], names[0].split("-of-", 1)[1]
         wanted = (f"{head}-{i:05}-of-{tail}" for i in range(1, count + 1))
         missing = next(name for name in wanted if name not in set(names))
-        return FormatError(
-            str(folder / missing), "no such file", f"all {count} shards of the weights", _MISSING
-        )
+        expected = f"all {count} shards of the weights"
+        return FormatError(str(folder / missing), _ABSENT, expected, _MISSING)
     return None
 
 
 def _lack(path: Path, what: str) -> FormatError | None:
     """Why this file cannot be taken for what it is named; None if it can."""
     if not os.path.exists(path):
-        return FormatError(str(path), "no such file", what, _MISSING)
+        return FormatError(str(path), _ABSENT, what, _MISSING)
     odd = placeholder_at(path)
     return None if odd is None else FormatError(str(path), odd[0], what, odd[1])
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from starcoder.formats._byte_level import MAX_TOKEN_LEN, MAX_TOKENS, SPECIAL_NAMES
 from starcoder.formats._bytes import map_file, reject
-from starcoder.formats._hf_files import check_file, load_table
+from starcoder.formats._hf_files import check_file, load_optional, load_table
 from starcoder.formats._hf_vocab import Spelled, as_bytes, read_added
 
 __all__ = ["has_files", "read_vocab_files"]
@@ -42,10 +42,11 @@ def read_vocab_files(folder: Path, notices: list[str]) -> Spelled:
     vocab = load_table(path, MAX_TOKENS)
     merges_path = folder / "merges.txt"
     merges = _merge_lines(merges_path)
-    config = _table(folder / "tokenizer_config.json")
+    config = load_optional(folder / "tokenizer_config.json", notices)
+    special = load_optional(folder / "special_tokens_map.json", notices)
     _check_class(folder / "tokenizer_config.json", config)
     added = _added_tokens(folder, config)
-    named = {as_bytes(folder, "special tokens", text) for text in _special_texts(folder, config)}
+    named = {as_bytes(folder, "special tokens", text) for text in _special_texts(special, config)}
     nameless = named - set(added.values())
     for raw in sorted(named | SPECIAL_NAMES):
         token_id = vocab.get(raw.decode())
@@ -60,10 +61,6 @@ def read_vocab_files(folder: Path, notices: list[str]) -> Spelled:
     halves = _halves(merges_path, merges)
     where = str(merges_path)
     return Spelled(path, vocab, added, where, *halves, split_digits, frozenset(nameless))
-
-
-def _table(path: Path) -> dict[str, Any]:
-    return load_table(path, MAX_TOKENS) if os.path.exists(path) else {}
 
 
 def _check_class(path: Path, config: dict[str, Any]) -> None:
@@ -82,7 +79,8 @@ def _check_class(path: Path, config: dict[str, Any]) -> None:
 def _added_tokens(folder: Path, config: dict[str, Any]) -> dict[int, bytes]:
     """Tokens with an id of their own, from both files that may have them."""
     path = folder / "added_tokens.json"
-    pairs = [(token_id, text) for text, token_id in _table(path).items()]
+    table = load_table(path, MAX_TOKENS) if os.path.exists(path) else {}
+    pairs = [(token_id, text) for text, token_id in table.items()]
     added = read_added(path, "", pairs)
     path, key = folder / "tokenizer_config.json", "added_tokens_decoder"
     decoder = config.get(key)
@@ -97,10 +95,10 @@ def _added_tokens(folder: Path, config: dict[str, Any]) -> dict[int, bytes]:
     return added
 
 
-def _special_texts(folder: Path, config: dict[str, Any]) -> list[str]:
+def _special_texts(*tables: dict[str, Any]) -> list[str]:
     """What the files name as special, in any of the ways that transformers writes it."""
     texts = []
-    for table in (_table(folder / "special_tokens_map.json"), config):
+    for table in tables:
         values = [table.get(f"{kind}_token") for kind in _KINDS]
         for more in map(table.get, _MORE):
             values += more if isinstance(more, list) else []

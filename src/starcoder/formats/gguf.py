@@ -95,7 +95,7 @@ def _config(meta: Meta, n_vocab: int) -> ModelConfig:
         n_kv_heads=meta.integer("starcoder.attention.head_count_kv", 1),
         norm_eps=_as_written(meta.number("starcoder.attention.layer_norm_epsilon")),
         activation=ACTIVATION_NAMES[activation],
-        name=shown(meta.text("general.name", "")),
+        name=shown(meta.text("general.name", "", "replace")),
         source=meta.cursor.name,
     )
 
