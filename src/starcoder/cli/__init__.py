@@ -8,6 +8,7 @@ the exit code is 2 then. Nothing heavy is imported before `main` can catch a Ctr
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import sys
@@ -80,6 +81,7 @@ def _run(program: str, command: Callable[[], Any]) -> int:
         return _complain(program, explain(error, program, sys.argv[1:]))
 
 
+@functools.cache  # `app` keeps what it is told: twice would be two commands of each name
 def _starcoder() -> Any:
     from typer.main import get_command
 
@@ -94,6 +96,7 @@ def _starcoder() -> Any:
     return get_command(app)
 
 
+@functools.cache
 def _starcoder_quantize() -> Any:
     import typer
     from typer.main import get_command
