@@ -122,7 +122,7 @@ def test_what_is_lost_is_said(run: Run, data: Path, tmp_path: Path) -> None:
         (("convert", "IN", "out.xyz"), "--format gguf"),
         (("convert", "IN", "out.gguf", "--format", "onnx"), "gguf or ggml"),
         (("convert", "IN", "out.bin", "--type", "bf16"), "GGUF file instead"),
-        (("convert", "IN", "out.gguf", "--revision", "main"), "owner/name"),
+        (("convert", "IN", "out.gguf", "--revision", "main"), "--revision is for Hub names"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
