@@ -39,6 +39,8 @@ KINDS = (*FORMATS, "bombs")
 MAX_SECONDS = 1.0  # of CPU, for each thing that is done
 MAX_READ_KIB = 32 << 10  # beyond what the process has, and three times the file
 MAX_KIB = 64 << 10  # for all that follows reading: the model, its cache, a converted copy
+# More of both where a sanitizer keeps what was freed.
+MORE_KIB = int(os.environ.get("STARCODER_FUZZ_MORE_MIB", "0")) << 10
 TEXT = "def add(first, second2):\n    # größer <fim_prefix> 2048\n\treturn 🦀"
 
 
@@ -198,6 +200,7 @@ _LOST = Outcome("no answer")
 def _judge(outcome: Outcome, n_bytes: int) -> Outcome:
     slow = outcome.seconds > MAX_SECONDS
     kib = 3 * n_bytes // 1024
+    kib += MORE_KIB
     large = outcome.read_kib > MAX_READ_KIB + kib or outcome.kib > MAX_KIB + kib
     if outcome.is_bug or not (slow or large):
         return outcome
