@@ -54,13 +54,19 @@ def _expected(name: str, value: str, errors: list[BaseException]) -> str | None:
         return "certificates"
     if name in _FOLDERS and os.path.exists(place) and not os.path.isdir(place):
         return "a folder" if came(NotADirectoryError, FileExistsError) else None
-    if name.upper().endswith("_PROXY") and came(ValueError) and any(value in t for t in texts):
+    if name.upper().endswith("_PROXY") and _names_scheme(value, texts):
         return "a proxy as http://HOST:PORT"
     # The library reads all its numbers when it is loaded.
     is_read = name.startswith("HF_") and came(ValueError) and any(repr(value) in t for t in texts)
     if is_read or (name == "HF_HUB_DOWNLOAD_TIMEOUT" and value.strip().startswith("-")):
         return "a positive number"
     return None
+
+
+def _names_scheme(proxy: str, texts: list[str]) -> bool:
+    """Whether an error is about a proxy like this: httpx names it, requests its scheme alone."""
+    scheme = f"unsupported scheme {proxy.partition(':')[0]}"
+    return any(proxy in text or scheme in text for text in texts)
 
 
 def _has_certificates(place: str) -> bool:
