@@ -27,7 +27,6 @@ __all__ = [
     "N_TENSORS",
     "SPLIT_ID",
     "Part",
-    "is_part_name",
     "open_parts",
     "other_sets",
     "part_path",
@@ -63,11 +62,6 @@ def part_path(path: Path, number: int, count: int) -> Path:
     stem = _ENDING.sub("", path.name)
     suffix = path.suffix if path.suffix.lower() == ".gguf" else ".gguf"
     return path.with_name(f"{stem}-{number + 1:05}-of-{count:05}{suffix}")
-
-
-def is_part_name(name: str) -> bool:
-    """Whether a file of this name is taken for one part of a model in several files."""
-    return _NUMBERED.search(name) is not None
 
 
 def other_sets(path: Path, count: int) -> list[Path]:
@@ -126,7 +120,7 @@ def _name_among(path: Path, number: int, count: int) -> str:
     suffix = path.suffix if path.suffix.lower() == ".gguf" else ".gguf"
     ending = f"-{number + 1:05}-of-{count:05}{suffix}"
     beside = path.parent.glob(f"*-of-{count:05}{suffix}")
-    stems = {_NUMBERED.sub("", file.name) for file in beside if is_part_name(file.name)}
+    stems = {_NUMBERED.sub("", file.name) for file in beside if _NUMBERED.search(file.name)}
     lacking = [stem for stem in stems if not (path.parent / (stem + ending)).exists()]
     if len(lacking) == 1:
         return lacking[0] + ending
