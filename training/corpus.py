@@ -3,7 +3,9 @@
 The sources are the standard library of the running Python and the source distributions that
 `packages.txt` names, fetched from the package index that pip is set up for. Nothing in them is run.
 What was fetched is pinned, with digests and licences, in `corpus.lock.json`; a second run fetches
-the same files. What becomes of the text is `dataset`'s affair.
+the same files. Of the splits, `dev` and `test` are held out: a file of which more than half of the
+longer lines stand in a held-out one is dropped from the others. What becomes of the text is
+`rows`' affair.
 """
 
 from __future__ import annotations
@@ -24,9 +26,11 @@ from dataclasses import asdict, dataclass
 from email.message import Message
 from email.parser import HeaderParser
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-Split = Literal["train", "dev", "test"]
+Split = Literal["test", "dev", "train", "algorithms"]
+SPLITS: tuple[Split, ...] = get_args(Split)  # what a split shares with an earlier one it loses
+HELD_OUT = SPLITS[:2]
 
 HERE = Path(__file__).parent
 PACKAGES = HERE / "packages.txt"
@@ -99,7 +103,7 @@ def read_packages(path: Path = PACKAGES) -> dict[str, Split]:
     split: Split = "train"
     for line in path.read_text().splitlines():
         line = line.split("#")[0].strip()
-        if line in ("[train]", "[dev]", "[test]"):
+        if line[1:-1] in SPLITS:
             split = line[1:-1]  # type: ignore[assignment]
         elif line:
             packages[line] = split
@@ -107,7 +111,7 @@ def read_packages(path: Path = PACKAGES) -> dict[str, Split]:
 
 
 def gather(work: Path) -> None:
-    """Fetch and filter every package; write `work/corpus/{train,dev,test}.jsonl` and the lock.
+    """Fetch and filter every package; write `work/corpus/{split}.jsonl` and the lock.
 
     A package that cannot be fetched, or whose licence is not plainly permissive, is reported and
     left out: the corpus is what the lock says it is.
@@ -313,13 +317,12 @@ def _lines(text: str) -> set[int]:
 
 def _write(corpus: Path, found: list[tuple[Source, list[File]]]) -> None:
     """Drop duplicates, held-out files first, and write splits and lock."""
-    found = sorted(found, key=lambda item: item[0].split == "train")
+    found = sorted(found, key=lambda item: SPLITS.index(item[0].split))
     held_out: set[int] = set()
     seen: set[bytes] = set()
     lock: list[Source] = []
     outputs = {
-        split: (corpus / f"{split}.jsonl.partial").open("w", encoding="utf-8")
-        for split in ("train", "dev", "test")
+        split: (corpus / f"{split}.jsonl.partial").open("w", encoding="utf-8") for split in SPLITS
     }
     for source, files in found:
         n_files = n_bytes = 0
@@ -329,7 +332,7 @@ def _write(corpus: Path, found: list[tuple[Source, list[File]]]) -> None:
             if digest in seen:
                 continue
             seen.add(digest)
-            if source.split != "train":
+            if source.split in HELD_OUT:
                 held_out |= lines
             elif lines and len(lines & held_out) > len(lines) / 2:
                 continue  # a copy, slightly changed, of what is held out
@@ -342,7 +345,7 @@ def _write(corpus: Path, found: list[tuple[Source, list[File]]]) -> None:
         (corpus / f"{split}.jsonl.partial").rename(corpus / f"{split}.jsonl")
     lock.sort(key=lambda source: (source.split, source.name.lower()))
     LOCK.write_text(json.dumps([asdict(source) for source in lock], indent=1) + "\n")
-    for split in ("train", "dev", "test"):
+    for split in SPLITS:
         chosen = [source for source in lock if source.split == split]
         n_files, n_bytes = (sum(getattr(s, key) for s in chosen) for key in ("n_files", "n_bytes"))
         print(f"{split}: {len(chosen)} packages, {n_files} files, {n_bytes / 1e6:.1f} MB")
