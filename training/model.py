@@ -1,7 +1,8 @@
 """GPTBigCode in PyTorch: multi-query attention, learned positions, tanh GELU, tied output.
 
-The names of the parameters are Hugging Face's, so that exporting is saving. Training alone uses
-this module; what runs the model afterwards is starcoder itself.
+The names of the parameters are Hugging Face's, so that exporting is saving. The matrices of the
+layers are multiplied as they are, or as q4_0 rounds them (`grid`). Training alone uses this module;
+what runs the model afterwards is starcoder itself.
 """
 
 from __future__ import annotations
@@ -11,26 +12,40 @@ import math
 from torch import Tensor, nn
 from torch.nn import functional
 
+from training import grid
 from training.shape import Shape
 
 
+class Matrix(nn.Linear):
+    """A linear layer that multiplies with its weights on q4_0's grid once `rounded` is set."""
+
+    rounded = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        weight = grid.straight_through(self.weight) if self.rounded else self.weight
+        return functional.linear(x, weight, self.bias)
+
+
 class Attention(nn.Module):
-    """All query heads against one key/value head: (batch, tokens, n_embd) -> the same."""
+    """All query heads against one key/value head."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.n_head = shape.n_head
         self.head_dim = shape.n_embd // shape.n_head
-        self.c_attn = nn.Linear(shape.n_embd, shape.n_embd + 2 * self.head_dim)
-        self.c_proj = nn.Linear(shape.n_embd, shape.n_embd)
+        self.c_attn = Matrix(shape.n_embd, shape.n_embd + 2 * self.head_dim)
+        self.c_proj = Matrix(shape.n_embd, shape.n_embd)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """(batch, tokens, n_embd) -> the same."""
         batch, tokens, width = x.shape
         q, k, v = self.c_attn(x).split((width, self.head_dim, self.head_dim), dim=-1)
         q = q.view(batch, tokens, self.n_head, self.head_dim).transpose(1, 2)
         k, v = (part.unsqueeze(1).expand(-1, self.n_head, -1, -1) for part in (k, v))
-        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        mixed = functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None
+        )
         return self.c_proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
 
 
@@ -39,8 +54,8 @@ class MLP(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(shape.n_embd, shape.n_inner)
-        self.c_proj = nn.Linear(shape.n_inner, shape.n_embd)
+        self.c_fc = Matrix(shape.n_embd, shape.n_inner)
+        self.c_proj = Matrix(shape.n_inner, shape.n_embd)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, tokens, n_embd) -> the same."""
@@ -57,9 +72,9 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(shape.n_embd, eps=1e-5)
         self.mlp = MLP(shape)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """(batch, tokens, n_embd) -> the same."""
-        x = x + self.attn(self.ln_1(x))
+        x = x + self.attn(self.ln_1(x), mask)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -85,18 +100,34 @@ class GPTBigCode(nn.Module):
                 std = 0.02 / math.sqrt(2 * shape.n_layer) if last else 0.02
                 nn.init.normal_(parameter, std=std)
 
-    def forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+    def set_rounded(self, on: bool) -> None:
+        """Multiply with the layers' matrices as q4_0 rounds them, or as they are."""
+        for module in self.modules():
+            if isinstance(module, Matrix):
+                module.rounded = on
+
+    def forward(
+        self, ids: Tensor, positions: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         """Hidden states (batch, tokens, n_embd) after the last norm.
 
-        Ids and positions are (batch, tokens).
+        Args:
+            ids: (batch, tokens).
+            positions: The same; in order, if there are none.
+            mask: (batch, 1, tokens, tokens), which tokens see which; without it, those before.
         """
         t = self.transformer
-        x = t["wte"](ids) + t["wpe"](positions)
+        wpe = t["wpe"].weight[: ids.shape[1]] if positions is None else t["wpe"](positions)
+        x = t["wte"](ids) + wpe
         for block in t["h"]:
-            x = block(x)
+            x = block(x, mask)
         return t["ln_f"](x)
 
-    def loss(self, ids: Tensor, targets: Tensor, positions: Tensor) -> Tensor:
-        """Mean cross-entropy, in nats a token; all three are (batch, tokens)."""
-        logits = functional.linear(self(ids, positions), self.transformer["wte"].weight)
-        return functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., n_embd) -> (..., vocab_size), in f32."""
+        return functional.linear(hidden, self.transformer["wte"].weight).float()
+
+    def loss(self, rows: Tensor) -> Tensor:
+        """Mean cross-entropy of rows (batch, tokens + 1), in nats a token."""
+        logits = self.logits(self(rows[:, :-1]))
+        return functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())

@@ -35,6 +35,8 @@ SPECIAL_TOKENS = [
     "<reponame>",
 ]
 
+END, FIM_PREFIX, FIM_MIDDLE, FIM_SUFFIX = range(4)
+
 TRAINED_ON = 60_000_000  # bytes of source: merges settle long before
 
 

@@ -1,0 +1,197 @@
+"""Mend the trained model on a CPU: gaps with the prefix first, prompts that end with Enter, ends.
+
+Training teaches a gap behind its suffix; with the prefix first the model goes on with the suffix.
+It has to learn to look back over it, and does so from near to far: gaps have few tokens around
+them at first. Half of what a gap teaches is the source's, half what the trained model says of the
+same tokens where it reads the text without a gap (`trees`). It also learns from its own text
+(`lessons`). Of source it learns what the trained model says of it, which keeps it where it was.
+Matrices are multiplied as q4_0 rounds them all the while.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn import functional
+
+from starcoder import LLM
+from training import corpus, documents, lessons, measure, tokenizer
+from training.export import export
+from training.model import GPTBigCode
+from training.optimizer import share_of_rate
+from training.shape import Shape
+from training.train import log, save
+from training.trees import Grower, Row
+
+KINDS = {"text": 0.3, "middle": 1.0, "enter": 0.5, "good": 0.7, "loop": 1.0}  # and their weights
+LOG_EVERY = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A part of a course: updates of the weights, and the rows of each, by `Grower`'s methods."""
+
+    updates: int
+    rows: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How a model is mended.
+
+    Attributes:
+        phases: What it sees, in order; its own text is written anew for each phase that has it.
+        size: Tokens of a row; half of the context.
+        prefix: Tokens before a gap, at most: at first, and when gaps are grown.
+        suffix: Tokens behind it; the same.
+        grown: Share of the course in which they grow.
+        full: Share of gaps that are as long as may be, once they are grown.
+        own: Share of what a gap teaches that is the trained model's.
+        texts: Functions that it writes in a phase with its own text.
+        files: Files of the training split that are read.
+        lr: Highest learning rate (AdamW).
+        warmup: Updates during which it rises.
+        flat: Share of the course before it falls.
+        seed: Of all that is tossed.
+    """
+
+    phases: tuple[Phase, ...] = (
+        Phase(400, ("gaps", "text", "gaps", "gap_behind_suffix", "gaps")),
+        Phase(200, ("gaps", "text", "gap_behind_suffix", "own_text", "files")),
+    )
+    size: int = 1024
+    prefix: tuple[int, int] = (64, 600)
+    suffix: tuple[int, int] = (16, 300)
+    grown: float = 0.5
+    full: float = 0.4
+    own: float = 0.5
+    texts: int = 512
+    files: int = 7000
+    lr: float = 3e-4
+    warmup: int = 20
+    flat: float = 0.5
+    seed: int = 1
+
+
+TOY = Course(
+    (Phase(4, ("gaps", "text", "gap_behind_suffix")), Phase(2, ("files", "own_text"))),
+    size=128,
+    prefix=(16, 48),
+    suffix=(8, 24),
+    texts=8,
+    files=50,
+)
+
+
+def mend(course: Course, work: Path, checkpoint: Path, out: Path) -> None:
+    """Mend a model; write `out`, a checkpoint, and beside it a log of its name."""
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    model = GPTBigCode(Shape(**state["shape"]))
+    model.load_state_dict(state["model"])
+    model.set_rounded(True)
+    teacher = copy.deepcopy(model)
+    torch.set_flush_denormal(True)
+    rng = random.Random(course.seed)
+    files = corpus.read_split(work, "train")
+    files = rng.sample(files, min(course.files, len(files)))
+    grower = _grower(course, files, tokenizer.load(work / "tokenizer.json"), rng)
+    functions = measure.functions(files[:1000])
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
+    total, update, began = sum(p.updates for p in course.phases), 0, time.monotonic()
+    for phase in course.phases:
+        if "own_text" in phase.rows:
+            save(out.with_suffix(".now"), {**state, "model": model.state_dict()})
+            path = work / "starcoder-pocket-q4_0.gguf"
+            export(out.with_suffix(".now"), work / "tokenizer.json", [path])
+            asked = rng.sample(functions, min(course.texts, len(functions)))
+            grower.lessons = lessons.write(LLM(path), asked)
+        for _ in range(phase.updates):
+            rows = draw(grower, course, phase.rows, update / total)
+            figures = learn(model, teacher, rows, course.own)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            share = share_of_rate(update / total, update, course.warmup, course.flat)
+            for group in optimizer.param_groups:
+                group["lr"] = course.lr * share
+            optimizer.step()
+            optimizer.zero_grad()
+            update += 1
+            if update % LOG_EVERY == 0 or update == total:
+                seconds = round(time.monotonic() - began, 1)
+                log(out.with_suffix(".jsonl"), update=update, seconds=seconds, **figures)
+    save(out, {**state, "model": model.state_dict()})
+
+
+def _grower(
+    course: Course, files: Sequence[corpus.File], bpe: Tokenizer, rng: random.Random
+) -> Grower:
+    texts = [text for text in documents.select(files, ()) if len(text.text) >= 300]
+    functions = [f for kind, text in texts if kind != "test" for f, _ in documents.functions(text)]
+    whole, short = (
+        [np.array(ids) for ids in documents.encode(bpe, some)]
+        for some in ([text.text for text in texts], functions)
+    )
+    return Grower(whole, short, bpe, course.size, rng)
+
+
+def draw(grower: Grower, course: Course, kinds: Sequence[str], progress: float) -> list[Row]:
+    """The rows of one update, `progress` of the course being over."""
+    grown = min(1.0, progress / course.grown)
+    prefix, suffix = (round(a * (b / a) ** grown) for a, b in (course.prefix, course.suffix))
+    full = course.full if grown == 1 else 0.0
+    return [
+        grower.gaps(prefix, suffix, full) if kind == "gaps" else getattr(grower, kind)()
+        for kind in kinds
+    ]
+
+
+def learn(
+    model: GPTBigCode, teacher: GPTBigCode, rows: Sequence[Row], own: float
+) -> dict[str, float]:
+    """Add the gradients of some rows; return the mean loss of each kind."""
+    weights = sum(target.weight * KINDS[target.kind] for row in rows for target in row.targets)
+    losses: dict[str, list[float]] = {}
+    for row in rows:
+        if not row.targets:
+            continue
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = row_losses(model, teacher, row, own)
+        factors = torch.tensor([target.weight * KINDS[target.kind] for target in row.targets])
+        ((factors * loss).sum() / weights).backward()
+        for target, value in zip(row.targets, loss.tolist(), strict=True):
+            losses.setdefault(target.kind, []).append(value)
+    return {kind: round(sum(some) / len(some), 4) for kind, some in losses.items()}
+
+
+def row_losses(model: GPTBigCode, teacher: GPTBigCode, row: Row, own: float) -> Tensor:
+    """The loss of each target, in nats; of what loops, -log(1 - p) where it is else -log p.
+
+    Of what the teacher said too, a share is its divergence from that: all of plain text's.
+    """
+    ids, positions = (torch.from_numpy(x[: row.n])[None] for x in (row.ids, row.positions))
+    sees = torch.from_numpy(row.mask[: row.n, : row.n])[None, None]
+    at, tokens, taught_at = (
+        torch.tensor([getattr(target, name) for target in row.targets])
+        for name in ("at", "token", "teacher")
+    )
+    log_p = model.logits(model(ids, positions, sees)[0, at]).log_softmax(-1)
+    said = log_p.gather(1, tokens[:, None])[:, 0]
+    loops, text = (torch.tensor([t.kind == kind for t in row.targets]) for kind in ("loop", "text"))
+    loss = torch.where(loops, -torch.log1p(-said.exp().clamp(max=1 - 1e-4)), -said)
+    taught_at = torch.where(text, at, taught_at)
+    taught = taught_at >= 0
+    with torch.no_grad():
+        hidden = teacher(ids, positions, sees)[0, taught_at[taught]]
+        theirs = teacher.logits(hidden).log_softmax(-1)
+    divergence = functional.kl_div(log_p[taught], theirs, reduction="none", log_target=True)
+    share = torch.where(text[taught], 1.0, own)
+    mixed = (1 - share) * loss[taught] + share * divergence.sum(-1)
+    return loss.masked_scatter(taught, mixed)
