@@ -327,8 +327,8 @@ def test_functions_are_asked_for_up_to_their_body() -> None:
     [function] = measure.functions([File("p", "a.py", text)])
     assert function.prompt.endswith('last."""')
     assert function.header.startswith("    def add")
-    assert measure.parses(function, "\n        return a\n")
-    assert not measure.parses(function, "\n        return a +\n")
+    assert measure.parse(function, "\n        return a\n")
+    assert not measure.parse(function, "\n        return a +\n")
 
 
 def test_lines_are_cut_out_whole() -> None:

@@ -160,7 +160,7 @@ def _lines(figures: Mapping[str, Any], others: Mapping[str, Any]) -> str:
 
 def _answer(answer: Mapping[str, str]) -> str:
     end = "" if answer["finish_reason"] == "stop" else " ..."
-    return f"````python\n{answer['prompt']}{answer['text']}{end}\n````"
+    return f"````\n{answer['prompt']}{answer['text']}{end}\n````"
 
 
 def _copies(found: Mapping[str, list[list[dict[str, Any]]]]) -> str:

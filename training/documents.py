@@ -11,6 +11,7 @@ How documents come to rows is `rows`' affair.
 
 from __future__ import annotations
 
+import ast
 import math
 import random
 import re
@@ -33,7 +34,6 @@ TEST = re.compile(
 
 FUNCTION_LINES = range(2, 45)
 FUNCTION_CHARACTERS = range(50, 3000)
-HEADER = re.compile(r"^([ \t]*)(?:async def|def|class) +(\w+)", re.M)
 
 SUFFIX_FIRST_RATE = 0.5
 PART_CHARACTERS = 150, 6000  # of a part that is filled; log-uniform
@@ -63,38 +63,17 @@ def _is_read(kind: str, data: bytes) -> bool:
 
 
 def functions(text: str) -> Iterator[tuple[str, bool]]:
-    """Functions and small classes of a file, by indentation; and whether it is a method."""
+    """Functions and small classes of a file, without decorators; and whether each is a method."""
     lines = text.splitlines(keepends=True)
-    numbers, at = {}, 0
-    for i, line in enumerate(lines):
-        numbers[at] = i
-        at += len(line)
-    for match in HEADER.finditer(text):
-        first = numbers.get(match.start())
-        if first is None or match[2].lower().startswith("test"):
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             continue
-        last = _last_line(lines, first, len(match[1]))
-        body = textwrap.dedent("".join(lines[first : last + 1])).rstrip() + "\n"
-        quotes_close = not (body.count('"""') % 2 or body.count("'''") % 2)
-        fits = last - first + 1 in FUNCTION_LINES and len(body) in FUNCTION_CHARACTERS
-        if fits and quotes_close:
+        own = lines[node.lineno - 1 : node.end_lineno]
+        body = textwrap.dedent("".join(own)).rstrip() + "\n"
+        is_test = node.name.lower().startswith("test")
+        if len(own) in FUNCTION_LINES and len(body) in FUNCTION_CHARACTERS and not is_test:
             head = body[: body.find("\n")]
             yield body, "(self" in head or "(cls" in head
-
-
-def _last_line(lines: Sequence[str], first: int, indent: int) -> int:
-    """The last line of a block, but not far beyond the longest that is wanted."""
-    last = first
-    for i in range(first + 1, min(len(lines), first + FUNCTION_LINES.stop + 1)):
-        line = lines[i].lstrip()
-        if not line:
-            continue
-        depth = len(lines[i]) - len(line)
-        closes = depth == indent and line[0] in ")]}" and last == i - 1
-        if depth <= indent and not closes:
-            break
-        last = i
-    return last
 
 
 def parts(text: str, rng: random.Random) -> Iterator[str]:

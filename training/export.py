@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -86,14 +87,9 @@ def _config(shape: Shape) -> dict[str, object]:
         "layer_norm_epsilon": 1e-05,
         "model_type": "gpt_bigcode",
         "multi_query": True,
-        "n_embd": shape.n_embd,
-        "n_head": shape.n_head,
-        "n_inner": shape.n_inner,
-        "n_layer": shape.n_layer,
-        "n_positions": shape.n_positions,
         "scale_attention_softmax_in_fp32": True,
         "scale_attn_weights": True,
         "tie_word_embeddings": True,
         "use_cache": True,
-        "vocab_size": shape.vocab_size,
+        **asdict(shape),
     }

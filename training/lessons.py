@@ -89,7 +89,7 @@ def repeats(tokens: Sequence[int]) -> list[int]:
 
 def is_good(function: Function, body: str) -> bool:
     """Whether a body parses and does something: more than a docstring or `pass`."""
-    tree = measure.parsed(function, body)
+    tree = measure.parse(function, body)
     for node in ast.walk(tree) if tree else ():
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             has_docstring = ast.get_docstring(node) is not None

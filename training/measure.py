@@ -145,7 +145,7 @@ def block(text: str, indent: int) -> tuple[str, bool]:
     return "".join(kept), False
 
 
-def parsed(function: Function, body: str) -> ast.Module | None:
+def parse(function: Function, body: str) -> ast.Module | None:
     """Header and body as Python, a method under an `if True:`; None if they are none."""
     source = function.header + body
     if function.indent:
@@ -154,11 +154,6 @@ def parsed(function: Function, body: str) -> ast.Module | None:
         return ast.parse(source)
     except (SyntaxError, ValueError):
         return None
-
-
-def parses(function: Function, body: str) -> bool:
-    """Whether header and body are Python."""
-    return parsed(function, body) is not None
 
 
 def complete_functions(llm: LLM, files: Sequence[File], n: int = N_FUNCTIONS) -> dict[str, float]:
@@ -176,8 +171,9 @@ def complete_functions(llm: LLM, files: Sequence[File], n: int = N_FUNCTIONS) ->
         body, at_end = block(completion.text, function.indent)
         at_end = at_end or completion.finish_reason == "stop"
         ended += at_end
-        parsed += at_end and parses(function, body)
-        whole_lines += parses(function, body if at_end else body[: body.rfind("\n") + 1])
+        parsed += at_end and parse(function, body) is not None
+        whole = body if at_end else body[: body.rfind("\n") + 1]
+        whole_lines += parse(function, whole) is not None
     return {"n": n, "end": ended / n, "parse": parsed / n, "parse_whole_lines": whole_lines / n}
 
 

@@ -49,33 +49,22 @@ class Attention(nn.Module):
         return self.c_proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
 
 
-class MLP(nn.Module):
-    """Up, tanh GELU, down."""
-
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.c_fc = Matrix(shape.n_embd, shape.n_inner)
-        self.c_proj = Matrix(shape.n_inner, shape.n_embd)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, tokens, n_embd) -> the same."""
-        return self.c_proj(functional.gelu(self.c_fc(x), approximate="tanh"))
-
-
 class Block(nn.Module):
-    """Attention and MLP, each after a norm and added to what came in."""
+    """Attention, then up, tanh GELU, down; each after a norm and added to what came in."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.ln_1 = nn.LayerNorm(shape.n_embd, eps=1e-5)
         self.attn = Attention(shape)
         self.ln_2 = nn.LayerNorm(shape.n_embd, eps=1e-5)
-        self.mlp = MLP(shape)
+        up, down = Matrix(shape.n_embd, shape.n_inner), Matrix(shape.n_inner, shape.n_embd)
+        self.mlp = nn.ModuleDict({"c_fc": up, "c_proj": down})
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """(batch, tokens, n_embd) -> the same."""
         x = x + self.attn(self.ln_1(x), mask)
-        return x + self.mlp(self.ln_2(x))
+        h = functional.gelu(self.mlp["c_fc"](self.ln_2(x)), approximate="tanh")
+        return x + self.mlp["c_proj"](h)
 
 
 class GPTBigCode(nn.Module):

@@ -1,4 +1,4 @@
-"""What moves the weights: Muon for the blocks' matrices, AdamW for all else; and the schedule."""
+"""What moves the weights: Muon for the layers' matrices, AdamW for all else; and the schedule."""
 
 from __future__ import annotations
 
@@ -25,14 +25,9 @@ class Optimizer:
         muon = torch.optim.Muon(
             matrices, lr=matrix_lr, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"
         )
+        decays = [{"params": embeddings, "weight_decay": 0.01}, {"params": vectors}]
         adamw = torch.optim.AdamW(
-            [
-                {"params": embeddings, "weight_decay": 0.01},
-                {"params": vectors, "weight_decay": 0.0},
-            ],
-            lr=other_lr,
-            betas=(0.9, 0.95),
-            fused=True,
+            decays, lr=other_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True
         )
         self._peaks: list[tuple[torch.optim.Optimizer, float]] = [
             (muon, matrix_lr),
@@ -46,7 +41,7 @@ class Optimizer:
             for group in optimizer.param_groups:
                 group["lr"] = peak * share
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
 
 
 def share_of_rate(progress: float, update: int, warmup: int, flat: float) -> float:
