@@ -1,11 +1,10 @@
 """Mend the trained model on a CPU: gaps with the prefix first, prompts that end with Enter, ends.
 
 Training teaches a gap behind its suffix; with the prefix first the model goes on with the suffix.
-It has to learn to look back over it, and does so from near to far: gaps have few tokens around
-them at first. Half of what a gap teaches is the source's, half what the trained model says of the
-same tokens where it reads the text without a gap (`trees`). It also learns from its own text
-(`lessons`). Of source it learns what the trained model says of it, which keeps it where it was.
-Matrices are multiplied as q4_0 rounds them all the while.
+It has to learn to look back over it: half of what a gap teaches is the source's, half what the
+trained model says of the same tokens where it reads the text without a gap (`trees`). It also
+learns from its own text (`lessons`). Of other source it learns what the trained model says of it,
+which keeps it where it was. Matrices are multiplied as q4_0 rounds them all the while.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from starcoder import LLM
-from training import corpus, documents, lessons, measure, tokenizer
+from training import corpus, documents, grid, lessons, measure, tokenizer
 from training.export import export
 from training.model import GPTBigCode
 from training.optimizer import share_of_rate
@@ -32,16 +32,8 @@ from training.shape import Shape
 from training.train import log, save
 from training.trees import Grower, Row
 
-KINDS = {"text": 0.3, "middle": 1.0, "enter": 0.5, "good": 0.7, "loop": 1.0}  # and their weights
+KINDS = {"text": 0.7, "middle": 1.0, "enter": 0.5, "good": 0.5, "loop": 0.3}  # and their weights
 LOG_EVERY = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """A part of a course: updates of the weights, and the rows of each, by `Grower`'s methods."""
-
-    updates: int
-    rows: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,47 +41,45 @@ class Course:
     """How a model is mended.
 
     Attributes:
-        phases: What it sees, in order; its own text is written anew for each phase that has it.
-        size: Tokens of a row; half of the context.
+        rounds: How often it writes, to learn from that.
+        texts: Functions that it writes in a round.
+        updates: Of the weights, in a round.
+        rows: Kinds of rows, `Grower`'s methods, again and again.
+        batch: Rows in an update.
+        size: Tokens of a row, at most; files have twice as many.
         prefix: Tokens before a gap, at most: at first, and when gaps are grown.
         suffix: Tokens behind it; the same.
         grown: Share of the course in which they grow.
         full: Share of gaps that are as long as may be, once they are grown.
         own: Share of what a gap teaches that is the trained model's.
-        texts: Functions that it writes in a phase with its own text.
         files: Files of the training split that are read.
-        lr: Highest learning rate (AdamW).
+        matrix_lr: Highest learning rate of the layers' matrices (AdamW).
+        other_lr: Highest learning rate of everything else.
         warmup: Updates during which it rises.
         flat: Share of the course before it falls.
         seed: Of all that is tossed.
     """
 
-    phases: tuple[Phase, ...] = (
-        Phase(400, ("gaps", "text", "gaps", "gap_behind_suffix", "gaps")),
-        Phase(200, ("gaps", "text", "gap_behind_suffix", "own_text", "files")),
-    )
-    size: int = 1024
-    prefix: tuple[int, int] = (64, 600)
-    suffix: tuple[int, int] = (16, 300)
-    grown: float = 0.5
-    full: float = 0.4
-    own: float = 0.5
+    rounds: int = 2
     texts: int = 512
+    updates: int = 100
+    rows: tuple[str, ...] = ("files", "gaps", "gaps", "gaps", "behind_suffix", "text", "own_text")
+    batch: int = 5
+    size: int = 1024
+    prefix: tuple[int, int] = (600, 600)
+    suffix: tuple[int, int] = (150, 300)
+    grown: float = 0.4
+    full: float = 0.3
+    own: float = 0.5
     files: int = 7000
-    lr: float = 3e-4
-    warmup: int = 20
+    matrix_lr: float = 3e-4
+    other_lr: float = 2e-5
+    warmup: int = 5
     flat: float = 0.5
     seed: int = 1
 
 
-TOY = Course(
-    (Phase(4, ("gaps", "text", "gap_behind_suffix")), Phase(2, ("files", "own_text"))),
-    size=128,
-    prefix=(16, 48),
-    suffix=(8, 24),
-    texts=8,
-    files=50,
-)
+TOY = Course(texts=8, updates=3, size=128, prefix=(16, 48), suffix=(8, 24), files=50)
 
 
 def mend(course: Course, work: Path, checkpoint: Path, out: Path) -> None:
@@ -100,39 +90,49 @@ def mend(course: Course, work: Path, checkpoint: Path, out: Path) -> None:
     model.set_rounded(True)
     teacher = copy.deepcopy(model)
     torch.set_flush_denormal(True)
-    rng = random.Random(course.seed)
+    rng, bpe = random.Random(course.seed), tokenizer.load(work / "tokenizer.json")
     files = corpus.read_split(work, "train")
     files = rng.sample(files, min(course.files, len(files)))
-    grower = _grower(course, files, tokenizer.load(work / "tokenizer.json"), rng)
     functions = measure.functions(files[:1000])
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
-    total, update, began = sum(p.updates for p in course.phases), 0, time.monotonic()
-    for phase in course.phases:
-        if "own_text" in phase.rows:
-            save(out.with_suffix(".now"), {**state, "model": model.state_dict()})
-            path = work / "starcoder-pocket-q4_0.gguf"
-            export(out.with_suffix(".now"), work / "tokenizer.json", [path])
+    grower = make_grower(course, files, bpe, rng)
+    named = [(grid.is_on_grid(name, p), p) for name, p in model.named_parameters()]
+    rates = course.other_lr, course.matrix_lr
+    optimizer = torch.optim.AdamW(
+        [{"params": [p for on, p in named if on == is_matrix]} for is_matrix in (False, True)],
+        betas=(0.9, 0.95),
+        weight_decay=0.0,
+    )
+    kinds, total, began = cycle(course.rows), course.rounds * course.updates, time.monotonic()
+    for update in range(total):
+        if update % course.updates == 0:
             asked = rng.sample(functions, min(course.texts, len(functions)))
-            grower.lessons = lessons.write(LLM(path), asked)
-        for _ in range(phase.updates):
-            rows = draw(grower, course, phase.rows, update / total)
-            figures = learn(model, teacher, rows, course.own)
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            share = share_of_rate(update / total, update, course.warmup, course.flat)
-            for group in optimizer.param_groups:
-                group["lr"] = course.lr * share
-            optimizer.step()
-            optimizer.zero_grad()
-            update += 1
-            if update % LOG_EVERY == 0 or update == total:
-                seconds = round(time.monotonic() - began, 1)
-                log(out.with_suffix(".jsonl"), update=update, seconds=seconds, **figures)
+            grower.lessons = lessons.write(_exported(model, state, work, out), asked)
+        rows = draw(grower, course, list(islice(kinds, course.batch)), update / total)
+        figures = learn(model, teacher, rows, course.own)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        share = share_of_rate(update / total, update, course.warmup, course.flat)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * share
+        optimizer.step()
+        optimizer.zero_grad()
+        if (update + 1) % LOG_EVERY == 0 or update + 1 == total:
+            seconds = round(time.monotonic() - began, 1)
+            log(out.with_suffix(".jsonl"), update=update + 1, seconds=seconds, **figures)
     save(out, {**state, "model": model.state_dict()})
 
 
-def _grower(
+def _exported(model: GPTBigCode, state: dict[str, object], work: Path, out: Path) -> LLM:
+    """The model as it is now, through starcoder."""
+    now, path = out.with_suffix(".now"), work / "starcoder-pocket-q4_0.gguf"
+    save(now, {**state, "model": model.state_dict()})
+    export(now, work / "tokenizer.json", [path])
+    return LLM(path)
+
+
+def make_grower(
     course: Course, files: Sequence[corpus.File], bpe: Tokenizer, rng: random.Random
 ) -> Grower:
+    """What makes rows of some files and of their functions."""
     texts = [text for text in documents.select(files, ()) if len(text.text) >= 300]
     functions = [f for kind, text in texts if kind != "test" for f, _ in documents.functions(text)]
     whole, short = (
@@ -143,7 +143,7 @@ def _grower(
 
 
 def draw(grower: Grower, course: Course, kinds: Sequence[str], progress: float) -> list[Row]:
-    """The rows of one update, `progress` of the course being over."""
+    """Rows of some kinds, `progress` of the course being over."""
     grown = min(1.0, progress / course.grown)
     prefix, suffix = (round(a * (b / a) ** grown) for a, b in (course.prefix, course.suffix))
     full = course.full if grown == 1 else 0.0
@@ -159,9 +159,7 @@ def learn(
     """Add the gradients of some rows; return the mean loss of each kind."""
     weights = sum(target.weight * KINDS[target.kind] for row in rows for target in row.targets)
     losses: dict[str, list[float]] = {}
-    for row in rows:
-        if not row.targets:
-            continue
+    for row in filter(lambda row: row.targets, rows):
         with torch.autocast("cpu", torch.bfloat16):
             loss = row_losses(model, teacher, row, own)
         factors = torch.tensor([target.weight * KINDS[target.kind] for target in row.targets])
@@ -174,7 +172,7 @@ def learn(
 def row_losses(model: GPTBigCode, teacher: GPTBigCode, row: Row, own: float) -> Tensor:
     """The loss of each target, in nats; of what loops, -log(1 - p) where it is else -log p.
 
-    Of what the teacher said too, a share is its divergence from that: all of plain text's.
+    Of what the teacher said too, a share is the divergence from that: all of it for plain text.
     """
     ids, positions = (torch.from_numpy(x[: row.n])[None] for x in (row.ids, row.positions))
     sees = torch.from_numpy(row.mask[: row.n, : row.n])[None, None]

@@ -127,8 +127,8 @@ class Grower:
                     row.targets.append(Target(at + i, int(token), "middle", weight, teacher))
         return row
 
-    def gap_behind_suffix(self) -> Row:
-        """Gaps with the suffix first, which is as it was trained, so that it stays."""
+    def behind_suffix(self) -> Row:
+        """Gaps with the suffix first; they teach what the trained model says, as text does."""
         row, rng = Row(self._size), self._rng
         while row.room > 100:
             ids = self._piece(min(row.room, _log_uniform(rng, 100, 900)) - 8)
@@ -139,7 +139,7 @@ class Grower:
             prompt = fim_prompt(list(ids[:a]), list(ids[b:]), suffix_first=True)
             middle = [*ids[a:b], END]
             at = row.add([*prompt, *middle]) + len(prompt) - 1
-            row.learn(at, middle, "middle", 2.0)
+            row.learn(at, middle, "text", 2.0)
             row.learn(at - a + 1, ids[1:a], "text")
         return row
 
