@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,8 @@ def render(measurements: Path = MEASUREMENTS) -> str:
         "packages": "\n".join(f"- {_named(s)}" for s in _of(sources, "train")),
         "algorithms": "\n".join(f"- {_named(s)}" for s in _of(sources, "algorithms")),
     }
-    text = TEMPLATE.read_text(encoding="utf-8")
-    for key, value in values.items():
-        text = text.replace("{" + key + "}", str(value))
-    return text
+    template = TEMPLATE.read_text(encoding="utf-8")
+    return re.sub(r"\{(\w+)\}", lambda found: str(values[found[1]]), template)
 
 
 # ---- the corpus ----
@@ -145,7 +144,8 @@ def _functions(figures: Mapping[str, Any], others: Mapping[str, Any]) -> str:
     }
     columns = {**figures, **{name: other["functions"] for name, other in others.items()}}
     rows = ((names[key], *(f"{f[key]:.1%}" for f in columns.values())) for key in names)
-    return _table(["of 200 functions", *columns], rows)
+    n = next(iter(columns.values()))["n"]
+    return _table([f"of {n} functions", *columns], rows)
 
 
 def _lines(figures: Mapping[str, Any], others: Mapping[str, Any]) -> str:
