@@ -539,7 +539,8 @@ def test_a_branch_sees_what_its_text_would(torch: Any, small: Any, bpe: Tokenize
     from training.trees import Grower
 
     texts_ = [np.array(bpe.encode(ADD * 6).ids)]
-    grower = Grower(texts_, texts_, bpe, 256, random.Random(1))
+    grower = Grower(texts_, texts_, bpe, random.Random(1))
+    grower.size = 256
     row = grower.gaps(20, 8, 0.5)
     assert {target.kind for target in row.targets} == {"text", "middle"}
     whole = row.mask[: row.n, : row.n]
@@ -562,7 +563,9 @@ def test_line_breaks_stand_alone_where_a_prompt_would_end(torch: Any, bpe: Token
     from training.trees import Grower
 
     texts = [np.array(bpe.encode(ADD * 6).ids)]
-    row = Grower(texts, texts, bpe, 128, random.Random(2)).text()
+    grower = Grower(texts, texts, bpe, random.Random(2))
+    grower.size = 128
+    row = grower.text()
     firsts = [
         target
         for i, target in enumerate(row.targets)
@@ -579,7 +582,8 @@ def test_own_text_moves_up_or_down_as_it_is_signed(torch: Any, small: Any, bpe: 
     from training.trees import Grower
 
     ids = [5, 9, 9, 9, 9, 3, 1, 2]
-    grower = Grower([], [], bpe, 16, random.Random(1))
+    grower = Grower([], [], bpe, random.Random(1))
+    grower.size = 16
 
     def odds() -> list[float]:
         with torch.no_grad():
@@ -627,4 +631,4 @@ def test_all_stages_make_a_toy(torch: Any, tmp_path: Path, monkeypatch: pytest.M
         assert stages.main(["--work", str(tmp_path), "--until", "export", "--tiny"]) == 0
     made = {path.name for path in tmp_path.iterdir()}
     assert {"trained.pt", "mended.pt", "mended.jsonl", "starcoder-pocket-q8_0.gguf"} <= made
-    assert (tmp_path / "mended.jsonl").read_text().count("\n") == 1
+    assert (tmp_path / "mended.jsonl").read_text().count("\n") == 2

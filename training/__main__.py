@@ -70,7 +70,7 @@ def run(work: Path, stages: Sequence[str], tiny: bool) -> None:
     if "mend" in stages and not mended.exists():
         from training import mend
 
-        mend.mend(mend.TOY if tiny else mend.Course(), work, trained, mended)
+        mend.mend(mend.TOY if tiny else mend.COURSES, work, trained, mended)
     if "export" in stages and not models[-1].exists():
         from training.export import export
 

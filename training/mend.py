@@ -32,93 +32,102 @@ from training.shape import Shape
 from training.train import log, save
 from training.trees import Grower, Row
 
-KINDS = {"text": 0.7, "middle": 1.0, "enter": 0.5, "good": 0.5, "loop": 0.3}  # and their weights
+KINDS = {"text": 0.7, "middle": 1.0, "enter": 1.0, "good": 0.7, "loop": 0.4}  # and their weights
+N_FILES, N_TEXTS = 7000, 512  # of the training split: read; and functions of it, written anew
 LOG_EVERY = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """How a model is mended.
+    """A part of the mending.
 
     Attributes:
-        rounds: How often it writes, to learn from that.
-        texts: Functions that it writes in a round.
-        updates: Of the weights, in a round.
+        updates: Of the weights.
         rows: Kinds of rows, `Grower`'s methods, again and again.
         batch: Rows in an update.
         size: Tokens of a row, at most; files have twice as many.
-        prefix: Tokens before a gap, at most: at first, and when gaps are grown.
-        suffix: Tokens behind it; the same.
-        grown: Share of the course in which they grow.
-        full: Share of gaps that are as long as may be, once they are grown.
+        prefix: Tokens before a gap, at most.
+        suffix: Tokens behind it, at most: at first, and in the end.
+        full: Share of gaps that are as long as may be.
         own: Share of what a gap teaches that is the trained model's.
-        files: Files of the training split that are read.
         matrix_lr: Highest learning rate of the layers' matrices (AdamW).
         other_lr: Highest learning rate of everything else.
         warmup: Updates during which it rises.
         flat: Share of the course before it falls.
-        seed: Of all that is tossed.
     """
 
-    rounds: int = 2
-    texts: int = 512
-    updates: int = 100
-    rows: tuple[str, ...] = ("files", "gaps", "gaps", "gaps", "behind_suffix", "text", "own_text")
+    updates: int
+    rows: tuple[str, ...]
     batch: int = 5
     size: int = 1024
-    prefix: tuple[int, int] = (600, 600)
+    prefix: int = 600
     suffix: tuple[int, int] = (150, 300)
-    grown: float = 0.4
-    full: float = 0.3
+    full: float = 0.15
     own: float = 0.5
-    files: int = 7000
     matrix_lr: float = 3e-4
     other_lr: float = 2e-5
     warmup: int = 5
-    flat: float = 0.5
-    seed: int = 1
+    flat: float = 0.4
 
 
-TOY = Course(texts=8, updates=3, size=128, prefix=(16, 48), suffix=(8, 24), files=50)
+COURSES = (
+    Course(
+        40,
+        ("files", *3 * ("gaps",), "behind_suffix", "files", *3 * ("gaps",), "text"),
+        flat=0.9,
+    ),
+    Course(50, ("files", "gaps", "text", "own_text", "files", "gaps", "text", "behind_suffix"), 4),
+)
+TOY = (
+    Course(3, ("gaps", "text", "behind_suffix"), size=128, prefix=48, suffix=(8, 24)),
+    Course(3, ("files", "own_text"), 2, size=128),
+)
 
 
-def mend(course: Course, work: Path, checkpoint: Path, out: Path) -> None:
+def mend(courses: Sequence[Course], work: Path, checkpoint: Path, out: Path) -> None:
     """Mend a model; write `out`, a checkpoint, and beside it a log of its name."""
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     model = GPTBigCode(Shape(**state["shape"]))
     model.load_state_dict(state["model"])
     model.set_rounded(True)
-    teacher = copy.deepcopy(model)
+    teacher, rng = copy.deepcopy(model), random.Random(1)
     torch.set_flush_denormal(True)
-    rng, bpe = random.Random(course.seed), tokenizer.load(work / "tokenizer.json")
     files = corpus.read_split(work, "train")
-    files = rng.sample(files, min(course.files, len(files)))
+    files = rng.sample(files, min(N_FILES, len(files)))
     functions = measure.functions(files[:1000])
-    grower = make_grower(course, files, bpe, rng)
-    named = [(grid.is_on_grid(name, p), p) for name, p in model.named_parameters()]
-    rates = course.other_lr, course.matrix_lr
-    optimizer = torch.optim.AdamW(
-        [{"params": [p for on, p in named if on == is_matrix]} for is_matrix in (False, True)],
-        betas=(0.9, 0.95),
-        weight_decay=0.0,
-    )
-    kinds, total, began = cycle(course.rows), course.rounds * course.updates, time.monotonic()
-    for update in range(total):
-        if update % course.updates == 0:
-            asked = rng.sample(functions, min(course.texts, len(functions)))
+    grower = make_grower(files, tokenizer.load(work / "tokenizer.json"), rng)
+    done, began = 0, time.monotonic()
+    for course in courses:
+        if "own_text" in course.rows:
+            asked = rng.sample(functions, min(N_TEXTS, len(functions)))
             grower.lessons = lessons.write(_exported(model, state, work, out), asked)
-        rows = draw(grower, course, list(islice(kinds, course.batch)), update / total)
-        figures = learn(model, teacher, rows, course.own)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        share = share_of_rate(update / total, update, course.warmup, course.flat)
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * share
-        optimizer.step()
-        optimizer.zero_grad()
-        if (update + 1) % LOG_EVERY == 0 or update + 1 == total:
-            seconds = round(time.monotonic() - began, 1)
-            log(out.with_suffix(".jsonl"), update=update + 1, seconds=seconds, **figures)
+        optimizer = _optimizer(model, course)
+        peaks = [group["lr"] for group in optimizer.param_groups]
+        kinds = cycle(course.rows)
+        for update in range(course.updates):
+            progress = update / course.updates
+            rows = draw(grower, course, list(islice(kinds, course.batch)), progress)
+            figures = learn(model, teacher, rows, course.own)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            share = share_of_rate(progress, update, course.warmup, course.flat)
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * share
+            optimizer.step()
+            optimizer.zero_grad()
+            if (update + 1) % LOG_EVERY == 0 or update + 1 == course.updates:
+                seconds = round(time.monotonic() - began, 1)
+                log(out.with_suffix(".jsonl"), update=done + update + 1, seconds=seconds, **figures)
+        done += course.updates
     save(out, {**state, "model": model.state_dict()})
+
+
+def _optimizer(model: GPTBigCode, course: Course) -> torch.optim.AdamW:
+    named = [(grid.is_on_grid(name, p), p) for name, p in model.named_parameters()]
+    groups = [
+        {"params": [p for on_grid, p in named if on_grid], "lr": course.matrix_lr},
+        {"params": [p for on_grid, p in named if not on_grid], "lr": course.other_lr},
+    ]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)
 
 
 def _exported(model: GPTBigCode, state: dict[str, object], work: Path, out: Path) -> LLM:
@@ -129,9 +138,7 @@ def _exported(model: GPTBigCode, state: dict[str, object], work: Path, out: Path
     return LLM(path)
 
 
-def make_grower(
-    course: Course, files: Sequence[corpus.File], bpe: Tokenizer, rng: random.Random
-) -> Grower:
+def make_grower(files: Sequence[corpus.File], bpe: Tokenizer, rng: random.Random) -> Grower:
     """What makes rows of some files and of their functions."""
     texts = [text for text in documents.select(files, ()) if len(text.text) >= 300]
     functions = [f for kind, text in texts if kind != "test" for f, _ in documents.functions(text)]
@@ -139,16 +146,18 @@ def make_grower(
         [np.array(ids) for ids in documents.encode(bpe, some)]
         for some in ([text.text for text in texts], functions)
     )
-    return Grower(whole, short, bpe, course.size, rng)
+    return Grower(whole, short, bpe, rng)
 
 
 def draw(grower: Grower, course: Course, kinds: Sequence[str], progress: float) -> list[Row]:
     """Rows of some kinds, `progress` of the course being over."""
-    grown = min(1.0, progress / course.grown)
-    prefix, suffix = (round(a * (b / a) ** grown) for a, b in (course.prefix, course.suffix))
-    full = course.full if grown == 1 else 0.0
+    first, last = course.suffix
+    grower.size = course.size
+    suffix = round(first * (last / first) ** progress)
     return [
-        grower.gaps(prefix, suffix, full) if kind == "gaps" else getattr(grower, kind)()
+        grower.gaps(course.prefix, suffix, course.full)
+        if kind == "gaps"
+        else getattr(grower, kind)()
         for kind in kinds
     ]
 

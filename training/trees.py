@@ -75,7 +75,6 @@ class Grower:
         files: Files, (n,) tokens each.
         functions: Functions, each a document; the same.
         bpe: The tokenizer.
-        size: Tokens of a row.
         rng: Of all that is tossed.
     """
 
@@ -84,11 +83,11 @@ class Grower:
         files: Sequence[np.ndarray],
         functions: Sequence[np.ndarray],
         bpe: Tokenizer,
-        size: int,
         rng: random.Random,
     ) -> None:
         self._files, self._functions = files, functions
-        self._bpe, self._size, self._rng = bpe, size, rng
+        self._bpe, self._rng = bpe, rng
+        self.size = 1024  # tokens of a row; files have twice as many
         self.lessons: Sequence[Lesson] = ()
         texts = [bpe.decode([i], skip_special_tokens=False) for i in range(bpe.get_vocab_size())]
         self._breaks = np.array([text.startswith("\n") for text in texts])
@@ -101,7 +100,7 @@ class Grower:
             suffix: Tokens behind it, at most.
             full: Share of the trunks and suffixes that are as long as they may be.
         """
-        row, rng = Row(self._size), self._rng
+        row, rng = Row(self.size), self._rng
         while row.room > 80:
             length = prefix if rng.random() < full else _log_uniform(rng, min(32, prefix), prefix)
             length = min(length, int(row.room * TRUNK_SHARE))
@@ -109,10 +108,9 @@ class Grower:
             trunk = ids[:length]
             root = row.add([FIM_PREFIX, *trunk])
             row.learn(root + 1, trunk[1:], "text")
-            room = row.n + (row.room if full else min(row.room, max(60, int(length * 1.2))))
             for _ in range(30):
                 gap = self._gap(ids, max(4, len(trunk) // 8), len(trunk))
-                longest = min(suffix, room - row.n - MIDDLE_TOKENS - 4)
+                longest = min(suffix, row.room - MIDDLE_TOKENS - 4)
                 if gap is None or longest < 2:
                     continue
                 a, b = gap
@@ -129,7 +127,7 @@ class Grower:
 
     def behind_suffix(self) -> Row:
         """Gaps with the suffix first; they teach what the trained model says, as text does."""
-        row, rng = Row(self._size), self._rng
+        row, rng = Row(self.size), self._rng
         while row.room > 100:
             ids = self._piece(min(row.room, _log_uniform(rng, 100, 900)) - 8)
             gap = self._gap(ids, len(ids) // 4, len(ids))
@@ -145,8 +143,8 @@ class Grower:
 
     def text(self) -> Row:
         """Source or functions; and line breaks that stand alone, as where a prompt ends."""
-        row, rng = Row(self._size), self._rng
-        length = int(self._size * 0.72)
+        row, rng = Row(self.size), self._rng
+        length = int(self.size * 0.72)
         if rng.random() < 0.5:
             trunk: list[int] = []
             while len(trunk) < length:
@@ -172,7 +170,7 @@ class Grower:
 
     def files(self) -> Row:
         """Files one after the other, to keep what is far into the context."""
-        row = Row(2 * self._size)
+        row = Row(2 * self.size)
         while row.room:
             file = self._rng.choice(self._files)
             ids = [*file[self._rng.choice((0, self._rng.randrange(len(file)))) :], END]
@@ -182,7 +180,7 @@ class Grower:
 
     def own_text(self) -> Row:
         """What the model wrote, with what it is to do less and more."""
-        row = Row(self._size)
+        row = Row(self.size)
         for ids, signs in self._rng.choices(self.lessons, k=40) if self.lessons else ():
             if len(ids) <= row.room:
                 at = row.add(ids)
