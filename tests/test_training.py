@@ -262,6 +262,16 @@ def test_passages_are_found_where_they_stand_and_nowhere_else(bpe: Tokenizer) ->
     assert passage["packages"] == ["one"]
     assert found[1][0]["packages"] == ["one", "two"]
     assert found[2:] == [[], []]
+    notice = File("three", "c.py", "# Copyright: " + "".join(words[40:44]))
+    zeros = File("four", "d.py", "x = " + "0" * 300)
+    kinds = [
+        passage["kind"]
+        for passages in verbatim.search(
+            [copied, notice.text, zeros.text], [*files, notice, zeros], bpe
+        )
+        for passage in passages
+    ]
+    assert kinds == ["text", "notice", "run"]
     assert verbatim.hashes(np.zeros(verbatim.PASSAGE - 1, np.uint16)).size == 0
 
 

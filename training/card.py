@@ -166,18 +166,24 @@ def _answer(answer: Mapping[str, str]) -> str:
 def _copies(found: Mapping[str, list[list[dict[str, Any]]]]) -> str:
     rows = []
     for name, texts in found.items():
-        other = [[p for p in text if not p["notice"]] for text in texts]
+        other = [[p for p in text if p["kind"] == "text"] for text in texts]
         longest = max((p["tokens"] for text in other for p in text), default=0)
         rows.append((name, len(texts), *(sum(map(bool, some)) for some in (texts, other)), longest))
-    head = ["", "texts", "with a passage", "with one that is no notice", "longest of these, tokens"]
+    head = [
+        "",
+        "texts",
+        "with a passage",
+        "with one that is neither notice nor run",
+        "longest of these, tokens",
+    ]
     return _table(head, rows)
 
 
 def _copied(found: Mapping[str, list[list[dict[str, Any]]]]) -> str:
-    """Where passages are from that are no notices: the longest of each package."""
+    """Where passages are from that are neither: the longest of each package."""
     longest: dict[str, int] = {}
     for texts in found.values():
-        for passage in (p for text in texts for p in text if not p["notice"]):
+        for passage in (p for text in texts for p in text if p["kind"] == "text"):
             name = " and ".join(passage["packages"][:3])
             longest[name] = max(passage["tokens"], longest.get(name, 0))
     return ", ".join(f"{name} ({n} tokens)" for name, n in longest.items()) or "none"

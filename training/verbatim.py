@@ -2,8 +2,8 @@
 
 The prompts are what the model has read: beginnings of files, and headers of functions. So the
 search finds what it can repeat, not what it repeats on any day. A passage is `PASSAGE` tokens of
-its own writing, or more, that stand in one of the files in the same order; a notice is one that
-speaks of copyright or licence.
+its own writing, or more, that stand in one of the files in the same order. Notices of
+copyright and licence are told apart, and runs of a few tokens again and again.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ ALGORITHMS_SHARE = 5  # every fifth prompt: they were read most often
 NOTICE = re.compile(
     r"copyright|licen[cs]|permission is hereby|warrant|rights reserved|as is|spdx", re.I
 )
+FEW_TOKENS = 12  # different ones, less than which are a run
 
 _BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
 _INVERSE = pow(_BASE, -1, 2**64)
@@ -71,7 +72,7 @@ def write(llm: LLM, asked: Sequence[str], temperature: float) -> list[str]:
 def search(
     texts: Sequence[str], files: Sequence[File], bpe: Tokenizer
 ) -> list[list[dict[str, Any]]]:
-    """For each text its passages: tokens, the packages that have the rarest part, if a notice."""
+    """For each text its passages: tokens, the packages that have the rarest part, the kind."""
     tokens = documents.encode(bpe, texts)
     windows = [hashes(np.array(ids, np.uint16)) for ids in tokens]
     wanted = np.unique(np.concatenate(windows))
@@ -113,8 +114,14 @@ def _passages(
             run.append(window)
         elif run:
             passage = ids[i - len(run) : i + PASSAGE - 1]
-            notice = bool(NOTICE.search(bpe.decode(passage)))
             rarest = min(map(sorted, run), key=len)
-            passages.append({"tokens": len(passage), "packages": rarest, "notice": notice})
+            kind = _kind(passage, bpe)
+            passages.append({"tokens": len(passage), "packages": rarest, "kind": kind})
             run = []
     return passages
+
+
+def _kind(passage: Sequence[int], bpe: Tokenizer) -> str:
+    if NOTICE.search(bpe.decode(passage)):
+        return "notice"
+    return "run" if len(set(passage)) < FEW_TOKENS else "text"
