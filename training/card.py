@@ -31,11 +31,7 @@ def render(measurements: Path = MEASUREMENTS) -> str:
         kind: {name: entry["value"] for name, entry in figures[kind].items()}
         for kind in ("bytes", "functions", "lines", "bits_per_byte", "logs", "shipped")
     }
-    shipped = measured["shipped"]
-    others = {
-        "before mending": figures["before_mending"],
-        "the first Pocket": figures["first_pocket"],
-    }
+    shipped, others = measured["shipped"], figures["earlier"]
     sources = corpus.read_lock()
     shape = Shape()
     values = {
