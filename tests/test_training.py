@@ -7,7 +7,6 @@ import json
 import random
 import re
 import tarfile
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +20,6 @@ from training import (
     card,
     corpus,
     documents,
-    lessons,
     measure,
     report,
     rows,
@@ -368,69 +366,6 @@ def test_every_everyday_prompt_is_answered() -> None:
     assert answers[0] == {"prompt": "def fibonacci(", "text": " x", "finish_reason": "length"}
 
 
-# ---- lessons ----
-
-
-def test_what_stands_for_the_third_time_is_a_repeat() -> None:
-    line = list(range(lessons.NGRAM))
-    assert lessons.repeats(line * 2) == [0] * 2 * lessons.NGRAM
-    assert lessons.repeats(line * 3)[-2:] == [0, 1]
-    assert lessons.repeats([7] * (lessons.NGRAM + 3)) == [0] * (lessons.NGRAM + 1) + [1, 1]
-
-
-def test_only_bodies_that_do_something_are_good() -> None:
-    method = measure.Function("class A:\n    def f(self):", "    def f(self):", 4)
-    assert lessons.is_good(method, "\n        return 1\n\n")
-    assert lessons.is_good(lessons.bare(method), "\n    return 1\n")
-    assert not lessons.is_good(method, "\n        pass\n")
-    assert not lessons.is_good(method, '\n        """It does."""\n')
-    assert not lessons.is_good(method, "\n        return (\n")
-
-
-class Letters:
-    """A tokenizer of one character a token; 0 is the end."""
-
-    def tokenize(self, text: str) -> list[int]:
-        return [ord(x) for x in text.replace("<|endoftext|>", "\0")]
-
-    def detokenize(self, tokens: Sequence[int]) -> str:
-        return "".join(chr(token) for token in tokens if token)
-
-
-@pytest.mark.parametrize(
-    ("body", "finish_reason", "learned", "unlearned"),
-    [
-        ("\n    return x\n", "stop", ["\n    return x\n\0"], 0),
-        ("\n    return x\n\n\ndef g():\n    p", "length", ["\n    return x\n\n\nd"], 0),
-        ("\n    y = 1\n    z = (2,\n         3", "length", ["\n\0"], 0),
-        ("\n    pass\n", "stop", [], 0),
-        ("\n    return (\n", "stop", [], 0),
-        ("\n    return (\n", "length", [], 0),
-        ("\n    y = x" + "\n    x = 1" * 9, "length", ["\n\0"], 63),
-    ],
-)
-def test_bodies_that_end_are_good_and_others_are_given_an_end(
-    body: str, finish_reason: str, learned: list[str], unlearned: int
-) -> None:
-    llm, function = Letters(), measure.Function("x = 1\ndef f(x):", "def f(x):", 0)
-    prompt = llm.tokenize(function.prompt)
-    written = SimpleNamespace(tokens=llm.tokenize(body), text=body, finish_reason=finish_reason)
-    taught = list(lessons.judge(llm, function, prompt, written))
-    assert all(lesson.ids[: len(prompt)] == prompt for lesson in taught)
-    signed = [list(zip(lesson.ids, lesson.signs, strict=True)) for lesson in taught]
-    ups = ["".join(chr(token) for token, sign in pairs if sign > 0) for pairs in signed]
-    assert [up for up in ups if up] == learned
-    assert sum(sign < 0 for pairs in signed for _, sign in pairs) == unlearned
-
-
-def test_a_body_that_loops_ends_before_it_does() -> None:
-    llm, function = Letters(), measure.Function("def f(x):", "def f(x):", 0)
-    body = "\n    y = x" + "\n    x = 1" * 9
-    written = SimpleNamespace(tokens=llm.tokenize(body), text=body, finish_reason="length")
-    given_an_end, _ = lessons.judge(llm, function, [], written)
-    assert llm.detokenize(given_an_end.ids) == "\n    y = x\n"
-
-
 # ---- the card ----
 
 
@@ -545,79 +480,6 @@ def test_what_is_exported_is_the_model_on_the_grid(
     assert np.abs(ours.logits(ids) - trained).max() < 0.1, "the embedding alone is rounded"
 
 
-def test_a_branch_sees_what_its_text_would(torch: Any, small: Any, bpe: Tokenizer) -> None:
-    from training.trees import Grower
-
-    texts_ = [np.array(bpe.encode(ADD * 6).ids)]
-    grower = Grower(texts_, texts_, bpe, random.Random(1))
-    grower.size = 256
-    row = grower.gaps(20, 8, 0.5)
-    assert {target.kind for target in row.targets} == {"text", "middle"}
-    whole = row.mask[: row.n, : row.n]
-    tree = [torch.from_numpy(x)[None] for x in (row.ids, row.positions, row.mask[None])]
-    with torch.no_grad():
-        hidden = small(*tree)[0]
-        for at in np.flatnonzero(row.ids == tokenizer.FIM_MIDDLE):
-            seen = np.flatnonzero(whole[at])
-            assert row.ids[seen[0]] == tokenizer.FIM_PREFIX
-            assert row.positions[seen].tolist() == list(range(len(seen)))
-            alone = small(torch.from_numpy(row.ids[seen])[None])[0, -1]
-            assert torch.allclose(alone, hidden[at], atol=1e-5)
-    for target in row.targets:
-        if target.teacher >= 0:
-            after = np.flatnonzero((row.ids == target.token) & row.mask[:, target.teacher])
-            assert len(after), "the teacher's next token is the one that is learned"
-
-
-def test_line_breaks_stand_alone_where_a_prompt_would_end(torch: Any, bpe: Tokenizer) -> None:
-    from training.trees import Grower
-
-    texts = [np.array(bpe.encode(ADD * 6).ids)]
-    grower = Grower(texts, texts, bpe, random.Random(2))
-    grower.size = 128
-    row = grower.text()
-    firsts = [
-        target
-        for i, target in enumerate(row.targets)
-        if target.kind == "enter" and row.targets[i - 1].at != target.at - 1
-    ]
-    assert firsts
-    for target in firsts:
-        assert bpe.decode([row.ids[target.at]]).strip("\n") == ""
-        assert not bpe.decode([target.token]).startswith("\n")
-
-
-def test_own_text_moves_up_or_down_as_it_is_signed(torch: Any, small: Any, bpe: Tokenizer) -> None:
-    from training import mend
-    from training.trees import Grower
-
-    ids = [5, 9, 9, 9, 9, 3, 1, 2]
-    grower = Grower([], [], bpe, random.Random(1))
-    grower.size = 16
-
-    def odds() -> list[float]:
-        with torch.no_grad():
-            p = torch.softmax(small.logits(small(torch.tensor([ids])))[0], -1)
-        return [float(p[i - 1, ids[i]]) for i in range(1, len(ids))]
-
-    def learn(signs: list[int]) -> dict[str, float]:
-        grower.lessons = [lessons.Lesson(ids, signs)]
-        for _ in range(80):
-            figures = mend.learn(small, small, [grower.own_text()], 0.5)
-            optimizer.step()
-            optimizer.zero_grad()
-        return figures
-
-    optimizer = torch.optim.AdamW(small.parameters(), lr=0.01)
-    assert set(learn([1] * 8)) == {"good"}
-    before = odds()
-    assert set(learn([0, 0, 0, -1, -1, 0, 1, 1])) == {"loop", "good"}
-    after = odds()
-    assert min(before) > 0.5
-    assert max(after[2:4]) < 0.2
-    assert min(after[5:]) > 0.5
-
-
 def test_all_stages_make_a_toy(torch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from training import __main__ as stages
     from training import train
@@ -640,5 +502,5 @@ def test_all_stages_make_a_toy(torch: Any, tmp_path: Path, monkeypatch: pytest.M
     for _ in range(2):  # the second time all is there
         assert stages.main(["--work", str(tmp_path), "--until", "export", "--tiny"]) == 0
     made = {path.name for path in tmp_path.iterdir()}
-    assert {"trained.pt", "mended.pt", "mended.jsonl", "starcoder-pocket-q8_0.gguf"} <= made
-    assert (tmp_path / "mended.jsonl").read_text().count("\n") == 2
+    assert {"trained.pt", "trained.jsonl", "starcoder-pocket-q8_0.gguf"} <= made
+    assert (tmp_path / "trained.jsonl").read_text().count("\n") == 3

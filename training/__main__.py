@@ -22,7 +22,7 @@ from training.shape import TINY, Shape
 
 SEED = 1
 EPOCHS = 5  # are drawn; a run reads nine tenths of them
-STAGES = ("corpus", "rows", "train", "mend", "export", "measure")
+STAGES = ("corpus", "rows", "train", "export", "measure")
 TYPES = "q4_0", "q8_0"  # that are exported and measured; the first one ships
 
 
@@ -49,7 +49,7 @@ def run(work: Path, stages: Sequence[str], tiny: bool) -> None:
     """Run some stages; PyTorch is imported by those that need it."""
     shape, vocabulary = TINY if tiny else Shape(), work / "tokenizer.json"
     epochs = [work / f"rows-{epoch}.npy" for epoch in range(EPOCHS)]
-    dev, trained, mended = work / "rows-dev.npz", work / "trained.pt", work / "mended.pt"
+    dev, trained = work / "rows-dev.npz", work / "trained.pt"
     models = [work / f"starcoder-pocket-{type_}.gguf" for type_ in TYPES]
     if not (work / "corpus" / f"{corpus.SPLITS[-1]}.jsonl").exists():
         corpus.gather(work)
@@ -67,14 +67,10 @@ def run(work: Path, stages: Sequence[str], tiny: bool) -> None:
         held_out = np.load(dev)
         plan = TOY if tiny else Plan()
         train(plan, epochs, held_out["rows"], float(held_out["bytes_per_token"]), trained)
-    if "mend" in stages and not mended.exists():
-        from training import mend
-
-        mend.mend(mend.TOY if tiny else mend.COURSES, work, trained, mended)
     if "export" in stages and not models[-1].exists():
         from training.export import export
 
-        export(mended, vocabulary, models)
+        export(trained, vocabulary, models)
     if "measure" in stages and not tiny:
         from training import report
 

@@ -44,7 +44,6 @@ def render(measurements: Path = MEASUREMENTS) -> str:
         "functions_table": _functions(measured["functions"], others),
         "lines_table": _lines(measured["lines"], others),
         "log_table": _log(measured["logs"]["trained"]),
-        **_mending(measured["logs"]["mended"]),
         "everyday": "\n\n".join(map(_answer, shipped["everyday"])),
         "copies_table": _copies(shipped["verbatim"]),
         "copied": _copied(shipped["verbatim"]),
@@ -85,14 +84,6 @@ def _training(log: list[dict[str, Any]]) -> dict[str, str]:
         "updates": f"{last['update']:,}",
         "tokens": f"{last['tokens'] / 1e6:.0f} million",
         "seconds": f"{last['seconds']:,.0f}",
-    }
-
-
-def _mending(log: list[dict[str, Any]]) -> dict[str, str]:
-    last = log[-1]
-    return {
-        "mend_updates": f"{last['update']:,}",
-        "mend_minutes": f"{last['seconds'] / 60:.0f}",
     }
 
 

@@ -37,15 +37,13 @@ class Attention(nn.Module):
         self.c_attn = Matrix(shape.n_embd, shape.n_embd + 2 * self.head_dim)
         self.c_proj = Matrix(shape.n_embd, shape.n_embd)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(batch, tokens, n_embd) -> the same."""
         batch, tokens, width = x.shape
         q, k, v = self.c_attn(x).split((width, self.head_dim, self.head_dim), dim=-1)
         q = q.view(batch, tokens, self.n_head, self.head_dim).transpose(1, 2)
         k, v = (part.unsqueeze(1).expand(-1, self.n_head, -1, -1) for part in (k, v))
-        mixed = functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None
-        )
+        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.c_proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
 
 
@@ -60,9 +58,9 @@ class Block(nn.Module):
         up, down = Matrix(shape.n_embd, shape.n_inner), Matrix(shape.n_inner, shape.n_embd)
         self.mlp = nn.ModuleDict({"c_fc": up, "c_proj": down})
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(batch, tokens, n_embd) -> the same."""
-        x = x + self.attn(self.ln_1(x), mask)
+        x = x + self.attn(self.ln_1(x))
         h = functional.gelu(self.mlp["c_fc"](self.ln_2(x)), approximate="tanh")
         return x + self.mlp["c_proj"](h)
 
@@ -95,21 +93,12 @@ class GPTBigCode(nn.Module):
             if isinstance(module, Matrix):
                 module.rounded = on
 
-    def forward(
-        self, ids: Tensor, positions: Tensor | None = None, mask: Tensor | None = None
-    ) -> Tensor:
-        """Hidden states (batch, tokens, n_embd) after the last norm.
-
-        Args:
-            ids: (batch, tokens).
-            positions: The same; in order, if there are none.
-            mask: (batch, 1, tokens, tokens), which tokens see which; without it, those before.
-        """
+    def forward(self, ids: Tensor) -> Tensor:
+        """Hidden states (batch, tokens, n_embd) after the last norm, of ids (batch, tokens)."""
         t = self.transformer
-        wpe = t["wpe"].weight[: ids.shape[1]] if positions is None else t["wpe"](positions)
-        x = t["wte"](ids) + wpe
+        x = t["wte"](ids) + t["wpe"].weight[: ids.shape[1]]
         for block in t["h"]:
-            x = block(x, mask)
+            x = block(x)
         return t["ln_f"](x)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -56,15 +56,12 @@ def measure_all(models: Sequence[Path], work: Path, out: Path = card.MEASUREMENT
         found.keep("bits_per_byte", name, of, measure.bits_per_byte, llm, files)
 
 
-def keep_logs(folder: Path, out: Path = card.MEASUREMENTS) -> None:
-    """Keep what the card says of training and mending, from the logs of a run."""
-    found = Measurements(out)
-    for name in ("trained", "mended"):
-        if not (path := folder / f"{name}.jsonl").exists():
-            continue  # what is known of it stays
-        data = path.read_text()
-        of = hashlib.sha256(data.encode()).hexdigest()
-        found.keep("logs", name, of, _lines, data)
+def keep_log(path: Path, out: Path = card.MEASUREMENTS) -> None:
+    """Keep what the card says of training; without a log, what is known of it stays."""
+    if path.exists():
+        log = path.read_text()
+        of = hashlib.sha256(log.encode()).hexdigest()
+        Measurements(out).keep("logs", "trained", of, _lines, log)
 
 
 def _lines(log: str) -> list[Any]:
@@ -73,7 +70,7 @@ def _lines(log: str) -> list[Any]:
 
 def report(models: Sequence[Path], work: Path) -> None:
     """Measure what a run has left, and write the card."""
-    keep_logs(work)
+    keep_log(work / "trained.jsonl")
     measure_all(models, work)
     card.write()
 
