@@ -1,4 +1,4 @@
-"""The free list of cache blocks."""
+"""The free blocks of the cache: each is held once, and neighbors go together."""
 
 from __future__ import annotations
 
@@ -7,47 +7,59 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from starcoder.engine.block_pool import BlockPool
+from starcoder.kv_cache import RUN_LEN
 
 
-def test_a_pool_gives_each_block_once():
-    pool = BlockPool(10)
-    blocks = pool.allocate(4) + pool.allocate(6)
-    assert sorted(blocks) == list(range(10))
-    assert not pool.can_allocate(1)
-    assert pool.can_allocate(0)
+def test_a_pool_gives_each_block_once() -> None:
+    pool = BlockPool(2 * RUN_LEN + 3)
+    assert sorted(pool.allocate() for _ in range(pool.n_blocks)) == list(range(pool.n_blocks))
+    assert pool.n_free == 0
+    with pytest.raises(ValueError, match="all 35 blocks are taken"):
+        pool.allocate()
 
 
-def test_more_than_is_free_is_refused_and_changes_nothing():
-    pool = BlockPool(3)
-    pool.allocate(1)
-    with pytest.raises(ValueError, match="3 blocks wanted, 2 free"):
-        pool.allocate(3)
-    assert pool.n_free == 2
+def test_a_sequence_goes_on_behind_its_last_block() -> None:
+    pool = BlockPool(4 * RUN_LEN)
+    first, other = pool.allocate(n_more=20), pool.allocate(n_more=20)
+    assert first // RUN_LEN != other // RUN_LEN, "long ones have runs of their own"
+    for _ in range(RUN_LEN - 1):
+        first, other = pool.allocate(first), pool.allocate(other)
+    assert first % RUN_LEN == other % RUN_LEN == RUN_LEN - 1
 
 
-def test_what_was_freed_last_comes_first():
+def test_short_sequences_leave_whole_runs_to_long_ones() -> None:
+    pool = BlockPool(8 * RUN_LEN)
+    short = [pool.allocate() for _ in range(RUN_LEN)]
+    assert len({block // RUN_LEN for block in short}) == 1
+    assert pool.allocate(n_more=100) // RUN_LEN != short[0] // RUN_LEN
+
+
+def test_what_was_freed_last_comes_first() -> None:
+    pool = BlockPool(8 * RUN_LEN)
+    blocks = [pool.allocate() for _ in range(3 * RUN_LEN)]
+    pool.free(blocks[20])
+    assert pool.allocate() == blocks[20]
+
+
+@pytest.mark.parametrize("wrong", [5, -1, 8, 1 << 40])
+def test_freeing_what_is_not_taken_is_refused_and_changes_nothing(wrong: int) -> None:
     pool = BlockPool(8)
-    blocks = pool.allocate(3)
-    pool.free(blocks)
-    assert pool.allocate(3) == blocks
-
-
-@pytest.mark.parametrize("wrong", [[5], [0, 0], [0, 5]])
-def test_freeing_what_is_not_taken_is_refused_and_changes_nothing(wrong: list[int]):
-    pool = BlockPool(8)
-    pool.allocate(2)
-    with pytest.raises(ValueError, match="not all taken"):
+    pool.allocate()
+    with pytest.raises(ValueError, match="is not taken"):
         pool.free(wrong)
-    assert pool.n_free == 6
+    assert pool.n_free == 7
 
 
-@given(st.lists(st.integers(0, 6), max_size=30))
-def test_no_block_is_ever_held_twice_and_none_is_lost(sizes: list[int]):
-    pool, held = BlockPool(12), []
-    for n in sizes:
-        if pool.can_allocate(n):
-            held.append(pool.allocate(n))
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 40), st.integers(0, 99)), max_size=200))
+def test_no_block_is_ever_held_twice_and_none_is_lost(
+    moves: list[tuple[bool, int, int]],
+) -> None:
+    pool, held = BlockPool(2 * RUN_LEN + 5), list[int]()
+    for takes, n_more, which in moves:
+        if takes and pool.n_free:
+            after = held[which % len(held)] if held and which % 2 else None
+            held.append(pool.allocate(after, n_more))
         elif held:
-            pool.free(held.pop(0))
-        taken = [block for blocks in held for block in blocks]
-        assert len(set(taken)) == len(taken) == 12 - pool.n_free
+            pool.free(held.pop(which % len(held)))
+        assert len(set(held)) == len(held) == pool.n_blocks - pool.n_free
+        assert not any(map(pool.is_free, held))
