@@ -1,4 +1,4 @@
-"""Whose a model is, and under which license, stays with it: from its model card to the last file."""
+"""A model keeps its license: from the card of its directory to the last file made of it."""
 
 from __future__ import annotations
 
