@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,8 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from conftest import make_tiny, write_gguf
-from starcoder import formats, models, ops, reference, reference_graph
+from starcoder import formats, models, ops
 from starcoder.batch import BLOCK_LEN, Batch
 from starcoder.checkpoint import Checkpoint
 from starcoder.config import ModelConfig
@@ -20,11 +19,16 @@ from starcoder.errors import FormatError
 from starcoder.kv_cache import RUN_LEN, KVCache
 from starcoder.models import Model, layers
 from starcoder.tensor import Tensor, TensorType
+from tests import reference
+from tests.helpers.gguf import write_gguf
+from tests.helpers.tiny import make_tiny
+from tests.reference import graph as reference_graph
 
 # Mean KL divergence from the logits of float32 arithmetic on the same weights, in nats. llama.cpp
 # has 2e-7, 4e-7, 1.5e-5 and 3e-4.
 LIMITS = {"f32": 1e-6, "f16": 1e-6, "bf16": 3e-5}
 QUANTIZED_LIMIT = 3e-4
+pytestmark = pytest.mark.usefixtures("core_restored")
 
 ORACLE_FILES = (
     *(f"{name}.gguf" for name in ("f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0")),
@@ -75,14 +79,6 @@ def greedy(model: Model, ids: Sequence[int], n: int) -> list[int]:
         at, new = at + len(new), [int(rows[0].argmax())]
         out += new
     return out
-
-
-@pytest.fixture(autouse=True)
-def _machine() -> Iterator[None]:
-    isa, n_threads = ops.isa(), ops.n_threads()
-    yield
-    ops.use_isa(isa)
-    ops.set_n_threads(n_threads)
 
 
 @pytest.fixture(scope="module")

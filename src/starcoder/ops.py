@@ -1,9 +1,8 @@
 """The kernels' Python face: one function per operation, arrays in, a fresh array out.
 
-Every function has a slow twin of the same name in `reference`, and `Graph` in `reference_graph`. A
-model records its operations in a graph once, and every batch runs through it in a single call.
-Shapes: n tokens, k inputs, m outputs. What is computed, and how it is rounded, is said in
-`csrc/kernels.h`.
+Every function, and `Graph`, has a slow twin of the same name in `tests/reference`. A model
+records its operations in a graph once, and every batch runs through it in a single call. Shapes: n
+tokens, k inputs, m outputs. What is computed, and how it is rounded, is said in `csrc/kernels.h`.
 """
 
 from __future__ import annotations
