@@ -62,12 +62,12 @@ MODULES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
 
 
 def level(name: str) -> int:
-    """The level of a module: its own row, or that of its package."""
-    for i, row in enumerate(LEVELS):
-        if name in row:
-            return i
-    package = name.partition(".")[0]
-    return next(i for i, row in enumerate(LEVELS) if package in row)
+    """The level of a module: its own row, or that of its package; -1 if it has none."""
+    for known in (name, name.partition(".")[0]):
+        for i, row in enumerate(LEVELS):
+            if known in row:
+                return i
+    return -1
 
 
 def imports(name: str) -> set[str]:

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from starcoder import formats, limits, ops, quantize
+from starcoder import formats, limits, ops, pocket, quantize
 from starcoder.bench import roofline, synthetic
 from starcoder.bench.result import Pairs, Result, Speed
 from starcoder.bench.rival import Rival
@@ -67,7 +67,12 @@ def test_json_is_one_object_with_speeds_shares_and_limits(run: Run, model: str) 
 
 
 def test_without_a_model_the_one_in_the_package_is_measured(run: Run) -> None:
-    assert json.loads(run("bench", *SHORT, "--json").out)["model"]
+    found, expected = (
+        json.loads(run("bench", *choice, *SHORT, "--json").out)
+        for choice in ([], ["-m", str(pocket.PATH)])
+    )
+    same = ("model", "type", "weights_mb")
+    assert [found[key] for key in same] == [expected[key] for key in same]
 
 
 def test_the_table_has_a_row_for_each_run_and_progress_is_on_stderr(run: Run, model: str) -> None:

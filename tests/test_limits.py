@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple
-
 import pytest
 
 from starcoder import _core, limits, machine, ops
@@ -29,11 +27,25 @@ def test_all_memory_is_read(isa: str, bits: int) -> None:
     assert per_second > 0
 
 
-def test_limits_are_measured_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "_READ_BYTES", 1 << 20)
-    monkeypatch.setattr(limits, "_SECONDS", 0.001)
-    found = limits.measure(limits.Memory())
-    assert min(astuple(found)) > 0
+class PretendedMemory(limits.Memory):
+    """Memory that is read at 25 GB/s."""
+
+    def __init__(self) -> None:
+        pass
+
+    def read_gbps(self) -> float:
+        return 25.0
+
+
+@pytest.mark.parametrize(("bf16", "expected"), [(2e9, 2.0), (0.0, 3.0)])
+def test_each_limit_is_the_best_measurement_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, bf16: float, expected: float
+) -> None:
+    """And where the machine has no product of bf16, f32's counts."""
+    runs = {kind: iter([best / 2, best]) for kind, best in enumerate((7e9, bf16, 3e9))}
+    monkeypatch.setattr(_core, "peak", lambda kind, seconds: (next(runs[kind]), 15))
+    found = limits.measure(PretendedMemory())
+    assert found == Limits(read_gbps=25, int8_gmacs=7, bf16_gmacs=expected, f32_gmacs=3)
 
 
 def test_without_memory_to_read_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,16 @@ def test_greedy_tokens_are_those_of_the_reference_implementation(oracle: Path) -
 
 
 def test_a_completion_says_what_was_generated(llm: LLM) -> None:
+    started = time.perf_counter()
     completion = llm.generate("def f(", max_tokens=20)
+    all_ms = (time.perf_counter() - started) * 1e3
     assert (len(completion.tokens), completion.finish_reason) == (20, "length")
     assert completion.text == llm.detokenize(completion.tokens)
     assert completion.prompt_tokens == len(llm.tokenize("def f("))
     t = completion.timings
-    assert min(t.load_ms, t.prompt_ms, t.predict_ms, t.sample_ms, t.prompt_per_second) > 0
+    assert t.load_ms == llm.generate("x", max_tokens=1).timings.load_ms
+    assert t.prompt_ms + t.predict_ms + t.sample_ms <= all_ms
+    assert t.prompt_per_second == pytest.approx(completion.prompt_tokens / t.prompt_ms * 1e3)
     assert t.predict_per_second == pytest.approx(19 / t.predict_ms * 1e3)
 
 
