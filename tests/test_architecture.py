@@ -17,7 +17,7 @@ ROOT = Path(starcoder.__file__).parent
 LEVELS = [
     ["errors", "pocket"],
     ["_core", "__init__", "arguments"],
-    ["config", "mapped_file", "tensor", "batch", "vocab"],
+    ["config", "mapped_file", "tensor", "batch", "vocab", "options"],
     ["checkpoint", "limits", "machine", "ops"],
     ["long_text", "tokenizer"],
     [
@@ -34,20 +34,20 @@ LEVELS = [
     ],
     ["models"],
     ["engine"],
-    ["completion", "facts", "stream", "llm", "bench"],
+    ["completion", "prompts", "facts", "stream", "llm", "bench"],
     ["cli", "server"],
     ["__main__"],
 ]
 # What a level would allow and the drawing does not: who may import nothing of ours but this.
 ONLY = {
-    "sampler": {"arguments", "errors"},
+    "sampler": {"errors", "options"},
     "long_text": {"vocab"},
     "tokenizer": {"errors", "long_text", "vocab"},
     "models": {"batch", "checkpoint", "config", "errors", "kv_cache", "models", "ops", "tensor"},
-    "engine": {"batch", "engine", "errors", "kv_cache", "models", "sampler"},
+    "engine": {"batch", "engine", "errors", "kv_cache", "models", "options", "sampler"},
     "cli": {"__init__", "cli", "completion", "errors", "formats", "hub", "llm", "quantize"}
-    | {"bench", "checkpoint", "config", "limits", "machine", "memory"}
-    | {"mix", "ops", "pocket", "stream"},
+    | {"bench", "checkpoint", "config", "facts", "limits", "machine", "memory"}
+    | {"mix", "ops", "options", "pocket", "stream"},
     "server": {"completion", "errors", "llm", "server", "stream"},
 }
 NEVER_TORCH = {"torch", "transformers", "tensorflow", "jax"}

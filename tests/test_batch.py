@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,7 +75,9 @@ def test_the_core_takes_a_ragged_batch(model: Model) -> None:
         ("logit_rows", [0, 20]),
     ],
 )
-def test_the_core_refuses_arrays_that_do_not_fit(model: Model, name: str, numbers: list) -> None:
+def test_the_core_refuses_arrays_that_do_not_fit(
+    model: Model, name: str, numbers: list[Any]
+) -> None:
     batch = replace(RAGGED, **{name: np.array(numbers, np.int32)})
     with pytest.raises(ValueError, match=r"^(graph|attention): "):
         model.forward(batch, KVCache(model.config, 16))

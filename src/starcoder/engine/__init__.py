@@ -2,4 +2,5 @@
 
 from starcoder.engine.engine import Engine as Engine
 from starcoder.engine.engine import Event as Event
-from starcoder.engine.sequence import Sequence as Sequence
+from starcoder.engine.stats import EngineStats as EngineStats
+from starcoder.engine.stats import RequestStats as RequestStats

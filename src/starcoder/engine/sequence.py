@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from starcoder.engine.stats import RequestStats
 from starcoder.sampler import Sampler
 
 __all__ = ["Sequence", "Status"]
@@ -35,15 +36,13 @@ class Sequence:
     wants_logits: bool = False  # give the logits of the prompt instead of generating
 
     status: Status = Status.WAITING
-    finish_reason: str | None = None
     n_computed: int = 0
     block_table: list[int] = field(default_factory=list)
 
-    # Seconds and forward passes: of the prompt, of single tokens, of choosing them.
     prompt_seconds: float = 0.0
     decode_seconds: float = 0.0
     sample_seconds: float = 0.0
-    n_decoded: int = 0
+    n_decoded: int = 0  # forward passes of single tokens
 
     @property
     def n_left(self) -> int:
@@ -59,3 +58,14 @@ class Sequence:
     def max_len(self) -> int:
         """The most tokens it can come to hold."""
         return self.n_prompt + self.max_tokens
+
+    @property
+    def stats(self) -> RequestStats:
+        """What the request has cost so far."""
+        return RequestStats(
+            min(self.n_computed, self.n_prompt),
+            self.n_decoded,
+            self.prompt_seconds,
+            self.decode_seconds,
+            self.sample_seconds,
+        )
