@@ -22,11 +22,11 @@ THP = Path("/sys/kernel/mm/transparent_hugepage")
 
 @pytest.fixture
 def scattered() -> Iterator[None]:
-    ops.gather_weights()  # of other tests
+    ops.collapse_pages()  # of other tests
     _core.scatter_weights(True)
     yield
     _core.scatter_weights(False)
-    ops.gather_weights()
+    ops.collapse_pages()
 
 
 def product(w: ops.Matrix) -> np.ndarray:
@@ -56,7 +56,7 @@ def test_pages_change_no_number(scattered: None, kind: TensorType) -> None:
     small = ops.pack(tensor)
     before = product(small)
     _core.scatter_weights(False)
-    ops.gather_weights()
+    ops.collapse_pages()
     np.testing.assert_array_equal(product(small), before)
     np.testing.assert_array_equal(product(ops.pack(tensor)), before)
 
@@ -64,10 +64,10 @@ def test_pages_change_no_number(scattered: None, kind: TensorType) -> None:
 def test_gathering_ends(scattered: None) -> None:
     weights = [ops.pack(random_tensor(TensorType.F32, *SHAPE)) for _ in range(3)]
     rounds = 0
-    while ops.gather_weights(1e-4):
+    while ops.collapse_pages(1e-4):
         rounds += 1
     assert rounds > 1 or not can_gather()  # little by little
-    assert not ops.gather_weights(1e-4)
+    assert not ops.collapse_pages(1e-4)
     assert len({product(w).tobytes() for w in weights}) == 1
 
 
@@ -76,14 +76,14 @@ def test_small_pages_become_huge(scattered: None) -> None:
     start = huge_kb()
     weights = ops.pack(random_tensor(TensorType.F32, *SHAPE))
     assert huge_kb() - start < HUGE_KB * 2
-    ops.gather_weights()
+    ops.collapse_pages()
     assert huge_kb() - start >= weights.nbytes >> 10
 
 
 def test_products_while_pages_are_gathered(scattered: None) -> None:
     weights = [ops.pack(random_tensor(TensorType.F32, *SHAPE)) for _ in range(3)]
     expected, found = product(weights[0]).tobytes(), set[bytes]()
-    running = threading.Thread(target=ops.gather_weights)
+    running = threading.Thread(target=ops.collapse_pages)
     running.start()
     while running.is_alive():
         found.update(product(w).tobytes() for w in weights)
@@ -95,14 +95,14 @@ def test_products_while_pages_are_gathered(scattered: None) -> None:
 def test_weights_let_go_are_not_gathered(scattered: None) -> None:
     weights = ops.pack(random_tensor(TensorType.F32, *SHAPE))
     del weights
-    assert not ops.gather_weights()
+    assert not ops.collapse_pages()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_packs_while_its_parent_gathers(scattered: None) -> None:
     weights = [ops.pack(random_tensor(TensorType.F32, *SHAPE)) for _ in range(3)]
     expected = product(weights[0]).tobytes()
-    gathering = threading.Thread(target=ops.gather_weights)
+    gathering = threading.Thread(target=ops.collapse_pages)
     gathering.start()
     child = os.fork()
     if child == 0:
