@@ -34,7 +34,7 @@ LEVELS = [
     ],
     ["models"],
     ["engine"],
-    ["completion", "prompts", "facts", "stream", "llm", "bench"],
+    ["completion", "prompts", "facts", "loading", "stream", "llm", "bench"],
     ["cli", "server"],
     ["__main__"],
 ]

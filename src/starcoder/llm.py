@@ -1,12 +1,11 @@
-"""LLM: text in, text out. It joins a model, its tokenizer and an engine behind a few verbs.
+"""LLM: text in, text out. A model, its tokenizer and an engine behind a few verbs.
 
-Files are opened by `formats`, batches are made by `engine`; front ends see this module only.
+Models come from `loading`, batches are made by `engine`; front ends see this module only.
 """
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence as Ids
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NoReturn, overload
@@ -14,15 +13,15 @@ from typing import TYPE_CHECKING, NoReturn, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from starcoder import arguments, formats, hub, machine, memory, models, ops, pocket
+from starcoder import arguments, pocket
 from starcoder.completion import Completion
-from starcoder.engine import Engine, EngineStats
-from starcoder.errors import InputError, MemoryLimitError
+from starcoder.engine import EngineStats
+from starcoder.errors import InputError
 from starcoder.facts import Facts
+from starcoder.loading import load, out_of_memory
 from starcoder.options import GenerationOptions, Options
-from starcoder.prompts import check_is_one, is_many, prompt_ids
+from starcoder.prompts import check_is_one, is_many, prompt_ids, token_ids
 from starcoder.stream import Desk, Stream
-from starcoder.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -71,30 +70,11 @@ class LLM:
         n_parallel: int = 8,
         pre: str | None = None,
     ) -> None:
-        started = time.perf_counter()
-        source = arguments.path("model", model)
-        if n_threads is not None:
-            n_threads = arguments.whole("n_threads", n_threads, 1, 1024)
-        n_batch = arguments.whole("n_batch", n_batch, 1, 1 << 20)
-        n_parallel = arguments.whole("n_parallel", n_parallel, 1, 1 << 12)
-        try:
-            checkpoint = formats.read(hub.resolve(source), pre)
-            max_ctx, advice = checkpoint.config.n_ctx, "choose -c or n_ctx within the model's"
-            n_ctx = max_ctx if n_ctx is None else n_ctx
-            n_ctx = arguments.whole("n_ctx", n_ctx, 1, max_ctx, advice)
-            memory.check(checkpoint, memory.Use(n_ctx, n_parallel * n_ctx, n_batch))
-            threads = machine.threads(n_threads)
-            threads = threads.started(ops.set_n_threads(threads.n))
-            net = models.build(checkpoint)
-            engine = Engine(net, n_ctx=n_ctx, n_batch=n_batch, n_parallel=n_parallel)
-            self._tokenizer = Tokenizer(checkpoint.vocab)
-        except MemoryError:
-            raise _out_of_memory(source) from None
-        self._desk = Desk(engine)
-        load_ms = (time.perf_counter() - started) * 1e3
-        self.facts = Facts.of(
-            checkpoint, n_ctx=n_ctx, threads=threads, nbytes=net.nbytes, load_ms=load_ms
+        loaded = load(
+            model, n_threads=n_threads, n_ctx=n_ctx, n_batch=n_batch, n_parallel=n_parallel, pre=pre
         )
+        self.facts, self._tokenizer = loaded.facts, loaded.tokenizer
+        self._desk = Desk(loaded.engine)
 
     @overload
     def generate(self, prompt: str | list[int], **options: Unpack[Options]) -> Completion: ...
@@ -145,7 +125,7 @@ class LLM:
             InputError: no tokens, more than the context, or an id that no token has.
             MemoryLimitError: no memory for the 4 * n * n_vocab bytes.
         """
-        ids = _token_ids(tokens)
+        ids = token_ids(tokens)
         request = self._desk.submit(ids, GenerationOptions(), wants_logits=True)
         try:
             out = np.empty((len(ids), self.facts.n_vocab), np.float32)
@@ -157,7 +137,7 @@ class LLM:
                 out[n_done : n_done + len(event.logits)] = event.logits
                 n_done += len(event.logits)
         except MemoryError:
-            raise _out_of_memory("logits") from None
+            raise out_of_memory("logits") from None
         finally:
             self._desk.cancel(request)
         return out
@@ -176,7 +156,7 @@ class LLM:
         Raises:
             InputError: an id that no token has.
         """
-        return self._tokenizer.decode(_token_ids(tokens))
+        return self._tokenizer.decode(token_ids(tokens))
 
     def stats(self) -> EngineStats:
         """How many requests run and wait, and how much of the cache is free."""
@@ -194,16 +174,3 @@ class LLM:
         found = "an attempt to copy it or send it to another process"
         advice = "make it once in each process, or before a fork: see docs/multiprocessing.md"
         raise InputError("LLM", found, "one LLM in each process", advice)
-
-
-# ---------------------------------------------------------------------------------------------
-
-
-def _token_ids(tokens: object) -> list[int]:
-    advice = "llm.tokenize(text) makes them" if isinstance(tokens, str) else ""
-    return arguments.token_ids("tokens", tokens, advice=advice)
-
-
-def _out_of_memory(where: str) -> MemoryLimitError:
-    found, advice = "not enough memory", "use a smaller model, type or context"
-    return MemoryLimitError(where, found, "room for it", advice)

@@ -15,7 +15,7 @@ from starcoder.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from typing import TypeGuard
 
-__all__ = ["check_is_one", "is_many", "prompt_ids"]
+__all__ = ["check_is_one", "is_many", "prompt_ids", "token_ids"]
 
 _PROMPT = "text, a list of token ids, or a list of these"
 _MANY = (str, list, tuple)  # what makes a list of prompts of a list
@@ -58,6 +58,12 @@ def prompt_ids(prompt: object, tokenizer: Tokenizer, n_ctx: int) -> list[int]:
         advice = "this model has no token that opens a document"
         raise InputError("prompt", "an empty text", "at least one character", advice)
     return [start]
+
+
+def token_ids(tokens: object) -> list[int]:
+    """Token ids that are not a prompt, as a list; raises InputError."""
+    advice = "llm.tokenize(text) makes them" if isinstance(tokens, str) else ""
+    return arguments.token_ids("tokens", tokens, advice=advice)
 
 
 def _check_fits(text: str, longest: int, n_ctx: int) -> None:

@@ -11,7 +11,6 @@ import itertools
 import time
 from collections.abc import Iterable
 from collections.abc import Sequence as Ids
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,9 +18,9 @@ from numpy.typing import NDArray
 
 from starcoder.batch import BLOCK_LEN, Batch
 from starcoder.engine.block_pool import BlockPool
+from starcoder.engine.events import EngineStats, Event
 from starcoder.engine.scheduler import Scheduler
 from starcoder.engine.sequence import Sequence
-from starcoder.engine.stats import EngineStats, RequestStats
 from starcoder.errors import InputError, StarcoderError
 from starcoder.kv_cache import KVCache
 from starcoder.options import GenerationOptions
@@ -30,19 +29,7 @@ from starcoder.sampler import Sampler
 if TYPE_CHECKING:
     from starcoder.models import Model
 
-__all__ = ["Engine", "Event"]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Event:
-    """What a step brought to one request."""
-
-    id: int
-    stats: RequestStats
-    token: int | None = None
-    finish_reason: str | None = None  # "stop", "length", "cancelled", "error"; None: goes on
-    error: StarcoderError | None = None
-    logits: NDArray[np.float32] | None = None  # (n, n_vocab) of the next n tokens of the prompt
+__all__ = ["Engine"]
 
 
 class Engine:
@@ -153,12 +140,12 @@ class Engine:
         spans: list[slice] = []  # where each sequence finds its own among them
         start = 0
         for sequence, n in chunks:
-            needed = _logit_rows(sequence, n, start)
+            needed = sequence.logit_rows(n, start)
             spans.append(slice(len(logit_rows), len(logit_rows) + len(needed)))
             logit_rows.extend(needed)
             start += n
         started = time.perf_counter()
-        batch = Batch.of([_bring(*chunk) for chunk in chunks], logit_rows)
+        batch = Batch.of([sequence.chunk(n) for sequence, n in chunks], logit_rows)
         logits = self._model.forward(batch, self._cache)  # (r, n_vocab)
         seconds = time.perf_counter() - started
         for (sequence, n), span in zip(chunks, spans, strict=True):
@@ -226,22 +213,3 @@ class Engine:
         strange = next((token for token in prompt if not 0 <= token <= last), None)
         if strange is not None:
             raise InputError("prompt", f"token id {strange}", f"0 to {last}")
-
-
-# ---------------------------------------------------------------------------------------------
-
-
-def _logit_rows(sequence: Sequence, n: int, start: int) -> range:
-    """The rows whose logits a sequence needs, of the `n` that it has in a batch from `start` on.
-
-    To choose its next token a sequence needs the last of its known tokens, and no other.
-    """
-    if sequence.wants_logits:
-        return range(start, start + n)
-    return range(start + n - 1 if n == sequence.n_left else start + n, start + n)
-
-
-def _bring(sequence: Sequence, n: int) -> tuple[list[int], int, list[int]]:
-    """What a sequence puts in the batch: its next `n` tokens, their first position, its blocks."""
-    first = sequence.n_computed
-    return sequence.tokens[first : first + n], first, sequence.block_table

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
-from starcoder.engine.stats import RequestStats
+from starcoder.engine.events import RequestStats
 from starcoder.sampler import Sampler
 
 __all__ = ["Sequence", "Status"]
@@ -69,3 +69,17 @@ class Sequence:
             self.decode_seconds,
             self.sample_seconds,
         )
+
+    def chunk(self, n: int) -> tuple[list[int], int, list[int]]:
+        """What it puts in a batch: its next `n` tokens, their first position, its blocks."""
+        first = self.n_computed
+        return self.tokens[first : first + n], first, self.block_table
+
+    def logit_rows(self, n: int, start: int) -> range:
+        """The rows whose logits it needs, of its chunk of `n` tokens that is in a batch at `start`.
+
+        To choose the next token, the row of its last known token; to give logits, all.
+        """
+        if self.wants_logits:
+            return range(start, start + n)
+        return range(start + n - (n == self.n_left), start + n)

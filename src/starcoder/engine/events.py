@@ -1,10 +1,15 @@
-"""What the engine tells of itself: plain values, taken at one moment."""
+"""What the engine gives back: plain values, which no later step changes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["EngineStats", "RequestStats"]
+import numpy as np
+from numpy.typing import NDArray
+
+from starcoder.errors import StarcoderError
+
+__all__ = ["EngineStats", "Event", "RequestStats"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +24,18 @@ class RequestStats:
     prompt_seconds: float = 0.0  # in the model, for the prompt
     decode_seconds: float = 0.0  # in the model, for single tokens
     sample_seconds: float = 0.0  # for choosing tokens
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Event:
+    """What a step brought to one request."""
+
+    id: int
+    stats: RequestStats
+    token: int | None = None
+    finish_reason: str | None = None  # "stop", "length", "cancelled", "error"; None: goes on
+    error: StarcoderError | None = None
+    logits: NDArray[np.float32] | None = None  # (n, n_vocab) of the next n tokens of the prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
