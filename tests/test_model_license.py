@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Run, TinyModel, write_hf
+from tests.helpers.command import Run
+from tests.helpers.hf import write_hf
+from tests.helpers.tiny import TinyModel
 
 CARD = """---
 language:
