@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from conftest import TinyModel, write_hf
-from fake_hub import COMMIT, ID, FakeHub, fails, serving, starcoder
 from starcoder import LLM, formats, hub
 from starcoder.hub._choice import UnfitError, choose
 from starcoder.hub._library import HubError, hosts
 from starcoder.hub._names import Name, parse
+from tests.helpers.fake_hub import COMMIT, ID, FakeHub, fails, serving, starcoder
+from tests.helpers.hf import write_hf
+from tests.helpers.tiny import TinyModel
 
 
 @pytest.fixture

@@ -14,9 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import Run, TinyModel, Value, write_gguf, write_hf
 from starcoder import LLM, FormatError, InputError, formats
-from starcoder.sampler import Sampler, SamplingParams
+from starcoder.options import GenerationOptions
+from starcoder.sampler import Sampler
+from tests.helpers.command import Run
+from tests.helpers.gguf import Value, write_gguf
+from tests.helpers.hf import write_hf
+from tests.helpers.tiny import TinyModel
 
 FULL = Path("/dev/full")
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="no /dev/full")
@@ -78,7 +82,7 @@ def test_logits_of_any_size_are_penalized_without_a_warning(
     logits = (np.array([-1, 1, 0.5, -0.5, 0, 0.99]) * size).astype(np.float32)
     for top_k, top_p in ((0, 1), (2, 1), (0, 0.5)):
         sampler = Sampler(
-            SamplingParams(
+            GenerationOptions(
                 temperature=temperature,
                 repeat_penalty=penalty,
                 top_k=top_k,
@@ -94,9 +98,9 @@ def test_logits_of_any_size_are_penalized_without_a_warning(
 
 def test_a_penalty_beyond_the_range_keeps_the_order_of_the_rest() -> None:
     logits = np.array([3e38, -3e38, 1e38, 0], np.float32)
-    greedy = SamplingParams(temperature=0, repeat_penalty=0.01)
+    greedy = GenerationOptions(temperature=0, repeat_penalty=0.01)
     assert Sampler(greedy).sample(logits, [2]) == 2  # it is the likeliest now
-    strict = SamplingParams(temperature=0, repeat_penalty=100)
+    strict = GenerationOptions(temperature=0, repeat_penalty=100)
     assert Sampler(strict).sample(logits, [0, 1]) == 2
 
 
@@ -104,7 +108,7 @@ def test_a_penalty_beyond_the_range_keeps_the_order_of_the_rest() -> None:
 def test_a_number_of_a_file_beyond_its_range_is_one_line(
     run: Run, tmp_path: Path, tiny: TinyModel, epsilon: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from conftest import _PACK, GGUF_TYPES
+    from tests.helpers.gguf import _PACK, GGUF_TYPES
 
     monkeypatch.setitem(GGUF_TYPES, "f64", 12)
     monkeypatch.setitem(_PACK, 12, "<d")

@@ -370,7 +370,7 @@ def test_every_everyday_prompt_is_answered() -> None:
 
 
 def test_a_figure_is_made_once_for_each_model(tmp_path: Path) -> None:
-    made = []
+    made: list[str] = []
     for of in ("a", "a", "b"):
         report.Measurements(tmp_path / "m.json").keep("bytes", "q4_0", of, made.append, of)
     assert made == ["a", "b"]

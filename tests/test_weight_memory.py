@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 
 from starcoder import _core, ops
 from starcoder.tensor import TensorType
-from weights import random_tensor
+from tests.helpers.weights import random_tensor
 
 SHAPE = 2048, 4096  # 32 MB of F32, 4.5 MB of Q4_0
 HUGE_KB = 2 << 10
@@ -20,15 +21,15 @@ THP = Path("/sys/kernel/mm/transparent_hugepage")
 
 
 @pytest.fixture
-def scattered():
-    ops.gather_weights()  # of other tests
+def scattered() -> Iterator[None]:
+    ops.collapse_pages()  # of other tests
     _core.scatter_weights(True)
     yield
     _core.scatter_weights(False)
-    ops.gather_weights()
+    ops.collapse_pages()
 
 
-def product(w: ops.Matrix):
+def product(w: ops.Matrix) -> np.ndarray:
     x = np.random.default_rng(1).standard_normal((2, SHAPE[1])).astype(np.float32)
     return ops.linear(x, w)
 
@@ -50,39 +51,39 @@ def huge_kb() -> int:
 
 
 @pytest.mark.parametrize("kind", [TensorType.Q4_0, TensorType.Q6_K, TensorType.BF16])
-def test_pages_change_no_number(scattered: None, kind: TensorType):
+def test_pages_change_no_number(scattered: None, kind: TensorType) -> None:
     tensor = random_tensor(kind, *SHAPE)
     small = ops.pack(tensor)
     before = product(small)
     _core.scatter_weights(False)
-    ops.gather_weights()
+    ops.collapse_pages()
     np.testing.assert_array_equal(product(small), before)
     np.testing.assert_array_equal(product(ops.pack(tensor)), before)
 
 
-def test_gathering_ends(scattered: None):
+def test_gathering_ends(scattered: None) -> None:
     weights = [ops.pack(random_tensor(TensorType.F32, *SHAPE)) for _ in range(3)]
     rounds = 0
-    while ops.gather_weights(1e-4):
+    while ops.collapse_pages(1e-4):
         rounds += 1
     assert rounds > 1 or not can_gather()  # little by little
-    assert not ops.gather_weights(1e-4)
+    assert not ops.collapse_pages(1e-4)
     assert len({product(w).tobytes() for w in weights}) == 1
 
 
 @pytest.mark.skipif(not can_gather(), reason="needs MADV_COLLAPSE (Linux 6.1) and huge pages")
-def test_small_pages_become_huge(scattered: None):
+def test_small_pages_become_huge(scattered: None) -> None:
     start = huge_kb()
     weights = ops.pack(random_tensor(TensorType.F32, *SHAPE))
     assert huge_kb() - start < HUGE_KB * 2
-    ops.gather_weights()
+    ops.collapse_pages()
     assert huge_kb() - start >= weights.nbytes >> 10
 
 
-def test_products_while_pages_are_gathered(scattered: None):
+def test_products_while_pages_are_gathered(scattered: None) -> None:
     weights = [ops.pack(random_tensor(TensorType.F32, *SHAPE)) for _ in range(3)]
-    expected, found = product(weights[0]).tobytes(), set()
-    running = threading.Thread(target=ops.gather_weights)
+    expected, found = product(weights[0]).tobytes(), set[bytes]()
+    running = threading.Thread(target=ops.collapse_pages)
     running.start()
     while running.is_alive():
         found.update(product(w).tobytes() for w in weights)
@@ -91,17 +92,17 @@ def test_products_while_pages_are_gathered(scattered: None):
     assert found == {expected}
 
 
-def test_weights_let_go_are_not_gathered(scattered: None):
+def test_weights_let_go_are_not_gathered(scattered: None) -> None:
     weights = ops.pack(random_tensor(TensorType.F32, *SHAPE))
     del weights
-    assert not ops.gather_weights()
+    assert not ops.collapse_pages()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_child_packs_while_its_parent_gathers(scattered: None):
+def test_a_forked_child_packs_while_its_parent_gathers(scattered: None) -> None:
     weights = [ops.pack(random_tensor(TensorType.F32, *SHAPE)) for _ in range(3)]
     expected = product(weights[0]).tobytes()
-    gathering = threading.Thread(target=ops.gather_weights)
+    gathering = threading.Thread(target=ops.collapse_pages)
     gathering.start()
     child = os.fork()
     if child == 0:

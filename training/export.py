@@ -22,7 +22,12 @@ from training.shape import Shape
 from training.tokenizer import SPECIAL_TOKENS
 
 NAME = "starcoder-pocket"
-OPTIONS = {"q4_0": ("--embedding-type", "q5_k", "--tensor-type", "position_embd=f16")}
+OPTIONS = {"q4_0": ("--tensor-type", "position_embd=f16")}
+FRONT_MATTER = """---
+license: mit
+description: A small Python model, trained from scratch; see starcoder-py's docs/model_card.md.
+---
+"""
 WHEEL_BYTES = 25_000_000  # the most that the shipped file may have
 
 
@@ -65,6 +70,7 @@ def write_directory(
         {"tokenizer_class": "PreTrainedTokenizerFast", **tokens},
     )
     (directory / "tokenizer.json").write_bytes(vocabulary.read_bytes())
+    (directory / "README.md").write_text(FRONT_MATTER)
 
 
 def _write_json(path: Path, value: object) -> None:

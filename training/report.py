@@ -2,7 +2,7 @@
 
 The first model is the one that ships: it answers the everyday prompts, and what it writes is
 searched for passages of its training text. Every figure is kept in `measurements.json` as soon as
-it is there, with the digest of the file it was measured on: a command that was killed goes on.
+it is there, with the digest of the weights it was measured on: a command that was killed goes on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from starcoder import LLM
+from starcoder import LLM, formats
 from training import card, corpus, measure, verbatim
 
 
@@ -44,7 +44,7 @@ def measure_all(models: Sequence[Path], work: Path, out: Path = card.MEASUREMENT
     files = corpus.read_split(work, "test")
     found.keep("bits_per_byte", "xz", "held-out", measure.xz_bits_per_byte, files)
     for model in models:
-        llm, of = LLM(model), hashlib.sha256(model.read_bytes()).hexdigest()
+        llm, of = LLM(model), digest(model)
         name = llm.facts.type_name
         if model == models[0]:
             found.keep("shipped", "type", of, str, name)
@@ -54,6 +54,15 @@ def measure_all(models: Sequence[Path], work: Path, out: Path = card.MEASUREMENT
         found.keep("functions", name, of, measure.complete_functions, llm, files)
         found.keep("lines", name, of, measure.fill_lines, llm, files)
         found.keep("bits_per_byte", name, of, measure.bits_per_byte, llm, files)
+
+
+def digest(model: Path) -> str:
+    """SHA-256 of all tensors of a model; what else its file says changes no figure."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(formats.read(model).tensors.items()):
+        found.update(f"{name} {tensor.type.name} {tensor.shape}\n".encode())
+        found.update(tensor.data.tobytes())
+    return found.hexdigest()
 
 
 def keep_log(path: Path, out: Path = card.MEASUREMENTS) -> None:

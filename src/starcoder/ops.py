@@ -1,13 +1,13 @@
 """The kernels' Python face: one function per operation, arrays in, a fresh array out.
 
-Every function has a slow twin of the same name in `reference`, and `Graph` in `reference_graph`. A
-model records its operations in a graph once, and every batch runs through it in a single call.
-Shapes: n tokens, k inputs, m outputs. What is computed, and how it is rounded, is said in
-`csrc/kernels.h`.
+Every function, and `Graph`, has a slow twin of the same name in `tests/reference`. A model
+records its operations in a graph once, and every batch runs through it in a single call. Shapes: n
+tokens, k inputs, m outputs. What is computed, and how it is rounded, is said in `csrc/kernels.h`.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 
@@ -27,10 +27,10 @@ __all__ = [
     "attention",
     "available_isas",
     "close",
+    "collapse_pages",
     "dequantize",
     "embed",
     "first_non_finite",
-    "gather_weights",
     "isa",
     "layer_norm",
     "linear",
@@ -58,6 +58,7 @@ def pack(tensor: Tensor) -> Matrix:
     Raises:
         MemoryLimitError: no memory for them.
     """
+    _choose_isa()
     n_rows, n_cols = tensor.shape
     try:
         packed = Matrix(int(tensor.type), tensor.data, n_rows, n_cols)
@@ -78,8 +79,8 @@ def packed_bytes(type: TensorType, shape: tuple[int, ...]) -> int:  # noqa: A002
     return _core.packed_bytes(int(type), *shape)
 
 
-def gather_weights(seconds: float = math.inf) -> bool:
-    """Makes huge pages for weights that began with small ones; whether some are still to be made.
+def collapse_pages(seconds: float = math.inf) -> bool:
+    """Makes huge pages of the small ones that weights began with; whether some are still small.
 
     A graph does so by itself when it has run for a while: `csrc/chunk.h` says why weights wait.
     """
@@ -88,6 +89,7 @@ def gather_weights(seconds: float = math.inf) -> bool:
 
 def dequantize(tensor: Tensor) -> Floats:
     """The floats (rows, columns) that a tensor's blocks stand for, exactly."""
+    _choose_isa()
     out = np.empty(tensor.shape, np.float32)
     _core.dequantize(int(tensor.type), tensor.data, out)
     return out
@@ -106,6 +108,7 @@ def quantize(x: Floats, type: TensorType, *, fused: bool = False) -> Tensor:  # 
     Raises:
         ValueError: rows are no whole blocks.
     """
+    _choose_isa()
     out = np.empty(type.nbytes(x.shape), np.uint8)
     _core.quantize(int(type), x, fused, out)
     return Tensor(type, x.shape, out)
@@ -125,6 +128,7 @@ def requantize(
     Raises:
         ValueError: rows are no whole blocks, or `out` is of another size.
     """
+    _choose_isa()
     n_rows, n_cols = math.prod(tensor.shape[:-1]), tensor.shape[-1]
     out = np.empty(type.nbytes(tensor.shape), np.uint8) if out is None else out
     _core.requantize(int(tensor.type), tensor.data, n_rows, n_cols, int(type), fused, out)
@@ -133,6 +137,7 @@ def requantize(
 
 def first_non_finite(x: Floats | Tensor) -> int | None:
     """The place, in row-major order, of the first weight that is NaN or infinite, if one is."""
+    _choose_isa()
     if isinstance(x, Tensor):
         at = _core.first_non_finite(int(x.type), x.data)
     else:
@@ -163,6 +168,7 @@ def embed(ids: NDArray[np.int32], w: Matrix) -> Floats:
 
 def layer_norm(x: Floats, weight: Floats, bias: Floats, eps: float) -> Floats:
     """(n, k): each row of x (n, k) with mean 0 and variance 1, times weight (k), plus bias (k)."""
+    _choose_isa()
     out = np.empty_like(x)
     _core.layer_norm(x, weight, bias, eps, out)
     return out
@@ -176,6 +182,7 @@ def store_kv(qkv: Floats, n_heads: int, batch: Batch, keys: KV, values: KV) -> N
     the bits of bf16, with keys in the order (..., width / 2, BLOCK_LEN, 2) and values in the order
     (..., BLOCK_LEN / 2, width, 2): pairs side by side, as products of bf16 take them.
     """
+    _choose_isa()
     bits = keys.view(np.uint16), values.view(np.uint16)
     _core.store_kv(qkv, n_heads, *_places(batch), *bits, keys.dtype == np.uint16)
 
@@ -185,6 +192,7 @@ def attention(qkv: Floats, n_heads: int, batch: Batch, keys: KV, values: KV) -> 
 
     Where keys and values are bf16, queries and weights are rounded to bf16 too.
     """
+    _choose_isa()
     head_dim = qkv.shape[1] // (n_heads + 2 * keys.shape[1])
     out = np.empty((len(qkv), n_heads * head_dim), np.float32)
     bits = keys.view(np.uint16), values.view(np.uint16)
@@ -210,6 +218,7 @@ def set_n_threads(n: int) -> int:
     Results do not depend on it. Returns how many there are, the caller among them: fewer than `n`
     where the system starts no more.
     """
+    _choose_isa()
     _core.set_n_threads(n)
     return _core.start_threads()
 
@@ -224,6 +233,7 @@ def close() -> None:
 
 def isa() -> str:
     """The instruction set in use: "avx512", "avxvnni", "avx2", "neon" or "scalar"."""
+    _choose_isa()
     return _core.isa()
 
 
@@ -241,9 +251,18 @@ def use_isa(name: str) -> None:
     Raises:
         InputError: this machine has no such instruction set.
     """
+    _choose_isa()
+    _use_isa("instruction set", name)
+
+
+@functools.cache
+def _choose_isa() -> None:
+    """Before the first operation: the instruction set that STARCODER_ISA names, if it is set."""
+    name = os.environ.get("STARCODER_ISA")
+    if name:
+        _use_isa("STARCODER_ISA", name)
+
+
+def _use_isa(where: str, name: str) -> None:
     if not _core.use_isa(name):
-        raise InputError("instruction set", repr(name), " or ".join(available_isas()))
-
-
-if os.environ.get("STARCODER_ISA"):
-    use_isa(os.environ["STARCODER_ISA"])
+        raise InputError(where, repr(name), " or ".join(available_isas()))

@@ -23,12 +23,22 @@ from starcoder.tensor import Weights
 
 if TYPE_CHECKING:
     from starcoder.formats._ggml_losses import legacy_losses
+    from starcoder.formats._gguf_carry import carried_text
     from starcoder.formats._gguf_writer import older_parts, part_paths
     from starcoder.formats.hf import check_config
 
-__all__ = ["check_config", "legacy_losses", "older_parts", "part_paths", "read", "write"]
+__all__ = [
+    "carried_text",
+    "check_config",
+    "legacy_losses",
+    "older_parts",
+    "part_paths",
+    "read",
+    "write",
+]
 
 _HOMES = {
+    "carried_text": "_gguf_carry",
     "check_config": "hf",
     "legacy_losses": "_ggml_losses",
     "older_parts": "_gguf_writer",

@@ -72,8 +72,8 @@ class Recorder:
         exact = kind in (TensorType.F32, TensorType.F16)
         return self.graph.attention(qkv, config.n_heads, config.n_kv_heads, not exact)
 
-    def wanted(self, x: int) -> int:
-        """(r, dim): the rows whose logits are asked for; nothing else is computed from here on."""
+    def logit_rows(self, x: int) -> int:
+        """(r, dim): the batch's `logit_rows` of x; no other rows are computed from here on."""
         return self.graph.select(x)
 
     def logits(self, x: int) -> int:
