@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from collections.abc import Sequence as Ids
 from dataclasses import FrozenInstanceError, dataclass, field
 
 import numpy as np
@@ -13,13 +14,25 @@ from hypothesis import strategies as st
 
 from starcoder.batch import BLOCK_LEN, Batch
 from starcoder.config import ModelConfig
-from starcoder.engine import Engine, EngineStats, Event
-from starcoder.errors import InputError
+from starcoder.engine import Engine, Event
+from starcoder.errors import InputError, MemoryLimitError
 from starcoder.kv_cache import KVCache
 from starcoder.options import GenerationOptions
 from starcoder.sampler import LogitsError
 
 N_VOCAB, N_CTX, END, POISON = 50, 64, 49, 48
+
+
+class FakeCache(KVCache):
+    """Remembers the tokens that a block's keys and values were computed of."""
+
+    def __init__(self, config: ModelConfig, n_blocks: int) -> None:
+        super().__init__(config, n_blocks)
+        self.blocks: dict[int, dict[int, int]] = defaultdict(dict)
+
+    def copy(self, sources: Ids[int], targets: Ids[int]) -> None:
+        for source, target in zip(sources, targets, strict=True):
+            self.blocks[target] = dict(self.blocks[source])
 
 
 @dataclass
@@ -28,12 +41,14 @@ class FakeModel:
 
     Each token is written to the block and place that its key would have in the cache. A wrong
     table, a position out of order or a block shared by mistake changes the history, and so the
-    text. POISON gives NaN.
+    text. POISON gives NaN, and a batch of more than `most` tokens finds no memory.
     """
 
     nbytes: int = 0
+    most: int = 1 << 20
+    seconds: float = 0.0  # what a token takes, on the clock
+    now: float = 0.0
     batches: list[Batch] = field(default_factory=list)
-    blocks: dict[int, dict[int, int]] = field(default_factory=lambda: defaultdict(dict))
     config: ModelConfig = field(
         default_factory=lambda: ModelConfig(
             architecture="fake",
@@ -47,13 +62,23 @@ class FakeModel:
         )
     )
 
+    def clock(self) -> float:
+        return self.now
+
+    def new_cache(self, n_blocks: int) -> FakeCache:
+        return FakeCache(self.config, n_blocks)
+
     def forward(self, batch: Batch, cache: KVCache) -> np.ndarray:
+        assert isinstance(cache, FakeCache)
         self.batches.append(batch)
+        self.now += self.seconds * len(batch.tokens)
+        if len(batch.tokens) > self.most:
+            raise MemoryError
         logits = np.empty((len(batch.tokens), N_VOCAB), np.float32)
         for s, table in enumerate(batch.block_tables.tolist()):
             assert max(table) < cache.n_blocks
             for row in range(batch.row_starts[s], batch.row_starts[s + 1]):
-                blocks = [self.blocks[block] for block in table]
+                blocks = [cache.blocks[block] for block in table]
                 places = [divmod(p, BLOCK_LEN) for p in range(batch.positions[row] + 1)]
                 block, place = places[-1]
                 blocks[block][place] = int(batch.tokens[row])
@@ -70,7 +95,10 @@ def logits_after(history: list[int]) -> np.ndarray:
 
 
 def engine(n_batch: int = 512, n_parallel: int = 4, model: FakeModel | None = None) -> Engine:
-    return Engine(model or FakeModel(), n_ctx=N_CTX, n_batch=n_batch, n_parallel=n_parallel)
+    model = model or FakeModel()
+    return Engine(
+        model, n_ctx=N_CTX, n_batch=n_batch, n_positions=n_parallel * N_CTX, clock=model.clock
+    )
 
 
 def drain(made: Engine, earlier: list[Event] | None = None) -> dict[int, list[Event]]:
@@ -214,30 +242,182 @@ def test_cancelling_ends_one_and_frees_its_blocks(n_steps: int) -> None:
 
 def test_the_engine_says_how_busy_it_is() -> None:
     made = engine(n_batch=8, n_parallel=1)
-    idle = EngineStats(n_running=0, n_waiting=0, n_blocks=4, n_free_blocks=4)
-    assert made.stats() == idle
-    first, second = made.submit([9] * 20, greedy(40)), made.submit([9] * 20, greedy(5))
+    stats = made.stats()
+    assert (stats.n_blocks, stats.n_free_blocks, stats.n_idle_blocks) == (4, 4, 0)
+    first, second = made.submit([9] * 40, greedy(20)), made.submit([8] * 40, greedy(5))
     made.step()
-    assert made.stats() == EngineStats(n_running=1, n_waiting=1, n_blocks=4, n_free_blocks=0)
+    assert (made.stats().n_running, made.stats().n_waiting) == (1, 1)
+    assert (made.stats().n_free_blocks, made.stats().n_idle_blocks) == (3, 0)
     made.cancel(first)
     made.step()
     made.step()
-    assert made.stats() == EngineStats(n_running=1, n_waiting=0, n_blocks=4, n_free_blocks=2)
+    assert (made.stats().n_running, made.stats().n_waiting) == (1, 0)
     made.cancel(second)
     drain(made)
-    assert made.stats() == idle
+    stats = made.stats()
+    assert (stats.n_running, stats.n_free_blocks + stats.n_idle_blocks) == (0, 4)
 
 
 def test_events_say_what_a_request_has_cost_and_keep_saying_it() -> None:
-    made = engine(n_batch=8)
+    made = engine(n_batch=8, model=FakeModel(seconds=0.01))
     request = made.submit([9] * 20, greedy(4))
     events = drain(made)[request]
     costs = [(event.stats.prompt_tokens, event.stats.decoded_tokens) for event in events]
     assert costs == [(20, 0), (20, 1), (20, 2), (20, 3)]
-    assert events[0].stats.prompt_seconds == events[-1].stats.prompt_seconds
-    assert events[0].stats.decode_seconds == 0.0 < events[-1].stats.decode_seconds
+    assert [event.stats.prompt_seconds for event in events] == [pytest.approx(0.2)] * 4
+    assert events[-1].stats.decode_seconds == pytest.approx(0.03)
     with pytest.raises(FrozenInstanceError):
         events[0].stats.decoded_tokens = 9  # type: ignore[misc]
+
+
+# ---- nothing twice ----
+
+
+@pytest.mark.parametrize("n", [1, 15, 16, 17, 33, 40])
+def test_a_prefix_that_was_computed_is_not_computed_again(n: int) -> None:
+    model = FakeModel()
+    made = engine(model=model)
+    prompt = [i % 7 for i in range(40)]
+    drain_one(made, prompt, 3)
+    model.batches.clear()
+    events = drain_one(made, [*prompt[:n], 9, 9], 3)
+    assert [len(batch.tokens) for batch in model.batches] == [2, 1, 1]
+    assert events[0].stats.cached_tokens == n
+    assert outcome(events) == alone([*prompt[:n], 9, 9], greedy(3))
+
+
+def test_what_was_generated_is_a_prefix_too() -> None:
+    model = FakeModel()
+    made = engine(model=model)
+    text, _ = outcome(drain_one(made, [3, 1, 4], 20))
+    model.batches.clear()
+    events = drain_one(made, [3, 1, 4, *text, 5], 1)
+    assert events[0].stats.cached_tokens == len(text) + 2, "all but the last token, which was not computed"
+    assert outcome(events) == alone([3, 1, 4, *text, 5], greedy(1))
+
+
+def test_requests_that_come_together_compute_their_common_prefix_once() -> None:
+    model = FakeModel()
+    made = engine(n_batch=16, model=model)
+    prompts = [[*range(40), i] for i in range(3)]
+    expected = {made.submit(prompt, greedy(4)): alone(prompt, greedy(4)) for prompt in prompts}
+    events = drain(made)
+    assert {request: outcome(events[request]) for request in expected} == expected
+    n_prompt_tokens = sum(len(b.tokens) for b in model.batches) - 3 * 3
+    assert n_prompt_tokens <= 41 + 2 * 9, "the first, and what the others have behind 32 tokens"
+
+
+def test_salts_keep_what_was_computed_apart() -> None:
+    model = FakeModel()
+    made = engine(model=model)
+    for salt in (b"a", b"b", b"a"):
+        made.submit([5] * 40, greedy(1), salt=salt)
+        drain(made)
+    assert [len(batch.tokens) for batch in model.batches] == [40, 40, 1]
+
+
+def test_logits_are_given_of_cached_tokens_too() -> None:
+    made = engine()
+    drain_one(made, [3] * 40, 1)
+    request = made.submit([3] * 40, greedy(0), wants_logits=True)
+    logits = np.concatenate([event.logits for event in drain(made)[request]])
+    assert np.array_equal(logits, np.array([logits_after([3] * (i + 1)) for i in range(40)]))
+
+
+# ---- room, time and faults ----
+
+
+@settings(max_examples=30, deadline=None)
+@given(requests, st.integers(4, 8), st.integers(1, 40), st.randoms(use_true_random=False))
+def test_a_cache_that_is_too_small_for_all_changes_nothing_but_the_time(
+    requests: list[tuple[list[int], int, int]], n_blocks: int, n_batch: int, rng: random.Random
+) -> None:
+    model = FakeModel()
+    made = Engine(model, n_ctx=N_CTX, n_positions=n_blocks * BLOCK_LEN, n_batch=n_batch)
+    expected, earlier = {}, []
+    for prompt, n, seed in requests:
+        options = GenerationOptions(max_tokens=n, temperature=1, seed=seed)
+        priority = rng.randrange(2)
+        request = made.submit(prompt, options, stop_ids=[END], priority=priority)
+        expected[request] = alone(prompt, options)
+        for _ in range(rng.randrange(3)):
+            earlier += made.step()
+    events = drain(made, earlier)
+    assert {request: outcome(events[request]) for request in expected} == expected
+    stats = made.stats()
+    assert stats.n_free_blocks + stats.n_idle_blocks == n_blocks
+
+
+def test_the_more_urgent_takes_the_blocks_of_the_less_urgent_which_goes_on_later() -> None:
+    made = engine(n_parallel=1)
+    slow = made.submit([1] * 30, greedy(30), priority=1)
+    earlier = [event for _ in range(3) for event in made.step()]
+    quick = made.submit([2] * 40, greedy(3))
+    while earlier[-1].id != quick or earlier[-1].finish_reason is None:
+        assert sum(event.id == slow for event in earlier) < 6
+        earlier += made.step()
+    events = drain(made, earlier)
+    assert outcome(events[quick]) == alone([2] * 40, greedy(3))
+    assert outcome(events[slow]) == alone([1] * 30, greedy(30))
+
+
+def test_a_prompt_never_keeps_those_who_decode_waiting_longer_than_a_step_should_take() -> None:
+    model = FakeModel(seconds=0.01)
+    made = engine(model=model)
+    for i in range(5):
+        drain_one(made, [i, *range(40)], 5)
+    decoding = made.submit([7], greedy(50))
+    made.step()
+    made.submit([8] * 60, greedy(1))
+    gaps, last = [], model.now
+    for _ in range(20):
+        if any(event.id == decoding for event in made.step()):
+            gaps.append(model.now - last)
+            last = model.now
+    assert len(gaps) == 20
+    assert max(gaps) < 0.3
+
+
+def test_prompts_of_one_priority_take_turns() -> None:
+    model = FakeModel(seconds=0.01)
+    made = engine(model=model)
+    for i in range(5):
+        drain_one(made, [i, *range(40)], 5)
+    ids = [made.submit([i] * 60, greedy(1)) for i in (7, 8)]
+    for _ in range(3):
+        made.step()
+    computed = [made._sequences[i].n_computed for i in ids if i in made._sequences]
+    assert len(computed) == 2
+    assert min(computed) > 0
+
+
+def test_who_lacks_memory_ends_alone() -> None:
+    made = engine(model=FakeModel(most=20))
+    small = [made.submit([i, 1], greedy(6)) for i in range(3)]
+    big = made.submit([9] * 30, greedy(6))
+    events = drain(made)
+    assert [event.finish_reason for event in events[big]] == ["error"]
+    assert isinstance(events[big][0].error, MemoryLimitError)
+    for i, request in enumerate(small):
+        assert outcome(events[request]) == alone([i, 1], greedy(6))
+
+
+def test_whatever_a_sampler_raises_its_neighbors_go_on() -> None:
+    made = engine()
+    bad, good = made.submit([1, 2], greedy(5)), made.submit([3, 4], greedy(5))
+
+    def fail(logits: object, tokens: object) -> int:
+        raise TypeError("no number")
+
+    made._sequences[bad].sampler.sample = fail  # type: ignore[method-assign]
+    events = drain(made)
+    assert str(events[bad][-1].error).startswith("step: found TypeError: no number")
+    assert outcome(events[good]) == alone([3, 4], greedy(5))
+
+
+def drain_one(made: Engine, prompt: list[int], n: int) -> list[Event]:
+    request = made.submit(prompt, greedy(n), stop_ids=[END])
+    return drain(made)[request]
 
 
 def test_a_request_with_bad_logits_ends_alone() -> None:

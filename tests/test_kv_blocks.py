@@ -94,7 +94,7 @@ def test_whose_logits_are_all_wanted_computes_all() -> None:
     blocks, cache = make()
     blocks.leave(run(blocks, cache, list(range(48))))
     holder = Holder(list(range(48)))
-    blocks.admit(holder, from_start=True)
+    blocks.admit(holder, most=0)
     assert holder.n_computed == 0
     assert compute(blocks, cache, holder, 48)
     blocks.leave(holder)

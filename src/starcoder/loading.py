@@ -52,7 +52,7 @@ def load(
         threads = machine.threads(n_threads)
         threads = threads.started(ops.set_n_threads(threads.n))
         net = models.build(checkpoint)
-        engine = Engine(net, n_ctx=n_ctx, n_batch=n_batch, n_parallel=n_parallel)
+        engine = Engine(net, n_ctx=n_ctx, n_batch=n_batch, n_positions=n_parallel * n_ctx)
         tokenizer = Tokenizer(checkpoint.vocab)
     except MemoryError:
         raise out_of_memory(source) from None

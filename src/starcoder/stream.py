@@ -142,7 +142,7 @@ class Stream(Iterator[Piece]):
         self.prompt_tokens = len(ids)
         self._desk, self._tokenizer, self._decoder = desk, tokenizer, StreamDecoder(tokenizer)
         self._tokens: list[int] = []  # what was read; the engine may be ahead
-        self._stats = RequestStats(0, 0)
+        self._stats = RequestStats(0, 0, 0)
         self._finish_reason = "cancelled"
         stop_ids = () if options.ignore_eos else tokenizer.vocab.end_ids
         self._id = desk.submit(ids, options, stop_ids=stop_ids)

@@ -62,13 +62,13 @@ class CostModel:
     def most_tokens(
         self, others: Iterable[tuple[int, int]], first: int, limit: float, most: int
     ) -> int:
-        """How many tokens of one more sequence a step of `limit` seconds has room for, up to `most`.
+        """How many tokens of one more sequence a step of `limit` seconds has room for.
 
         Args:
             others: what else is in the step, as for `work_of`.
             first: the position of its first token.
             limit: seconds.
-            most: tokens.
+            most: as many are enough.
         """
         others = list(others)
         low, high = 0, most

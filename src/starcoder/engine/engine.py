@@ -1,35 +1,37 @@
 """Engine: the heartbeat. Each `step()` runs one batch through the model and says what came of it.
 
-The engine works in token ids; text lives in `llm`. It starts no thread and keeps no clock but a
-stopwatch. What a sequence gets depends on its own tokens alone: neighbors, chunks and order of
-arrival change when a token comes, never which.
+The engine works in token ids; text lives in `llm`. It starts no thread, and its clock is handed in.
+What a sequence gets depends on its own tokens alone: neighbors, chunks, what was in the cache and
+order of arrival change when a token comes, never which.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Ids
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from starcoder.batch import BLOCK_LEN, Batch
-from starcoder.engine.block_pool import BlockPool
+from starcoder.engine.cost import CostModel, work_of
 from starcoder.engine.events import EngineStats, Event
-from starcoder.engine.scheduler import Scheduler
+from starcoder.engine.kv_blocks import KVBlocks
+from starcoder.engine.scheduler import Chunk, Scheduler
 from starcoder.engine.sequence import Sequence
-from starcoder.errors import InputError, StarcoderError
-from starcoder.kv_cache import KVCache
+from starcoder.errors import InputError, MemoryLimitError, StarcoderError
 from starcoder.options import GenerationOptions
 from starcoder.sampler import Sampler
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from starcoder.models import Model
 
-__all__ = ["Engine"]
+__all__ = ["MAX_STEP_SECONDS", "Engine"]
+
+MAX_STEP_SECONDS = 0.25  # what people who watch a text grow do not notice
 
 
 class Engine:
@@ -38,26 +40,64 @@ class Engine:
     Args:
         model: what turns a Batch into logits.
         n_ctx: most tokens a sequence can hold, prompt and output together.
+        n_positions: tokens that the cache has room for, at least `n_ctx`: of sequences that run,
+            and of those that ended, for whoever begins with the same.
         n_batch: most tokens in one step; longer prompts run in chunks.
-        n_parallel: sequences of `n_ctx` tokens that the cache has room for; shorter ones fit in
-            greater number, the rest wait.
+        max_step_seconds: what a step should take at most, as far as can be foreseen.
+        clock: seconds from some moment on.
     """
 
-    def __init__(self, model: Model, *, n_ctx: int, n_batch: int, n_parallel: int) -> None:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        n_ctx: int,
+        n_positions: int,
+        n_batch: int,
+        max_step_seconds: float = MAX_STEP_SECONDS,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self.n_ctx = n_ctx
-        self._model = model
-        self._n_batch = n_batch
-        self._n_blocks = n_parallel * -(-n_ctx // BLOCK_LEN)
-        self._cache = KVCache(model.config, self._n_blocks)
+        self._model, self._clock = model, clock
+        self._n_batch, self._max_step_seconds = n_batch, max_step_seconds
+        self._n_blocks = -(-max(n_positions, n_ctx) // BLOCK_LEN)
+        self._cache = model.new_cache(self._n_blocks)
         self._ids = itertools.count()
+        self._cost = CostModel()
         self.clear()
 
     def clear(self) -> None:
-        """Forget all sequences, in whatever state a step has left them."""
-        self._scheduler = Scheduler(BlockPool(self._n_blocks), self._n_batch)
+        """Forget all sequences and what they computed, in whatever state a step has left them."""
+        self._blocks = KVBlocks(self._n_blocks, self._cache)
+        self._scheduler = Scheduler(
+            self._blocks,
+            self._cost,
+            n_batch=self._n_batch,
+            max_step_seconds=self._max_step_seconds,
+        )
         self._sequences: dict[int, Sequence] = {}
         self._cancelled: list[int] = []
         self._events: list[Event] = []
+
+    def check(self, prompt: Ids[int]) -> None:
+        """Whether a prompt can be answered; safe from any thread.
+
+        Raises:
+            InputError: a prompt that is empty or too long, an id that no token has.
+        """
+        if not prompt:
+            raise InputError("prompt", "no tokens", "at least one")
+        if len(prompt) > self.n_ctx:
+            advice = "shorten it, or raise the context with -c or n_ctx if the model allows"
+            raise InputError("prompt", f"{len(prompt)} tokens", f"at most {self.n_ctx}", advice)
+        last = self._model.config.n_vocab - 1
+        if min(prompt) < 0 or max(prompt) > last:
+            strange = next(token for token in prompt if not 0 <= token <= last)
+            raise InputError("prompt", f"token id {strange}", f"0 to {last}")
+
+    def new_id(self) -> int:
+        """An id that no request has had; safe from any thread."""
+        return next(self._ids)
 
     def submit(
         self,
@@ -66,6 +106,9 @@ class Engine:
         *,
         stop_ids: Iterable[int] = (),
         wants_logits: bool = False,
+        priority: int = 0,
+        salt: bytes = b"",
+        id: int | None = None,  # noqa: A002 - the field's own word
     ) -> int:
         """Put a request in line. Its events carry the `id` that is returned.
 
@@ -74,20 +117,25 @@ class Engine:
             options: how to answer it; `max_tokens` is clamped to what the context has left.
             stop_ids: ids that end the text when they are chosen; they are not part of it.
             wants_logits: give the logits of every prompt token; then nothing is generated.
+            priority: the lowest number is the most urgent.
+            salt: what was computed is shared with requests of the same salt alone.
+            id: from `new_id`.
 
         Raises:
-            InputError: a prompt that is empty or too long, an id that no token has.
+            InputError: as for `check`.
         """
-        self._check_prompt(prompt)
+        self.check(prompt)
         room = self.n_ctx - len(prompt)
         sequence = Sequence(
-            id=next(self._ids),
+            id=self.new_id() if id is None else id,
             tokens=list(prompt),
             n_prompt=len(prompt),
             max_tokens=0 if wants_logits else min(options.max_tokens, room),
             sampler=Sampler(options),
             stop_ids=frozenset(stop_ids),
             wants_logits=wants_logits,
+            priority=priority,
+            salt=salt,
         )
         self._sequences[sequence.id] = sequence
         self._scheduler.add(sequence)
@@ -95,11 +143,8 @@ class Engine:
             self._emit(sequence, "length")
         return sequence.id
 
-    def cancel(self, id: int) -> None:  # noqa: A002 - the field's own word
-        """End a request at the next step; nothing happens if it has ended by itself.
-
-        Safe from any thread and from a destructor: it only leaves a note.
-        """
+    def cancel(self, id: int) -> None:  # noqa: A002
+        """End a request at the next step; nothing happens if it has ended by itself."""
         self._cancelled.append(id)
 
     @property
@@ -109,21 +154,20 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """How busy the engine is; a request that was cancelled counts until the next step."""
-        pool = self._scheduler.pool
         return EngineStats(
             n_running=len(self._scheduler.running),
             n_waiting=len(self._scheduler.waiting),
-            n_blocks=pool.n_blocks,
-            n_free_blocks=pool.n_free,
+            n_blocks=self._blocks.pool.n_blocks,
+            n_free_blocks=self._blocks.pool.n_free,
+            n_idle_blocks=self._blocks.tree.n_evictable,
         )
 
     def step(self) -> list[Event]:
         """Run one batch, or report what ended without one.
 
-        May be empty: a chunk in the middle of a prompt brings no event.
-
-        An exception (Ctrl-C, out of memory) leaves every sequence where it was or one token
-        further, with its event kept for the next step.
+        May be empty: a chunk in the middle of a prompt brings no event. An exception that is none
+        of ours (Ctrl-C) leaves every sequence where it was or one token further, with its event
+        kept for the next step.
         """
         self._end_cancelled()
         if not self._events:
@@ -135,21 +179,37 @@ class Engine:
 
     # -----------------------------------------------------------------------------------------
 
-    def _run(self, chunks: list[tuple[Sequence, int]]) -> None:
-        logit_rows: list[int] = []
-        spans: list[slice] = []  # where each sequence finds its own among them
+    def _run(self, chunks: list[Chunk]) -> None:
+        """Compute, then move the sequences on. Where that fails, the one that is to blame ends."""
+        try:
+            logits, seconds = self._compute(chunks)
+        except Exception as error:
+            if len(chunks) > 1:
+                half = len(chunks) // 2
+                self._run(chunks[:half])
+                self._run(chunks[half:])
+            else:
+                self._emit(chunks[0][0], "error", error=_typed(error))
+            return
         start = 0
         for sequence, n in chunks:
-            needed = sequence.logit_rows(n, start)
-            spans.append(slice(len(logit_rows), len(logit_rows) + len(needed)))
-            logit_rows.extend(needed)
-            start += n
-        started = time.perf_counter()
+            n_rows = len(sequence.logit_rows(n, 0))
+            self._commit(sequence, n, logits[start : start + n_rows], seconds)
+            start += n_rows
+
+    def _compute(self, chunks: list[Chunk]) -> tuple[NDArray[np.float32], float]:
+        """The logits (r, n_vocab) that the sequences of a step need, and its seconds."""
+        logit_rows: list[int] = []
+        n_tokens = 0
+        for sequence, n in chunks:
+            logit_rows.extend(sequence.logit_rows(n, n_tokens))
+            n_tokens += n
+        started = self._clock()
         batch = Batch.of([sequence.chunk(n) for sequence, n in chunks], logit_rows)
-        logits = self._model.forward(batch, self._cache)  # (r, n_vocab)
-        seconds = time.perf_counter() - started
-        for (sequence, n), span in zip(chunks, spans, strict=True):
-            self._commit(sequence, n, logits[span], seconds)
+        logits = self._model.forward(batch, self._cache)
+        seconds = self._clock() - started
+        self._cost.saw(work_of((n, sequence.n_computed) for sequence, n in chunks), seconds)
+        return logits, seconds
 
     def _commit(
         self, sequence: Sequence, n: int, logits: NDArray[np.float32], seconds: float
@@ -161,7 +221,9 @@ class Engine:
         else:
             sequence.prompt_seconds += seconds
         sequence.n_computed += n
+        self._blocks.commit(sequence)
         if sequence.wants_logits:
+            sequence.n_heard = sequence.n_computed
             is_last = sequence.n_left == 0
             self._emit(sequence, "length" if is_last else None, logits=logits)
         elif len(logits):
@@ -169,13 +231,13 @@ class Engine:
 
     def _choose(self, sequence: Sequence, logits: NDArray[np.float32]) -> None:
         """Sample the next token of a sequence whose known tokens are all computed."""
-        started = time.perf_counter()
+        started = self._clock()
         try:
             token = sequence.sampler.sample(logits, sequence.tokens)
-        except StarcoderError as error:
-            self._emit(sequence, "error", error=error)
+        except Exception as error:
+            self._emit(sequence, "error", error=_typed(error))
             return
-        sequence.sample_seconds += time.perf_counter() - started
+        sequence.sample_seconds += self._clock() - started
         if token in sequence.stop_ids:
             self._emit(sequence, "stop")
             return
@@ -203,13 +265,14 @@ class Engine:
             if sequence is not None:
                 self._emit(sequence, "cancelled")
 
-    def _check_prompt(self, prompt: Ids[int]) -> None:
-        if not prompt:
-            raise InputError("prompt", "no tokens", "at least one")
-        if len(prompt) > self.n_ctx:
-            advice = "shorten it, or raise the context with -c or n_ctx if the model allows"
-            raise InputError("prompt", f"{len(prompt)} tokens", f"at most {self.n_ctx}", advice)
-        last = self._model.config.n_vocab - 1
-        strange = next((token for token in prompt if not 0 <= token <= last), None)
-        if strange is not None:
-            raise InputError("prompt", f"token id {strange}", f"0 to {last}")
+
+def _typed(error: Exception) -> StarcoderError:
+    """An error as users know them."""
+    if isinstance(error, StarcoderError):
+        return error
+    if isinstance(error, MemoryError):
+        advice = "choose a smaller batch with -b or n_batch"
+        return MemoryLimitError("step", "too little memory", "room for one request", advice)
+    made = StarcoderError("step", f"{type(error).__name__}: {error}", "an answer of the model")
+    made.__cause__ = error
+    return made

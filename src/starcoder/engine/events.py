@@ -19,7 +19,8 @@ class RequestStats:
     Steps that it shares with other requests count in full for each of them.
     """
 
-    prompt_tokens: int  # of the prompt, those that are computed
+    prompt_tokens: int  # of the prompt, those that are in the cache
+    cached_tokens: int  # of these, those that were there before
     decoded_tokens: int  # computed one at a time: every generated token but the last
     prompt_seconds: float = 0.0  # in the model, for the prompt
     decode_seconds: float = 0.0  # in the model, for single tokens
@@ -45,4 +46,5 @@ class EngineStats:
     n_running: int  # requests that have a share of the key/value cache
     n_waiting: int  # requests that wait for one
     n_blocks: int  # of the cache
-    n_free_blocks: int
+    n_free_blocks: int  # nothing is in them
+    n_idle_blocks: int  # what is in them serves whoever comes with the same prefix

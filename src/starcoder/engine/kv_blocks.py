@@ -53,15 +53,19 @@ class KVBlocks:
         """How many tokens of a prompt need not be computed; the last one always is."""
         return min(self.tree.match(salt, tokens).n_tokens, len(tokens) - 1)
 
-    def admit(self, holder: Holder, *, from_start: bool = False) -> None:
+    def n_idle_on_path(self, salt: bytes, tokens: Ids[int]) -> int:
+        """How many blocks of the known prefix of a prompt nobody holds."""
+        return sum(not node.n_users for node in self.tree.match(salt, tokens).path)
+
+    def admit(self, holder: Holder, *, most: int | None = None) -> None:
         """Give a sequence what is known of its tokens.
 
         Args:
             holder: the sequence, which has no blocks.
-            from_start: whether its first tokens are to be computed anyhow, for their logits.
+            most: how many tokens it need not compute, as their logits are not wanted (any more).
         """
-        match = self.tree.match(holder.salt, holder.tokens[:-1])
-        n = 0 if from_start else match.n_tokens
+        match = self.tree.match(holder.salt, holder.tokens[:-1][:most])
+        n = match.n_tokens
         holder.path = list(match.path[: n // BLOCK_LEN])
         self.tree.hold(holder.path)
         holder.block_table = [node.block for node in holder.path]

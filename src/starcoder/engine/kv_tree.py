@@ -94,9 +94,7 @@ class KVTree:
             if not node.n_users and not node.children:
                 self._idle[node] = None
 
-    def add(
-        self, salt: bytes, parent: Node | None, tokens: Sequence[int], block: int
-    ) -> Node:
+    def add(self, salt: bytes, parent: Node | None, tokens: Sequence[int], block: int) -> Node:
         """Enter a computed block behind `parent`, or as the first of its salt; nobody holds it yet.
 
         Where the same tokens stand there already, that node is returned, and `block` goes back to
@@ -115,7 +113,9 @@ class KVTree:
             if _n_common(sibling.tokens, key) == len(key):  # it holds all of this, or more
                 self._pool.free(block)
                 return sibling
-        continued = [s for s in siblings if not s.n_users and _n_common(s.tokens, key) == len(s.tokens)]
+        continued = [
+            s for s in siblings if not s.n_users and _n_common(s.tokens, key) == len(s.tokens)
+        ]
         node = Node(salt, block, key, parent)
         siblings.append(node)
         self._idle.pop(parent, None)

@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass, field
 
 from starcoder.engine.events import RequestStats
+from starcoder.engine.kv_tree import Node
 from starcoder.sampler import Sampler
 
 __all__ = ["Sequence", "Status"]
@@ -14,7 +15,7 @@ __all__ = ["Sequence", "Status"]
 class Status(enum.Enum):
     """Where a sequence stands."""
 
-    WAITING = "waiting"  # has no cache blocks yet
+    WAITING = "waiting"  # has no share of the cache: it is new, or was put off for others
     RUNNING = "running"
     FINISHED = "finished"
 
@@ -34,10 +35,16 @@ class Sequence:
     sampler: Sampler
     stop_ids: frozenset[int]  # sampling one of these ends the sequence
     wants_logits: bool = False  # give the logits of the prompt instead of generating
+    priority: int = 0  # the lowest number is the most urgent
+    salt: bytes = b""  # computed prefixes are shared with requests of the same salt alone
 
     status: Status = Status.WAITING
     n_computed: int = 0
+    n_cached: int = 0  # of these, what was in the cache when the sequence came
+    n_heard: int = 0  # logits of the prompt that were given
+    path: list[Node] = field(default_factory=list)  # its first blocks, which others may share
     block_table: list[int] = field(default_factory=list)
+    last_turn: int = -1  # the last step that it was in
 
     prompt_seconds: float = 0.0
     decode_seconds: float = 0.0
@@ -55,15 +62,16 @@ class Sequence:
         return len(self.tokens) - self.n_prompt
 
     @property
-    def max_len(self) -> int:
-        """The most tokens it can come to hold."""
-        return self.n_prompt + self.max_tokens
+    def urgency(self) -> tuple[int, int]:
+        """What orders requests: the smallest comes first."""
+        return self.priority, self.id
 
     @property
     def stats(self) -> RequestStats:
         """What the request has cost so far."""
         return RequestStats(
             min(self.n_computed, self.n_prompt),
+            self.n_cached,
             self.n_decoded,
             self.prompt_seconds,
             self.decode_seconds,

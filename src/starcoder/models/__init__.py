@@ -27,6 +27,9 @@ class Model(Protocol):
     config: ModelConfig
     nbytes: int  # of the weights in memory
 
+    def new_cache(self, n_blocks: int) -> KVCache:
+        """An empty cache for the keys and values of so many blocks."""
+
     def forward(self, batch: Batch, cache: KVCache) -> NDArray[np.float32]:
         """Logits (len(batch.logit_rows), n_vocab); keys and values go into the cache."""
 

@@ -58,6 +58,10 @@ class GPTBigCode:
         )
         return record.linear(f"{name}.ffn_down", hidden, (dim, hidden_dim), residual=x)
 
+    def new_cache(self, n_blocks: int) -> KVCache:
+        """An empty cache for the keys and values of so many blocks."""
+        return KVCache(self.config, n_blocks)
+
     def forward(self, batch: Batch, cache: KVCache) -> NDArray[np.float32]:
         """Logits (r, n_vocab) of the batch's `logit_rows`; keys and values go into the cache."""
         logits = np.empty((len(batch.logit_rows), self.config.n_vocab), np.float32)
