@@ -292,7 +292,9 @@ def test_what_was_generated_is_a_prefix_too() -> None:
     text, _ = outcome(drain_one(made, [3, 1, 4], 20))
     model.batches.clear()
     events = drain_one(made, [3, 1, 4, *text, 5], 1)
-    assert events[0].stats.cached_tokens == len(text) + 2, "all but the last token, which was not computed"
+    assert events[0].stats.cached_tokens == len(text) + 2, (
+        "all but the last token, which was not computed"
+    )
     assert outcome(events) == alone([3, 1, 4, *text, 5], greedy(1))
 
 

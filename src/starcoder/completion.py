@@ -30,7 +30,9 @@ class Timings:
             prompt_ms=prompt * 1e3,
             predict_ms=decode * 1e3,
             sample_ms=stats.sample_seconds * 1e3,
-            prompt_per_second=stats.prompt_tokens / prompt if prompt else 0.0,
+            prompt_per_second=(stats.prompt_tokens - stats.cached_tokens) / prompt
+            if prompt
+            else 0.0,
             predict_per_second=stats.decoded_tokens / decode if decode else 0.0,
         )
 
@@ -55,5 +57,6 @@ class Completion:
     text: str
     tokens: tuple[int, ...]  # the ids of the text
     prompt_tokens: int  # how many ids the prompt has
+    cached_tokens: int  # of these, how many were computed before
     finish_reason: str
     timings: Timings

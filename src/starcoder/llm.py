@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence as Ids
 from contextlib import ExitStack
+from dataclasses import replace
+from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, overload
 
 import numpy as np
@@ -15,13 +17,13 @@ from numpy.typing import NDArray
 
 from starcoder import arguments, pocket
 from starcoder.completion import Completion
-from starcoder.engine import EngineStats
-from starcoder.errors import InputError
+from starcoder.engine import EngineStats, Loop
+from starcoder.errors import InputError, StarcoderError
 from starcoder.facts import Facts
 from starcoder.loading import load, out_of_memory
 from starcoder.options import GenerationOptions, Options
 from starcoder.prompts import check_is_one, is_many, prompt_ids, token_ids
-from starcoder.stream import Desk, Stream
+from starcoder.stream import Stream
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -35,9 +37,9 @@ class LLM:
     >>> llm = LLM("starcoderbase-1b-q4_0.gguf")  # doctest: +SKIP
     >>> llm.generate("def fibonacci(", max_tokens=64).text  # doctest: +SKIP
 
-    Methods may be called from several threads, and streams may be read in turn. There is no
-    background thread: a caller that waits for a token runs the next step for all requests.
-    `n_threads` is for the whole process; the LLM made last sets it.
+    Methods may be called from several threads, and streams may be read in turn: a thread of the
+    LLM's own runs all requests together. `n_threads` is for the whole process; the LLM made last
+    sets it.
 
     Args:
         model: a GGUF file, a legacy ggml file, a Hugging Face directory, or a name on the Hub:
@@ -74,7 +76,7 @@ class LLM:
             model, n_threads=n_threads, n_ctx=n_ctx, n_batch=n_batch, n_parallel=n_parallel, pre=pre
         )
         self.facts, self._tokenizer = loaded.facts, loaded.tokenizer
-        self._desk = Desk(loaded.engine)
+        self._loop = Loop(loaded.engine)
 
     @overload
     def generate(self, prompt: str | list[int], **options: Unpack[Options]) -> Completion: ...
@@ -126,20 +128,23 @@ class LLM:
             MemoryLimitError: no memory for the 4 * n * n_vocab bytes.
         """
         ids = token_ids(tokens)
-        request = self._desk.submit(ids, GenerationOptions(), wants_logits=True)
+        request = self._loop.submit(ids, GenerationOptions(), wants_logits=True)
+        events = request.outbox.events
         try:
             out = np.empty((len(ids), self.facts.n_vocab), np.float32)
-            n_done = 0
+            n_done = i = 0
             while n_done < len(ids):
-                event = self._desk.next_event(request)
-                assert event is not None
-                assert event.logits is not None  # (r, n_vocab)
+                event = request.wait(i)
+                if event is None or event.logits is None:
+                    raise _cancelled() if event is None or event.error is None else event.error
                 out[n_done : n_done + len(event.logits)] = event.logits
                 n_done += len(event.logits)
+                events[i] = replace(event, logits=None)  # 100 MB, for StarCoder's vocabulary
+                i += 1
         except MemoryError:
             raise out_of_memory("logits") from None
         finally:
-            self._desk.cancel(request)
+            request.cancel()
         return out
 
     def tokenize(self, text: str) -> list[int]:
@@ -160,12 +165,30 @@ class LLM:
 
     def stats(self) -> EngineStats:
         """How many requests run and wait, and how much of the cache is free."""
-        return self._desk.stats()
+        return self._loop.stats()
+
+    def close(self) -> None:
+        """End all requests and the thread that runs them; the weights are free when none is read.
+
+        An LLM that is dropped ends by itself.
+        """
+        self._loop.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
     # -----------------------------------------------------------------------------------------
 
     def _start(self, ids: list[int], options: GenerationOptions) -> Stream:
-        return Stream(self._desk, ids, options, self._tokenizer)
+        return Stream(self._loop, ids, options, self._tokenizer)
 
     def _prompt_ids(self, prompt: object) -> list[int]:
         return prompt_ids(prompt, self._tokenizer, self.facts.n_ctx)
@@ -174,3 +197,7 @@ class LLM:
         found = "an attempt to copy it or send it to another process"
         advice = "make it once in each process, or before a fork: see docs/multiprocessing.md"
         raise InputError("LLM", found, "one LLM in each process", advice)
+
+
+def _cancelled() -> StarcoderError:
+    return StarcoderError("logits", "a closed model", "an open one", "make a new LLM")

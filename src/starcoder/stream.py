@@ -1,128 +1,95 @@
-"""Stream: the text of one request as it grows. Desk: many streams over one engine.
-
-Whoever waits for an event runs a step for everybody and puts the others' events in their
-inboxes. So streams may be read in turn or from several threads without one blocking another.
-"""
+"""Stream: the text of one request as it grows, a piece at a time, for whoever waits."""
 
 from __future__ import annotations
 
-import atexit
-import os
 import threading
-import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from collections.abc import Sequence as Ids
 from types import TracebackType
 
-from starcoder import ops
 from starcoder.completion import Completion, Piece, Timings
-from starcoder.engine import Engine, EngineStats, Event, RequestStats
-from starcoder.errors import MemoryLimitError
+from starcoder.engine import Event, Loop, RequestStats
 from starcoder.options import GenerationOptions
 from starcoder.tokenizer import StreamDecoder, Tokenizer
 
-__all__ = ["Desk", "Stream"]
+__all__ = ["Answer", "Stream"]
 
 
-class Desk:
-    """Takes requests to the engine and brings each its events.
+class Answer:
+    """What was read of a request's events, as text: pieces in order, and all of it.
 
-    A forked child begins with none, and so does what runs at the end of the process: those of
-    before end there, "cancelled".
+    Nothing is lost where a signal's handler raises between two lines: an event counts as read when
+    its piece is made, and what is known of it is made again of the events.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._lock = threading.Lock()
-        self._inboxes: dict[int, deque[Event]] = {}
-        _desks.add(self)
+    def __init__(self, events: list[Event], tokenizer: Tokenizer) -> None:
+        self.n_read = 0  # events
+        self._events, self._tokenizer = events, tokenizer
+        self._decoder: StreamDecoder | None = None
 
-    def submit(
-        self,
-        prompt: Ids[int],
-        options: GenerationOptions,
-        *,
-        stop_ids: Iterable[int] = (),
-        wants_logits: bool = False,
-    ) -> int:
-        """Hand in a request; arguments, id and errors as for `Engine.submit`."""
-        with self._lock:
-            id_ = self._engine.submit(prompt, options, stop_ids=stop_ids, wants_logits=wants_logits)
-            self._inboxes[id_] = deque()
-        return id_
+    @property
+    def is_done(self) -> bool:
+        """Whether the last event was read."""
+        return self.n_read > 0 and self._events[self.n_read - 1].finish_reason is not None
 
-    def stats(self) -> EngineStats:
-        """How busy the engine is."""
-        return self._engine.stats()
-
-    def next_event(self, id: int) -> Event | None:  # noqa: A002
-        """Wait for the next event of a request; None if it was cancelled meanwhile.
+    def read(self) -> Piece:
+        """The piece of the next event, which has come.
 
         Raises:
-            MemoryLimitError: no memory for a step.
             StarcoderError: the request failed.
         """
-        while (inbox := self._inboxes.get(id)) is not None and not inbox:
-            with self._lock:
-                if not inbox:
-                    self._step()
-        if inbox is None:  # by another thread, or this is a forked child
-            return None
-        event = inbox.popleft()
-        if event.finish_reason is not None:
-            del self._inboxes[id]
+        event = self._events[self.n_read]
         if event.error is not None:
+            self.n_read += 1
             raise event.error
-        return event
+        decoder, self._decoder = self._decoder, None  # until this piece is made
+        if decoder is None:
+            decoder = StreamDecoder(self._tokenizer)
+            for token in self.tokens:
+                decoder.add(token)
+        text = "" if event.token is None else decoder.add(event.token)
+        if event.finish_reason is not None:
+            text += decoder.flush()
+        piece = Piece(text, event.token, event.finish_reason)
+        self._decoder = decoder
+        self.n_read += 1
+        return piece
 
-    def cancel(self, id: int) -> None:  # noqa: A002
-        """End a request if it has not ended; takes no lock, so a destructor may call it."""
-        if self._inboxes.pop(id, None) is not None:
-            self._engine.cancel(id)
+    @property
+    def tokens(self) -> list[int]:
+        """The ids of what was read."""
+        events = self._events[: self.n_read]
+        return [event.token for event in events if event.token is not None]
 
-    def clear(self) -> None:
-        """Begin anew, whatever another thread was doing with the engine."""
-        self._lock = threading.Lock()
-        self._inboxes = {}
-        self._engine.clear()
+    @property
+    def finish_reason(self) -> str:
+        """How it ended; "cancelled" unless the end was read."""
+        reason = self._events[self.n_read - 1].finish_reason if self.n_read else None
+        return reason or "cancelled"
 
-    def _step(self) -> None:
-        try:
-            events = self._engine.step()
-        except MemoryError:
-            advice = "choose a smaller batch with -b or n_batch"
-            raise MemoryLimitError(
-                "step", "too little memory", "room for one batch", advice
-            ) from None
-        for event in events:
-            inbox = self._inboxes.get(event.id)
-            if inbox is not None:
-                inbox.append(event)
+    @property
+    def stats(self) -> RequestStats:
+        """What it has cost."""
+        return self._events[self.n_read - 1].stats if self.n_read else RequestStats(0, 0, 0)
 
-
-_desks: weakref.WeakSet[Desk] = weakref.WeakSet()
-
-
-def _clear_desks() -> None:
-    """Where only this thread is left: others may have held locks, or been inside a step."""
-    for desk in list(_desks):
-        desk.clear()
-
-
-def _end() -> None:
-    """At the end of the process: functions that run after this one may still generate."""
-    ops.close()
-    _clear_desks()
-
-
-atexit.register(_end)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_clear_desks)
+    def completion(self, prompt_tokens: int) -> Completion:
+        """All that was read."""
+        tokens = self.tokens
+        return Completion(
+            text=self._tokenizer.decode(tokens),
+            tokens=tuple(tokens),
+            prompt_tokens=prompt_tokens,
+            cached_tokens=self.stats.cached_tokens,
+            finish_reason=self.finish_reason,
+            timings=Timings.of(self.stats),
+        )
 
 
 class Stream(Iterator[Piece]):
     """The pieces of one answer, made by `LLM.stream`. Closing or dropping it ends the request.
+
+    Several threads may read it: each piece goes to one of them.
 
     Attributes:
         options: what the answer was asked for with.
@@ -133,53 +100,28 @@ class Stream(Iterator[Piece]):
     ...         print(piece.text, end="")
     """
 
-    _is_open = False
-
     def __init__(
-        self, desk: Desk, ids: Ids[int], options: GenerationOptions, tokenizer: Tokenizer
+        self, loop: Loop, ids: Ids[int], options: GenerationOptions, tokenizer: Tokenizer
     ) -> None:
         self.options = options
         self.prompt_tokens = len(ids)
-        self._desk, self._tokenizer, self._decoder = desk, tokenizer, StreamDecoder(tokenizer)
-        self._tokens: list[int] = []  # what was read; the engine may be ahead
-        self._stats = RequestStats(0, 0, 0)
-        self._finish_reason = "cancelled"
+        self._reading, self._is_open = threading.RLock(), True
         stop_ids = () if options.ignore_eos else tokenizer.vocab.end_ids
-        self._id = desk.submit(ids, options, stop_ids=stop_ids)
-        self._is_open = True
+        self._request = loop.submit(ids, options, stop_ids=stop_ids)
+        self._answer = Answer(self._request.outbox.events, tokenizer)
 
     def __next__(self) -> Piece:
-        if not self._is_open:
+        with self._reading:
+            if self._is_open and not self._answer.is_done:
+                event = self._request.wait(self._answer.n_read)
+                if self._is_open and event is not None:  # it may have been closed meanwhile
+                    return self._answer.read()
             raise StopIteration
-        try:
-            event = self._desk.next_event(self._id)
-        except KeyboardInterrupt:
-            raise
-        except BaseException:
-            self.close()
-            raise
-        if event is None:
-            event = Event(self._id, self._stats, finish_reason="cancelled")
-        self._stats = event.stats
-        text = ""
-        if event.token is not None:
-            self._tokens.append(event.token)
-            text = self._decoder.add(event.token)
-        if event.finish_reason is not None:
-            self._is_open, self._finish_reason = False, event.finish_reason
-            text += self._decoder.flush()
-        return Piece(text, event.token, event.finish_reason)
 
     @property
     def completion(self) -> Completion:
         """What was read so far; "cancelled" unless the end was reached."""
-        return Completion(
-            text=self._tokenizer.decode(self._tokens),
-            tokens=tuple(self._tokens),
-            prompt_tokens=self.prompt_tokens,
-            finish_reason=self._finish_reason,
-            timings=Timings.of(self._stats),
-        )
+        return self._answer.completion(self.prompt_tokens)
 
     def drain(self) -> Completion:
         """Read to the end."""
@@ -188,11 +130,8 @@ class Stream(Iterator[Piece]):
 
     def close(self) -> None:
         """End the request; its share of the cache is free for others at their next step."""
-        if self._is_open:
-            self._is_open = False
-            self._desk.cancel(self._id)
-
-    __del__ = close
+        self._is_open = False
+        self._request.cancel()
 
     def __enter__(self) -> Stream:
         return self

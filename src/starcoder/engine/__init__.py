@@ -4,3 +4,5 @@ from starcoder.engine.engine import Engine as Engine
 from starcoder.engine.events import EngineStats as EngineStats
 from starcoder.engine.events import Event as Event
 from starcoder.engine.events import RequestStats as RequestStats
+from starcoder.engine.loop import Loop as Loop
+from starcoder.engine.loop import Request as Request

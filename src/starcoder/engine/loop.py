@@ -1,0 +1,235 @@
+"""Loop: the thread that owns an engine. Nobody else steps it.
+
+Requests and cancellations come through a queue, and each request has an outbox: so to submit takes
+no time, however long a step is, and a step is never interrupted by whoever waits for it. The thread
+starts with the first request, and waits when there is nothing to do.
+
+Where no thread can be started (a limit, the end of the process), whoever waits runs the steps.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Ids
+from queue import Empty, SimpleQueue
+
+from starcoder import ops
+from starcoder.engine.engine import Engine
+from starcoder.engine.events import EngineStats, Event, RequestStats
+from starcoder.engine.outbox import Outbox
+from starcoder.errors import StarcoderError
+from starcoder.options import GenerationOptions
+
+__all__ = ["Loop", "Request"]
+
+Command = Callable[[], None]
+_JOIN_SECONDS = 30.0  # that `close` waits for the step that runs
+
+
+class Request:
+    """A request that was handed in: its events, and the way to end it. Dropping it ends it too."""
+
+    def __init__(self, loop: Loop, id: int, outbox: Outbox) -> None:  # noqa: A002 - the field's word
+        self.id, self.outbox = id, outbox
+        self._loop = loop
+
+    def wait(self, i: int) -> Event | None:
+        """Event number `i`, as soon as it is there; None if there will be none."""
+        self._loop.run_here(lambda: len(self.outbox.events) > i or self.outbox.is_done)
+        return self.outbox.wait(i)
+
+    def cancel(self) -> None:
+        """End it at the next step, if it has not ended. Safe from any thread."""
+        if not self.outbox.is_done:
+            self._loop.cancel(self.id)
+            self.outbox.put(_last_event(self.id))
+
+    __del__ = cancel
+
+
+class Loop:
+    """Runs the requests of an engine in a thread of its own.
+
+    A forked child begins with none; those of before end there, "cancelled".
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._is_closed = False
+        self._reset()
+        _loops.add(self)
+
+    def submit(
+        self,
+        prompt: Ids[int],
+        options: GenerationOptions,
+        *,
+        stop_ids: Iterable[int] = (),
+        wants_logits: bool = False,
+        priority: int = 0,
+        salt: bytes = b"",
+    ) -> Request:
+        """Hand in a request; arguments and errors as for `Engine.submit`.
+
+        Raises:
+            StarcoderError: the loop was closed.
+        """
+        if self._is_closed:
+            raise StarcoderError("LLM", "a closed model", "an open one", "make a new LLM")
+        self._engine.check(prompt)
+        id_, outbox = self._engine.new_id(), Outbox()
+        request = Request(self, id_, outbox)  # from here on it ends if it is dropped
+
+        def begin() -> None:
+            if not outbox.is_done:
+                self._engine.submit(
+                    prompt,
+                    options,
+                    stop_ids=stop_ids,
+                    wants_logits=wants_logits,
+                    priority=priority,
+                    salt=salt,
+                    id=id_,
+                )
+
+        self._outboxes[id_] = outbox
+        self._inbox.put(begin)
+        self._start()
+        return request
+
+    def cancel(self, id: int) -> None:  # noqa: A002
+        """End a request at the next step; nothing happens if it has ended by itself."""
+
+        def end() -> None:
+            self._outboxes.pop(id, None)
+            self._engine.cancel(id)
+
+        self._inbox.put(end)
+
+    def stats(self) -> EngineStats:
+        """How busy the engine is; what was handed in or cancelled just now may not be counted."""
+        return self._engine.stats()
+
+    def close(self) -> None:
+        """End all requests, "cancelled", and the thread; nothing can be submitted any more."""
+        self._is_closed = True
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._inbox.put(None)
+            if thread is not threading.current_thread():
+                thread.join(_JOIN_SECONDS)
+        self._end_all()
+
+    def run_here(self, is_enough: Callable[[], bool]) -> None:
+        """Where there is no thread: run steps until it is enough."""
+        while self._thread is None and not self._is_closed and not is_enough():
+            with self._stepping:
+                if not is_enough():
+                    self._turn()
+
+    # -----------------------------------------------------------------------------------------
+
+    def _reset(self) -> None:
+        """Begin anew, whatever another thread was doing with the engine."""
+        self._inbox: SimpleQueue[Command | None] = SimpleQueue()
+        self._outboxes: dict[int, Outbox] = {}
+        self._thread: threading.Thread | None = None
+        self._starting, self._stepping = threading.Lock(), threading.Lock()
+        self._engine.clear()
+        weakref.finalize(self, self._inbox.put, None)
+
+    def _start(self) -> None:
+        if self._thread is None and not _is_ending:
+            with self._starting, contextlib.suppress(RuntimeError):  # there can be no thread
+                if self._thread is None:
+                    to_self = weakref.ref(self)
+                    thread = threading.Thread(target=_run, args=(to_self, self._inbox), daemon=True)
+                    thread.name = "starcoder"
+                    thread.start()
+                    self._thread = thread
+
+    def _turn(self) -> bool:
+        """Do what came in, and a step; False if it is time to end."""
+        with contextlib.suppress(Empty):
+            while True:
+                command = self._inbox.get_nowait()
+                if command is None:
+                    return False
+                command()
+        try:
+            events = self._engine.step()
+        except Exception as error:
+            self._engine.clear()
+            self._end_all(error)
+            return True
+        for event in events:
+            outbox = self._outboxes.get(event.id)
+            if outbox is not None:
+                if event.finish_reason is not None:
+                    del self._outboxes[event.id]
+                outbox.put(event)
+        return True
+
+    def _end_all(self, error: Exception | None = None, *, wakes: bool = True) -> None:
+        """Tell all who wait that their requests are gone, or, not waking them, who come later."""
+        outboxes, self._outboxes = self._outboxes, {}
+        for id_, outbox in outboxes.items():
+            outbox.put(_last_event(id_, error), wakes=wakes)
+
+
+def _run(to_loop: weakref.ref[Loop], inbox: SimpleQueue[Command | None]) -> None:
+    """The thread of a loop. It does not keep a loop that nobody else has."""
+    while True:
+        loop = to_loop()
+        if loop is None or loop._inbox is not inbox or not loop._turn():
+            return
+        is_idle = loop._engine.is_idle
+        del loop
+        if is_idle:
+            command = inbox.get()
+            if command is None:
+                return
+            command()
+            del command
+
+
+def _last_event(id: int, error: Exception | None = None) -> Event:  # noqa: A002
+    if error is None:
+        return Event(id, RequestStats(0, 0, 0), finish_reason="cancelled")
+    found = f"{type(error).__name__}: {error}"
+    made = StarcoderError("engine", found, "no fault of ours", "please report it")
+    return Event(id, RequestStats(0, 0, 0), finish_reason="error", error=made)
+
+
+# ---- fork and the end of the process -------------------------------------------------------------
+
+_loops: weakref.WeakSet[Loop] = weakref.WeakSet()
+_is_ending = False
+
+
+def _begin_anew(*, wakes: bool = True) -> None:
+    """Where only this thread is left: others may have held locks, or been inside a step."""
+    for loop in list(_loops):
+        loop._end_all(wakes=wakes)
+        loop._reset()
+
+
+def _end() -> None:
+    """At the end of the process: functions that run after this one may still generate.
+
+    Threads that wait for an event wait for ever, as those do that are inside a step.
+    """
+    global _is_ending  # noqa: PLW0603
+    _is_ending = True
+    ops.close()
+    _begin_anew(wakes=False)
+
+
+atexit.register(_end)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
