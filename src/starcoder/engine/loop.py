@@ -224,7 +224,7 @@ def _end() -> None:
 
     Threads that wait for an event wait for ever, as those do that are inside a step.
     """
-    global _is_ending  # noqa: PLW0603
+    global _is_ending
     _is_ending = True
     ops.close()
     _begin_anew(wakes=False)
