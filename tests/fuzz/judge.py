@@ -84,7 +84,7 @@ def exercise(path: Path, enter: Callable[[str], None]) -> None:
     net = models.build(checkpoint)
     enter("run")
     n_ctx = min(checkpoint.config.n_ctx, 32)
-    engine = Engine(net, n_ctx=n_ctx, n_batch=8, n_parallel=1)
+    engine = Engine(net, n_ctx=n_ctx, n_batch=8, n_positions=n_ctx)
     engine.submit(tokens[: n_ctx - 1] or [0], GenerationOptions(max_tokens=2))
     while not engine.is_idle:
         for event in engine.step():
