@@ -186,11 +186,11 @@ def test_requests_that_are_cancelled_at_random_leave_nothing_behind() -> None:
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="timers of Unix")
 @pytest.mark.parametrize("keeps", [True, False], ids=["exception kept", "exception dropped"])
 def test_interrupts_at_random_moments_lose_no_token_and_hang_nobody(keeps: bool) -> None:
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     def stop(*_: object) -> None:
-        raise Stop
+        raise StopError
 
     loop, rng, kept = make(), random.Random(2), []
     expected = stream(loop, [7, 7], 40, temperature=1.0, seed=3).drain().tokens
@@ -207,7 +207,7 @@ def test_interrupts_at_random_moments_lose_no_token_and_hang_nobody(keeps: bool)
                         pass
                     signal.setitimer(signal.ITIMER_REAL, 0)
                     break
-                except Stop as error:
+                except StopError as error:
                     n_stopped += 1
                     if keeps:
                         kept.append(error)

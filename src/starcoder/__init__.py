@@ -16,6 +16,8 @@ from starcoder.errors import StarcoderError as StarcoderError
 from starcoder.errors import WriteError as WriteError
 
 if TYPE_CHECKING:
+    from starcoder.aio import AsyncLLM as AsyncLLM
+    from starcoder.aio import AsyncStream as AsyncStream
     from starcoder.completion import Completion as Completion
     from starcoder.completion import Piece as Piece
     from starcoder.completion import Timings as Timings
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AsyncLLM": "aio",
+    "AsyncStream": "aio",
     "Completion": "completion",
     "EngineStats": "engine",
     "Facts": "facts",
@@ -42,6 +46,8 @@ _HOMES = {
 
 __all__ = [
     "LLM",
+    "AsyncLLM",
+    "AsyncStream",
     "Completion",
     "EngineStats",
     "Facts",

@@ -99,16 +99,28 @@ class LLM:
                 none is answered then.
             LogitsError: the model gave no numbers; its file is probably damaged.
         """
-        chosen = GenerationOptions.of(options)
         if not is_many(prompt):
-            return self._start(self._prompt_ids(prompt), chosen).drain()
-        all_ids = [self._prompt_ids(one) for one in prompt]
-        with ExitStack() as streams:  # which ends the others when one cannot start
-            started = [
-                streams.enter_context(self._start(ids, chosen.nth(i)))
+            return self.stream(prompt, **options).drain()
+        with ExitStack() as opened:
+            streams = [opened.enter_context(one) for one in self.streams(prompt, **options)]
+            return [stream.drain() for stream in streams]
+
+    def streams(
+        self, prompts: list[str] | list[list[int]], **options: Unpack[Options]
+    ) -> list[Stream]:
+        """Continue several prompts in one continuous batch; arguments and errors as for `generate`.
+
+        Where one cannot start, none does.
+        """
+        chosen = GenerationOptions.of(options)
+        all_ids = [self._prompt_ids(one) for one in prompts]
+        with ExitStack() as started:
+            streams = [
+                started.enter_context(self._start(ids, chosen.nth(i)))
                 for i, ids in enumerate(all_ids)
             ]
-            return [stream.drain() for stream in started]
+            started.pop_all()
+        return streams
 
     def stream(self, prompt: str | list[int], **options: Unpack[Options]) -> Stream:
         """Continue a prompt piece by piece; arguments and errors as for `generate`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Ids
 from types import TracebackType
 
@@ -117,6 +117,16 @@ class Stream(Iterator[Piece]):
                 if self._is_open and event is not None:  # it may have been closed meanwhile
                     return self._answer.read()
             raise StopIteration
+
+    @property
+    def has_piece(self) -> bool:
+        """Whether the next piece, or the end, can be read without waiting."""
+        outbox = self._request.outbox
+        return not self._is_open or outbox.is_done or len(outbox.events) > self._answer.n_read
+
+    def call_on_event(self, function: Callable[[], object]) -> None:
+        """Have a function called, in the engine's thread, whenever something can be read."""
+        self._request.outbox.on_event = function
 
     @property
     def completion(self) -> Completion:
