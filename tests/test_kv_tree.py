@@ -83,7 +83,7 @@ def test_the_least_recently_used_goes_first_and_leaves_before_what_they_stand_on
     new = enter(pool, tree, [*range(16), *range(50, 60)])
     tree.hold(old)
     tree.release(old)  # used again
-    gone = []
+    gone: list[Node] = []
     while tree.n_nodes:
         before = {node for _, node in tree.nodes()}
         assert tree.evict(1) == 1

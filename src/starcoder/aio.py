@@ -13,7 +13,7 @@ from collections.abc import Sequence as Ids
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,7 +132,7 @@ class AsyncLLM:
         Cancelling it ends the requests.
         """
         if not is_many(prompt):
-            async with self.stream(prompt, **options) as stream:
+            async with AsyncStream(self._llm.stream(cast(Any, prompt), **options)) as stream:
                 return await stream.drain()
         async with AsyncExitStack() as opened:
             streams = [

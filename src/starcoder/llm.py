@@ -99,11 +99,11 @@ class LLM:
                 none is answered then.
             LogitsError: the model gave no numbers; its file is probably damaged.
         """
-        if not is_many(prompt):
-            return self.stream(prompt, **options).drain()
-        with ExitStack() as opened:
-            streams = [opened.enter_context(one) for one in self.streams(prompt, **options)]
-            return [stream.drain() for stream in streams]
+        if is_many(prompt):
+            with ExitStack() as opened:
+                streams = [opened.enter_context(one) for one in self.streams(prompt, **options)]
+                return [stream.drain() for stream in streams]
+        return self._start(self._prompt_ids(prompt), GenerationOptions.of(options)).drain()
 
     def streams(
         self, prompts: list[str] | list[list[int]], **options: Unpack[Options]

@@ -61,6 +61,7 @@ class Loop:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._is_closed = False
+        self._thread: threading.Thread | None = None
         self._reset()
         _loops.add(self)
 
@@ -138,7 +139,7 @@ class Loop:
         """Begin anew, whatever another thread was doing with the engine."""
         self._inbox: SimpleQueue[Command | None] = SimpleQueue()
         self._outboxes: dict[int, Outbox] = {}
-        self._thread: threading.Thread | None = None
+        self._thread = None
         self._starting, self._stepping = threading.Lock(), threading.Lock()
         self._engine.clear()
         weakref.finalize(self, self._inbox.put, None)
