@@ -30,10 +30,14 @@ def whole(name: str, value: object, low: int, high: int, advice: str = "") -> in
     Raises:
         InputError: no whole number, or one outside its bounds.
     """
-    try:
-        number = _index(value)
-    except Exception:  # whatever an object's own conversion raises
-        number = None
+    number: int | None
+    if type(value) is int:  # nothing is tried: an interrupt in there would be taken for its fault
+        number = value
+    else:
+        try:
+            number = _index(value)
+        except Exception:  # whatever an object's own conversion raises
+            number = None
     if number is None or not low <= number <= high:
         raise InputError(name, _shown(value), f"a whole number from {low} to {high}", advice)
     return number
@@ -45,10 +49,13 @@ def real(name: str, value: object, low: float, high: float = math.inf) -> float:
     Raises:
         InputError: no number, or one outside its bounds.
     """
-    try:
-        number = math.nan if _is_no_number(value) else float(value)  # type: ignore[arg-type]
-    except Exception:  # whatever an object's own conversion raises
-        number = math.nan
+    if type(value) is float:
+        number = value
+    else:
+        try:
+            number = math.nan if _is_no_number(value) else float(value)  # type: ignore[arg-type]
+        except Exception:  # whatever an object's own conversion raises
+            number = math.nan
     if not (math.isfinite(number) and low <= number <= high):
         bounds = (
             f"a number from {low} to {high}" if math.isfinite(high) else f"a number, at least {low}"
@@ -77,10 +84,13 @@ def path(name: str, value: object, expected: str = "a path or a Hub id") -> str:
     Raises:
         InputError: anything but text, bytes or an `os.PathLike`.
     """
-    try:
-        decoded = os.fsdecode(value)  # type: ignore[arg-type]
-    except Exception:  # whatever an object's own conversion raises
-        decoded = ""
+    if type(value) is str:
+        decoded = value
+    else:
+        try:
+            decoded = os.fsdecode(value)  # type: ignore[arg-type]
+        except Exception:  # whatever an object's own conversion raises
+            decoded = ""
     if not decoded:
         raise InputError(name, _shown(value), expected)
     return decoded
