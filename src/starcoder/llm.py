@@ -20,6 +20,7 @@ from starcoder.completion import Completion
 from starcoder.engine import EngineStats, Loop
 from starcoder.errors import InputError, StarcoderError
 from starcoder.facts import Facts
+from starcoder.heal import Healer
 from starcoder.loading import load, out_of_memory
 from starcoder.options import GenerationOptions, Options
 from starcoder.prompts import check_is_one, is_many, prompt_ids, token_ids
@@ -77,6 +78,7 @@ class LLM:
         )
         self.facts, self._tokenizer = loaded.facts, loaded.tokenizer
         self._loop = Loop(loaded.engine)
+        self._healer: Healer | None = None  # sorts the vocabulary, so it is made when it is needed
 
     @overload
     def generate(self, prompt: str | list[int], **options: Unpack[Options]) -> Completion: ...
@@ -103,7 +105,7 @@ class LLM:
             with ExitStack() as opened:
                 streams = [opened.enter_context(one) for one in self.streams(prompt, **options)]
                 return [stream.drain() for stream in streams]
-        return self._start(self._prompt_ids(prompt), GenerationOptions.of(options)).drain()
+        return self._start(prompt, self._prompt_ids(prompt), GenerationOptions.of(options)).drain()
 
     def streams(
         self, prompts: list[str] | list[list[int]], **options: Unpack[Options]
@@ -116,8 +118,8 @@ class LLM:
         all_ids = [self._prompt_ids(one) for one in prompts]
         with ExitStack() as started:
             streams = [
-                started.enter_context(self._start(ids, chosen.nth(i)))
-                for i, ids in enumerate(all_ids)
+                started.enter_context(self._start(one, ids, chosen.nth(i)))
+                for i, (one, ids) in enumerate(zip(prompts, all_ids, strict=True))
             ]
             started.pop_all()
         return streams
@@ -128,7 +130,7 @@ class LLM:
         It takes one prompt: a list is one of token ids.
         """
         check_is_one(prompt)
-        return self._start(self._prompt_ids(prompt), GenerationOptions.of(options))
+        return self._start(prompt, self._prompt_ids(prompt), GenerationOptions.of(options))
 
     def logits(self, tokens: Ids[int]) -> NDArray[np.float32]:
         """Scores (n, n_vocab) of the token that follows each of `tokens` (n).
@@ -199,8 +201,12 @@ class LLM:
 
     # -----------------------------------------------------------------------------------------
 
-    def _start(self, ids: list[int], options: GenerationOptions) -> Stream:
-        return Stream(self._loop, ids, options, self._tokenizer)
+    def _start(self, prompt: object, ids: list[int], options: GenerationOptions) -> Stream:
+        healing = None
+        if options.heal and isinstance(prompt, str):
+            self._healer = self._healer or Healer(self._tokenizer.vocab)
+            ids, healing = self._healer.heal(ids)
+        return Stream(self._loop, ids, options, self._tokenizer, healing)
 
     def _prompt_ids(self, prompt: object) -> list[int]:
         return prompt_ids(prompt, self._tokenizer, self.facts.n_ctx)

@@ -97,6 +97,7 @@ class GenerationOptions:
     repeat_last_n: int = _option(64, Whole(-1), "Tokens back to penalize; -1: all.")
     repeat_penalty: float = _option(1.0, Real(0.01, 100), "Above 1: fewer repeats.")
     ignore_eos: bool = _option(False, Flag(), "Go on after the model's end token.")
+    heal: bool = _option(False, Flag(), "Choose the last tokens of a text anew.")
 
     def __post_init__(self) -> None:
         for name, option in DECLARED.items():
@@ -134,6 +135,7 @@ class Options(TypedDict, total=False):
     repeat_last_n: int
     repeat_penalty: float
     ignore_eos: bool
+    heal: bool
 
 
 def _declarations() -> Iterator[Option]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from starcoder.errors import StarcoderError
 from starcoder.options import GenerationOptions
 
-__all__ = ["LogitsError", "Sampler"]
+__all__ = ["Constraint", "LogitsError", "Sampler"]
 
 _MAX_LOGIT = np.finfo(np.float32).max
 _DAMAGED = "the model file is probably damaged: starcoder inspect FILE --check names the tensor"
@@ -26,6 +27,16 @@ class LogitsError(StarcoderError):
     """The model gave logits that are infinite or not numbers: no token can be chosen."""
 
 
+class Constraint(Protocol):
+    """What may come next, beside what is likely: the end of a prompt said again, a grammar."""
+
+    def allowed(self) -> NDArray[np.intp] | None:
+        """The ids that may come next, ascending, at least one; None: all."""
+
+    def take(self, token: int) -> None:
+        """Go on behind a token that was chosen."""
+
+
 class Sampler:
     """Chooses tokens for one request."""
 
@@ -33,12 +44,18 @@ class Sampler:
         self.options = options
         self._random = np.random.Generator(np.random.PCG64(options.seed))
 
-    def sample(self, logits: NDArray[np.float32], tokens: Sequence[int]) -> int:
+    def sample(
+        self,
+        logits: NDArray[np.float32],
+        tokens: Sequence[int],
+        allowed: NDArray[np.intp] | None = None,
+    ) -> int:
         """The next token.
 
         Args:
             logits: (n_vocab,); not changed.
             tokens: the ids so far, prompt included; the last `repeat_last_n` are penalized.
+            allowed: the ids to choose among, at least one, ascending; by default all.
 
         Raises:
             LogitsError: a logit is infinite or not a number.
@@ -48,8 +65,13 @@ class Sampler:
             n_bad = int(np.count_nonzero(~np.isfinite(logits)))
             found = f"{n_bad} of {len(logits)} that are NaN or infinite"
             raise LogitsError("logits", found, "finite numbers", _DAMAGED)
-        options = self.options
         logits = self._penalize(logits, tokens)
+        if allowed is not None:
+            return int(allowed[self._draw(logits[allowed])])
+        return self._draw(logits)
+
+    def _draw(self, logits: NDArray[np.float32]) -> int:
+        options = self.options
         if options.temperature == 0:
             return int(logits.argmax())
         ids, weights = _nucleus(logits, options.temperature, options.top_k, options.top_p)

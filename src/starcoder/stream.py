@@ -10,6 +10,7 @@ from types import TracebackType
 
 from starcoder.completion import Completion, Piece, Timings
 from starcoder.engine import Event, Loop, RequestStats
+from starcoder.heal import Healing
 from starcoder.options import GenerationOptions
 from starcoder.tokenizer import StreamDecoder, Tokenizer
 
@@ -23,8 +24,9 @@ class Answer:
     its piece is made, and what is known of it is made again of the events.
     """
 
-    def __init__(self, events: list[Event], tokenizer: Tokenizer) -> None:
+    def __init__(self, events: list[Event], tokenizer: Tokenizer, n_skipped: int = 0) -> None:
         self.n_read = 0  # events
+        self._n_skipped = n_skipped  # bytes, which are the prompt's
         self._events, self._tokenizer = events, tokenizer
         self._decoder: StreamDecoder | None = None
 
@@ -45,7 +47,7 @@ class Answer:
             raise event.error
         decoder, self._decoder = self._decoder, None  # until this piece is made
         if decoder is None:
-            decoder = StreamDecoder(self._tokenizer)
+            decoder = StreamDecoder(self._tokenizer, self._n_skipped)
             for token in self.tokens:
                 decoder.add(token)
         text = "" if event.token is None else decoder.add(event.token)
@@ -76,8 +78,9 @@ class Answer:
     def completion(self, prompt_tokens: int) -> Completion:
         """All that was read."""
         tokens = self.tokens
+        decoder = StreamDecoder(self._tokenizer, self._n_skipped)
         return Completion(
-            text=self._tokenizer.decode(tokens),
+            text="".join([*map(decoder.add, tokens), decoder.flush()]),
             tokens=tuple(tokens),
             prompt_tokens=prompt_tokens,
             cached_tokens=self.stats.cached_tokens,
@@ -101,14 +104,20 @@ class Stream(Iterator[Piece]):
     """
 
     def __init__(
-        self, loop: Loop, ids: Ids[int], options: GenerationOptions, tokenizer: Tokenizer
+        self,
+        loop: Loop,
+        ids: Ids[int],
+        options: GenerationOptions,
+        tokenizer: Tokenizer,
+        healing: Healing | None = None,
     ) -> None:
         self.options = options
         self.prompt_tokens = len(ids)
         self._reading, self._is_open = threading.RLock(), True
         stop_ids = () if options.ignore_eos else tokenizer.vocab.end_ids
-        self._request = loop.submit(ids, options, stop_ids=stop_ids)
-        self._answer = Answer(self._request.outbox.events, tokenizer)
+        self._request = loop.submit(ids, options, stop_ids=stop_ids, constraint=healing)
+        n_skipped = 0 if healing is None else healing.n_bytes
+        self._answer = Answer(self._request.outbox.events, tokenizer, n_skipped)
 
     def __next__(self) -> Piece:
         with self._reading:

@@ -119,14 +119,14 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Decodes ids one at a time into whole characters.
+    """Decodes ids one at a time into whole characters, behind the first `n_skipped` bytes.
 
     All that `add` returned and then `flush` make up exactly what `Tokenizer.decode` gives for all
     ids at once.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._token_bytes = tokenizer.token_bytes
+    def __init__(self, tokenizer: Tokenizer, n_skipped: int = 0) -> None:
+        self._token_bytes, self._n_skipped = tokenizer.token_bytes, n_skipped
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def add(self, token: int) -> str:
@@ -135,7 +135,10 @@ class StreamDecoder:
         Raises:
             InputError: an id outside the vocabulary; the stream goes on as if it were not there.
         """
-        return self._decoder.decode(self._token_bytes(token))
+        raw = self._token_bytes(token)
+        if self._n_skipped:
+            raw, self._n_skipped = raw[self._n_skipped :], max(0, self._n_skipped - len(raw))
+        return self._decoder.decode(raw)
 
     def flush(self) -> str:
         """Return what is held back, U+FFFD for a character cut short, and start anew."""

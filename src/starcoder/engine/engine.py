@@ -21,7 +21,7 @@ from starcoder.engine.scheduler import Chunk, Scheduler
 from starcoder.engine.sequence import Sequence
 from starcoder.errors import InputError, MemoryLimitError, StarcoderError
 from starcoder.options import GenerationOptions
-from starcoder.sampler import Sampler
+from starcoder.sampler import Constraint, Sampler
 
 if TYPE_CHECKING:
     import numpy as np
@@ -105,6 +105,7 @@ class Engine:
         options: GenerationOptions,
         *,
         stop_ids: Iterable[int] = (),
+        constraint: Constraint | None = None,
         wants_logits: bool = False,
         priority: int = 0,
         salt: bytes = b"",
@@ -116,6 +117,7 @@ class Engine:
             prompt: token ids, at least one.
             options: how to answer it; `max_tokens` is clamped to what the context has left.
             stop_ids: ids that end the text when they are chosen; they are not part of it.
+            constraint: what may be chosen; by default every token.
             wants_logits: give the logits of every prompt token; then nothing is generated.
             priority: the lowest number is the most urgent.
             salt: what was computed is shared with requests of the same salt alone.
@@ -133,6 +135,7 @@ class Engine:
             max_tokens=0 if wants_logits else min(options.max_tokens, room),
             sampler=Sampler(options),
             stop_ids=frozenset(stop_ids),
+            constraint=constraint,
             wants_logits=wants_logits,
             priority=priority,
             salt=salt,
@@ -233,7 +236,11 @@ class Engine:
         """Sample the next token of a sequence whose known tokens are all computed."""
         started = self._clock()
         try:
-            token = sequence.sampler.sample(logits, sequence.tokens)
+            constraint = sequence.constraint
+            allowed = None if constraint is None else constraint.allowed()
+            token = sequence.sampler.sample(logits, sequence.tokens, allowed)
+            if constraint is not None:
+                constraint.take(token)
         except Exception as error:
             self._emit(sequence, "error", error=_typed(error))
             return

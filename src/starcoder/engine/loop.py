@@ -24,6 +24,7 @@ from starcoder.engine.events import EngineStats, Event, RequestStats
 from starcoder.engine.outbox import Outbox
 from starcoder.errors import StarcoderError
 from starcoder.options import GenerationOptions
+from starcoder.sampler import Constraint
 
 __all__ = ["Loop", "Request"]
 
@@ -71,6 +72,7 @@ class Loop:
         options: GenerationOptions,
         *,
         stop_ids: Iterable[int] = (),
+        constraint: Constraint | None = None,
         wants_logits: bool = False,
         priority: int = 0,
         salt: bytes = b"",
@@ -92,6 +94,7 @@ class Loop:
                     prompt,
                     options,
                     stop_ids=stop_ids,
+                    constraint=constraint,
                     wants_logits=wants_logits,
                     priority=priority,
                     salt=salt,

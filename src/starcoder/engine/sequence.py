@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from starcoder.engine.events import RequestStats
 from starcoder.engine.kv_tree import Node
-from starcoder.sampler import Sampler
+from starcoder.sampler import Constraint, Sampler
 
 __all__ = ["Sequence", "Status"]
 
@@ -34,6 +34,7 @@ class Sequence:
     max_tokens: int  # tokens to generate, already clamped to the context
     sampler: Sampler
     stop_ids: frozenset[int]  # sampling one of these ends the sequence
+    constraint: Constraint | None = None  # what may be chosen
     wants_logits: bool = False  # give the logits of the prompt instead of generating
     priority: int = 0  # the lowest number is the most urgent
     salt: bytes = b""  # computed prefixes are shared with requests of the same salt alone
