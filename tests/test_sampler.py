@@ -122,3 +122,48 @@ def test_logits_that_are_no_numbers_are_a_typed_error(bad: float) -> None:
     logits[2] = bad
     with pytest.raises(LogitsError, match="1 of 4"):
         Sampler(GenerationOptions(temperature=0)).sample(logits, ())
+
+
+def test_min_p_keeps_what_is_not_much_less_likely_than_the_likeliest() -> None:
+    for p, kept in [(0.0, 4), (0.24, 4), (0.26, 3), (0.51, 2), (0.76, 1), (1.0, 1)]:
+        for top_k in (0, 4):
+            shares = draw(2000, top_k=top_k, top_p=1.0, min_p=p)
+            assert np.count_nonzero(shares) == kept, (p, top_k)
+
+
+def test_typical_keeps_what_says_as_much_as_is_expected() -> None:
+    # Of 1.28 nats expected, those of 0.3 (1.20), 0.2 (1.61), 0.4 (0.92), 0.1 (2.30) are so far:
+    # 0.08, 0.33, 0.36, 1.02.
+    for p, kept in [(0.29, [2]), (0.31, [2, 3]), (0.51, [1, 2, 3]), (0.95, [0, 1, 2, 3])]:
+        shares = draw(3000, top_p=1.0, typical_p=p)
+        assert np.flatnonzero(shares).tolist() == kept, p
+
+
+def test_frequency_counts_and_presence_does_not() -> None:
+    logits = np.array([2.0, 1.5, 0.0], np.float32)
+    for penalty, tokens, expected in [
+        ({"frequency_penalty": 0.3}, [0], 0),
+        ({"frequency_penalty": 0.3}, [0, 0], 1),
+        ({"presence_penalty": 0.3}, [0, 0, 0], 0),
+        ({"presence_penalty": 0.6}, [0], 1),
+        ({"presence_penalty": -0.6}, [1], 1),
+        ({"frequency_penalty": 9.0, "repeat_last_n": 1}, [0, 0, 2], 0),
+    ]:
+        options = GenerationOptions(**penalty)  # type: ignore[arg-type]
+        assert Sampler(options).sample(logits, tokens) == expected, (penalty, tokens)
+
+
+def test_a_bias_moves_a_token_and_an_id_outside_does_nothing() -> None:
+    logits = np.array([2.0, 1.5, 0.0], np.float32)
+    for bias, expected in [({2: 3.0}, 2), ({0: -1.0}, 1), ({0: -1.0, 1: -2.0, 9: 5.0}, 0)]:
+        options = GenerationOptions(logit_bias=bias)  # type: ignore[arg-type]
+        assert Sampler(options).sample(logits, ()) == expected
+
+
+def test_only_what_is_allowed_and_not_banned_is_chosen() -> None:
+    for temperature in (0.0, 1.0):
+        sampler = Sampler(GenerationOptions(temperature=temperature, seed=1))
+        chosen = {sampler.sample(FOUR, (), np.array([0, 3])) for _ in range(50)}
+        assert chosen <= {0, 3}
+        assert 1 not in {sampler.sample(FOUR, (), banned=[1]) for _ in range(50)}
+    assert sampler.sample(FOUR, (), np.array([1]), banned=[1]) == 1

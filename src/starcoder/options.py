@@ -8,7 +8,7 @@ flags of their declarations, and reports print them. A new option is a field of
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypedDict
 
@@ -17,6 +17,8 @@ from starcoder.errors import InputError
 
 __all__ = ["DECLARED", "MOST_TOKENS", "Flag", "GenerationOptions", "Option", "Options"]
 __all__ += ["Real", "Whole"]
+
+Biases = tuple[tuple[int, float], ...]
 
 MOST_TOKENS = (1 << 31) - 1  # of any number of tokens that a user gives
 _MAX_SEED = (1 << 64) - 1
@@ -59,11 +61,32 @@ class Flag:
 
 
 @dataclass(frozen=True, slots=True)
+class Pairs:
+    """A mapping of token ids to finite numbers, kept as pairs in the order of ids."""
+
+    def checked(self, name: str, value: object) -> Biases:
+        """A value as pairs; raises InputError."""
+        if isinstance(value, tuple):
+            value = dict(value)
+        if not isinstance(value, Mapping):
+            raise InputError(name, type(value).__name__, "a mapping of token ids to numbers")
+        return tuple(
+            sorted(
+                (
+                    arguments.whole(name, token, 0, MOST_TOKENS),
+                    arguments.real(name, bias, -1e4, 1e4),
+                )
+                for token, bias in value.items()
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Option:
     """The declaration of an option. Where the default is None, None may be given as well."""
 
     name: str
-    kind: Whole | Real | Flag
+    kind: Whole | Real | Flag | Pairs
     default: Any
     help: str  # one sentence, which the command line shows too
 
@@ -74,7 +97,7 @@ class Option:
         return self.kind.checked(self.name, value)
 
 
-def _option(default: object, kind: Whole | Real | Flag, help: str) -> Any:  # noqa: A002
+def _option(default: object, kind: Whole | Real | Flag | Pairs, help: str) -> Any:  # noqa: A002
     return field(default=default, metadata={"kind": kind, "help": help})
 
 
@@ -95,7 +118,13 @@ class GenerationOptions:
     top_k: int = _option(40, Whole(), "Choose among so many tokens; 0: all.")
     top_p: float = _option(0.9, Real(0, 1), "Then among the fewest of this probability.")
     repeat_last_n: int = _option(64, Whole(-1), "Tokens back to penalize; -1: all.")
+    typical_p: float = _option(1.0, Real(0, 1), "Then among the most typical of this share.")
+    min_p: float = _option(0.0, Real(0, 1), "Not less likely than the likeliest times this.")
     repeat_penalty: float = _option(1.0, Real(0.01, 100), "Above 1: fewer repeats.")
+    frequency_penalty: float = _option(0.0, Real(-100, 100), "For each time a token was said.")
+    presence_penalty: float = _option(0.0, Real(-100, 100), "Where a token was said at all.")
+    logit_bias: Biases = _option((), Pairs(), "Added to the logits of ids.")  # noqa: RUF009
+    min_tokens: int = _option(0, Whole(), "No end before so many tokens.")
     ignore_eos: bool = _option(False, Flag(), "Go on after the model's end token.")
     heal: bool = _option(False, Flag(), "Choose the last tokens of a text anew.")
 
@@ -104,6 +133,12 @@ class GenerationOptions:
             object.__setattr__(self, name, option.checked(getattr(self, name)))
         if self.seed == -1:
             object.__setattr__(self, "seed", None)
+
+    @property
+    def shifts_logits(self) -> bool:
+        """Whether any logit is changed before a token is chosen."""
+        penalties = (self.repeat_penalty != 1, self.frequency_penalty, self.presence_penalty)
+        return bool(self.logit_bias or (self.repeat_last_n and any(penalties)))
 
     @classmethod
     def of(cls, options: Options) -> GenerationOptions:
@@ -133,7 +168,13 @@ class Options(TypedDict, total=False):
     top_k: int
     top_p: float
     repeat_last_n: int
+    typical_p: float
+    min_p: float
     repeat_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
+    logit_bias: Mapping[int, float]
+    min_tokens: int
     ignore_eos: bool
     heal: bool
 

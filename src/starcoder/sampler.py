@@ -1,4 +1,4 @@
-"""From logits to one token id: repeat penalty, temperature, top-k, top-p, a draw. Numpy only.
+"""From logits to one token id: penalties, temperature, top-k, typical, top-p, min-p, a draw.
 
 Each request has a `Sampler` with a generator of its own, so what one request draws never depends
 on its neighbors. The steps and their order are those of ggml's `gpt_sample_top_k_top_p_repeat`.
@@ -7,7 +7,7 @@ on its neighbors. The steps and their order are those of ggml's `gpt_sample_top_
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -49,6 +49,7 @@ class Sampler:
         logits: NDArray[np.float32],
         tokens: Sequence[int],
         allowed: NDArray[np.intp] | None = None,
+        banned: Collection[int] = (),
     ) -> int:
         """The next token.
 
@@ -56,6 +57,7 @@ class Sampler:
             logits: (n_vocab,); not changed.
             tokens: the ids so far, prompt included; the last `repeat_last_n` are penalized.
             allowed: the ids to choose among, at least one, ascending; by default all.
+            banned: ids that are not chosen, unless there are no others.
 
         Raises:
             LogitsError: a logit is infinite or not a number.
@@ -66,6 +68,9 @@ class Sampler:
             found = f"{n_bad} of {len(logits)} that are NaN or infinite"
             raise LogitsError("logits", found, "finite numbers", _DAMAGED)
         logits = self._penalize(logits, tokens)
+        if banned:
+            logits = logits.copy()
+            logits[list(banned)] = -_MAX_LOGIT
         if allowed is not None:
             return int(allowed[self._draw(logits[allowed])])
         return self._draw(logits)
@@ -74,36 +79,58 @@ class Sampler:
         options = self.options
         if options.temperature == 0:
             return int(logits.argmax())
-        ids, weights = _nucleus(logits, options.temperature, options.top_k, options.top_p)
+        ids, weights = _candidates(logits, options)
         sums = weights.cumsum()
         index = int(sums.searchsorted(self._random.random() * sums[-1], side="right"))
         return int(ids[min(index, len(ids) - 1)])
 
     def _penalize(self, logits: NDArray[np.float32], tokens: Sequence[int]) -> NDArray[np.float32]:
-        last_n, penalty = self.options.repeat_last_n, self.options.repeat_penalty
-        if penalty == 1 or last_n == 0:
+        """Logits with what was said lately made less likely, and biases added."""
+        options = self.options
+        if not options.shifts_logits:
             return logits
-        recent = np.unique(np.asarray(tokens if last_n < 0 else tokens[-last_n:], np.int64))
-        seen = logits[recent]
         logits = logits.copy()
-        with np.errstate(over="ignore"):  # what leaves the range of float32 stays at its end
-            # A negative logit is multiplied: dividing it would make the token more likely.
-            penalized = np.where(seen > 0, seen / penalty, seen * penalty)
-        logits[recent] = penalized.clip(-_MAX_LOGIT, _MAX_LOGIT)
+        last_n = options.repeat_last_n
+        if last_n:
+            recent, counts = np.unique(
+                np.asarray(tokens if last_n < 0 else tokens[-last_n:], np.int64), return_counts=True
+            )
+            seen, penalty = logits[recent], options.repeat_penalty
+            with np.errstate(over="ignore"):  # what leaves the range of float32 stays at its end
+                # A negative logit is multiplied: dividing it would make the token more likely.
+                seen = np.where(seen > 0, seen / penalty, seen * penalty)
+                seen -= (counts * options.frequency_penalty).astype(np.float32)
+                seen -= np.float32(options.presence_penalty)
+            logits[recent] = seen.clip(-_MAX_LOGIT, _MAX_LOGIT)
+        for token, bias in options.logit_bias:
+            if token < len(logits):
+                logits[token] += np.float32(bias)
         return logits
 
 
 # ---------------------------------------------------------------------------------------------
 
 
-def _nucleus(
-    logits: NDArray[np.float32], temperature: float, top_k: int, top_p: float
+def _candidates(
+    logits: NDArray[np.float32], options: GenerationOptions
 ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
     """The ids that may be drawn, most likely first, and their weights (unnormalized)."""
-    n = len(logits)
-    if 0 < top_k < n:
-        ids = _top(logits, top_k)
+    ids, weights = _nucleus(logits, options)
+    if options.min_p:
+        n = int(np.count_nonzero(weights >= options.min_p * weights.max()))
+        ids, weights = (x[:n] for x in _by_weight(ids, weights))
+    return ids, weights
+
+
+def _nucleus(
+    logits: NDArray[np.float32], options: GenerationOptions
+) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    n, temperature, top_p = len(logits), options.temperature, options.top_p
+    if 0 < options.top_k < n or options.typical_p < 1:
+        ids = _top(logits, min(options.top_k or n, n))
         weights = _weights(logits[ids], temperature)
+        if options.typical_p < 1:
+            ids, weights = _typical(ids, weights, options.typical_p)
         return _cut(ids, weights, top_p, float(weights.sum()))
     weights = _weights(logits, temperature)
     if top_p == 1:
@@ -115,6 +142,30 @@ def _nucleus(
         if k >= n or float(weights[ids].sum()) >= top_p * total:
             break
     return _cut(ids, weights[ids], top_p, total)
+
+
+def _typical(
+    ids: NDArray[np.intp], weights: NDArray[np.float64], share: float
+) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """The ids whose information is nearest to what is expected (Meister et al., 2022).
+
+    The fewest that have this share; most likely first.
+    """
+    p = weights / weights.sum()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        information = np.where(p > 0, -np.log(p), np.inf)
+        expected = np.where(p > 0, p * information, 0).sum()
+    order = np.abs(information - expected).argsort(kind="stable")
+    n = int(p[order].cumsum().searchsorted(share)) + 1
+    kept = np.sort(order[:n])
+    return ids[kept], weights[kept]
+
+
+def _by_weight(
+    ids: NDArray[np.intp], weights: NDArray[np.float64]
+) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    order = (-weights).argsort(kind="stable")
+    return ids[order], weights[order]
 
 
 def _weights(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float64]:

@@ -38,7 +38,7 @@ def takes_options(before: str) -> Callable[[_Command], _Command]:
         *own, keywords = signature.parameters.values()
         assert keywords.kind is inspect.Parameter.VAR_KEYWORD
         at = list(signature.parameters).index(before)
-        own[at:at] = map(_parameter, DECLARED.values())
+        own[at:at] = map(_parameter, (o for o in DECLARED.values() if type(o.kind) in _TYPES))
         command.__signature__ = signature.replace(parameters=own)  # type: ignore[attr-defined]
         return command
 

@@ -238,7 +238,9 @@ class Engine:
         try:
             constraint = sequence.constraint
             allowed = None if constraint is None else constraint.allowed()
-            token = sequence.sampler.sample(logits, sequence.tokens, allowed)
+            is_early = sequence.n_generated < sequence.sampler.options.min_tokens
+            banned = sequence.stop_ids if is_early else ()
+            token = sequence.sampler.sample(logits, sequence.tokens, allowed, banned)
             if constraint is not None:
                 constraint.take(token)
         except Exception as error:
