@@ -336,7 +336,7 @@ def test_whatever_a_sampler_raises_its_neighbors_go_on() -> None:
     def fail(*_: object) -> int:
         raise TypeError("no number")
 
-    made._sequences[bad].sampler.sample = fail  # type: ignore[method-assign]
+    made._sequences[bad].sampler.sample = fail  # type: ignore[method-assign, assignment]
     events = drain(made)
     assert str(events[bad][-1].error).startswith("step: found TypeError: no number")
     assert outcome(events[good]) == alone([3, 4], greedy(5))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -40,10 +42,10 @@ def test_behind_a_line_feed_comes_the_indentation(llm: LLM, header: str) -> None
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "seed": 3}])
-def test_pieces_and_text_begin_behind_the_prompt(llm: LLM, options: dict[str, float]) -> None:
+def test_pieces_and_text_begin_behind_the_prompt(llm: LLM, options: Any) -> None:
     prompt = "def add(a, b):\n    retu"
-    whole = llm.generate(prompt, max_tokens=20, heal=True, **options)  # type: ignore[arg-type]
-    pieces = [p.text for p in llm.stream(prompt, max_tokens=20, heal=True, **options)]  # type: ignore[arg-type]
+    whole = llm.generate(prompt, max_tokens=20, heal=True, **options)
+    pieces = [p.text for p in llm.stream(prompt, max_tokens=20, heal=True, **options)]
     assert "".join(pieces) == whole.text
     assert whole.text.startswith("rn")
     assert llm.detokenize(list(whole.tokens)).endswith(whole.text)

@@ -150,7 +150,7 @@ class GenerationOptions:
         unknown = options.keys() - DECLARED.keys()
         if unknown:
             raise InputError("option", repr(min(unknown)), f"one of {', '.join(DECLARED)}")
-        return cls(**options)
+        return cls(**options)  # type: ignore[arg-type]  # it checks and converts each
 
     def nth(self, index: int) -> GenerationOptions:
         """The options of prompt number `index` of a list, which has a seed of its own."""

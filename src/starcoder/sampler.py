@@ -118,7 +118,8 @@ def _candidates(
     ids, weights = _nucleus(logits, options)
     if options.min_p:
         n = int(np.count_nonzero(weights >= options.min_p * weights.max()))
-        ids, weights = (x[:n] for x in _by_weight(ids, weights))
+        order = (-weights).argsort(kind="stable")[:n]
+        ids, weights = ids[order], weights[order]
     return ids, weights
 
 
@@ -159,13 +160,6 @@ def _typical(
     n = int(p[order].cumsum().searchsorted(share)) + 1
     kept = np.sort(order[:n])
     return ids[kept], weights[kept]
-
-
-def _by_weight(
-    ids: NDArray[np.intp], weights: NDArray[np.float64]
-) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    order = (-weights).argsort(kind="stable")
-    return ids[order], weights[order]
 
 
 def _weights(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float64]:

@@ -21,6 +21,7 @@ _NAMES = {
     "seed": ("-s", "--seed"),
     "temperature": ("--temp",),
 }
+
 _DEFAULTS = {"temperature": 1.0, "seed": -1}
 _TYPES: dict[type, type] = {Whole: int, Real: float, Flag: bool}
 
@@ -47,10 +48,10 @@ def takes_options(before: str) -> Callable[[_Command], _Command]:
 
 def _parameter(option: Option) -> inspect.Parameter:
     names = _NAMES.get(option.name, (f"--{option.name.replace('_', '-')}",))
-    if isinstance(option.kind, Flag):
-        flag = typer.Option(*names, help=option.help)
-    else:
+    if isinstance(option.kind, (Whole, Real)):
         flag = number(option.kind, *names, option.help)
+    else:
+        flag = typer.Option(*names, help=option.help)
     return inspect.Parameter(
         option.name,
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
