@@ -53,8 +53,8 @@ class KVCache:
         except (MemoryError, ValueError):
             raise MemoryLimitError(
                 "key/value cache",
-                f"no memory for {n_blocks * BLOCK_LEN} positions",
-                "a context that fits",
+                f"not enough memory for {n_blocks * BLOCK_LEN} positions",
+                "",
                 "choose a smaller one with -c or n_ctx",
             ) from None
         self.n_blocks = heads[0] * RUN_LEN

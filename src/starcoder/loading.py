@@ -64,4 +64,4 @@ def load(
 def out_of_memory(where: str) -> MemoryLimitError:
     """The error where the system had no memory for a model or its answers."""
     found, advice = "not enough memory", "use a smaller model, type or context"
-    return MemoryLimitError(where, found, "room for it", advice)
+    return MemoryLimitError(where, found, "", advice)

@@ -63,9 +63,9 @@ def pack(tensor: Tensor) -> Matrix:
     try:
         packed = Matrix(int(tensor.type), tensor.data, n_rows, n_cols)
     except MemoryError:
-        found, expected = f"no memory for {tensor.nbytes} bytes", "room for all weights"
+        found = f"not enough memory for {tensor.nbytes:,} bytes"
         advice = "use a smaller model or a smaller type"
-        raise MemoryLimitError("weights", found, expected, advice) from None
+        raise MemoryLimitError("weights", found, "", advice) from None
     tensor.release()
     return packed
 

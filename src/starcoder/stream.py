@@ -92,9 +92,7 @@ class Desk:
             events = self._engine.step()
         except MemoryError:
             advice = "choose a smaller batch with -b or n_batch"
-            raise MemoryLimitError(
-                "step", "too little memory", "room for one batch", advice
-            ) from None
+            raise MemoryLimitError("step", "not enough memory for one batch", "", advice) from None
         for event in events:
             inbox = self._inboxes.get(event.id)
             if inbox is not None:

@@ -71,6 +71,6 @@ def load_optional(path: Path, notices: list[str]) -> dict[str, Any]:
     try:
         return load_table(path)
     except FormatError as error:
-        notice = f"{path.name} is not used: found {error.found}"
+        notice = f"{path.name} is not used: {error.finding}"
         notices += [] if notice in notices else [notice]
         return {}
