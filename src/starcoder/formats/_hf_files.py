@@ -29,7 +29,7 @@ def placeholder_at(path: Path) -> tuple[str, str] | None:
         with open(path, "rb") as file:
             head = file.read(256)
     except OSError:
-        return None  # whoever reads it says why it cannot be read
+        return None  # its reader says why it cannot be read
     return placeholder(head)
 
 

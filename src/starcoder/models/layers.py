@@ -34,7 +34,7 @@ class Recorder:
         self._matrices: dict[str, ops.Matrix] = {}
 
     def embed(self) -> int:
-        """(n, dim): the rows of the tokens, plus those of their positions."""
+        """(n, dim): the embeddings of the tokens, plus those of their positions."""
         config = self._checkpoint.config
         tokens = self._matrix("token_embd.weight", config.n_vocab, config.dim)
         positions = self._checkpoint.take("position_embd.weight", config.n_ctx, config.dim)
