@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -30,3 +32,9 @@ def test_every_file_that_the_tour_names_is_there() -> None:
         path.name for folder in ("src", "csrc", "tests") for path in (ROOT / folder).rglob("*")
     }
     assert {name for name in names if name.rpartition("/")[2] not in there} == set()
+
+
+def test_the_program_of_the_tour_prints_what_it_says() -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (run.stderr, run.stdout) == ("", program.rpartition("# ")[2])
