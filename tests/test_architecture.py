@@ -112,6 +112,18 @@ def test_some_rooms_see_less_than_their_level(name: str) -> None:
     assert seen <= ONLY[name.partition(".")[0]]
 
 
+def test_the_wheel_has_no_module_that_no_door_leads_to() -> None:
+    """What only a checkout needs, such as slow twins and other programs, is not in the package."""
+    doors = {"__init__", "__main__", "cli"}
+    reached: set[str] = set()
+    while doors:
+        name = doors.pop()
+        package = name.rpartition(".")[0]
+        reached.add(name)
+        doors |= ({*own_imports(name), package} & MODULES.keys()) - reached
+    assert reached == MODULES.keys()
+
+
 def test_formats_know_nothing_of_each_other() -> None:
     formats = {n for n in MODULES if n.startswith("formats.") and not n.startswith("formats._")}
     for name in formats:

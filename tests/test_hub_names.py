@@ -324,8 +324,8 @@ def test_every_command_takes_a_name(served: FakeHub, tmp_path: Path) -> None:
 
 
 def test_a_model_is_made_and_measured_by_its_name(served: FakeHub) -> None:
-    from starcoder.cli import bench
+    from starcoder.bench import sources
 
-    (source,) = bench._sources(f"{ID}@main:q8_0", None, None, None)
-    assert source.open().source.endswith("tiny.Q8_0.gguf")
+    (source,) = sources.find(f"{ID}@main:q8_0", None, None, None)
+    assert source.open()[0].source.endswith("tiny.Q8_0.gguf")
     assert LLM(f"{ID}:q8_0", n_threads=1).generate("def", max_tokens=1).prompt_tokens
