@@ -1,4 +1,4 @@
-"""The log of experiments: short pages of one form, all in the index, figures that programs can read."""
+"""The log of experiments: short pages of one form, all in the index; figures as data."""
 
 from __future__ import annotations
 
