@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +17,9 @@ import pytest
 from starcoder import formats, hub
 from starcoder.hub import _cache, _claim, _download
 from starcoder.hub._claim import Claim, LostError, Queue
-from tests.helpers.fake_hub import COMMIT, ID, FakeHub, fails, folder_of, serving
-from tests.helpers.hf import write_hf
-from tests.helpers.tiny import TinyModel
+from tests.helpers.fake_hub import COMMIT, ID, FakeHub, fails, folder_of
 
 NEWER = "f" * 40
-
-
-@pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    with serving(tmp_path, monkeypatch) as fake:
-        yield fake
-
-
-@pytest.fixture
-def served(fake: FakeHub, tmp_path: Path, tiny: TinyModel) -> FakeHub:
-    fake.add(write_hf(tmp_path / "served", tiny))
-    return fake
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,15 +11,9 @@ from starcoder import LLM, formats, hub
 from starcoder.hub._choice import UnfitError, choose
 from starcoder.hub._library import HubError, hosts
 from starcoder.hub._names import Name, parse
-from tests.helpers.fake_hub import COMMIT, ID, FakeHub, fails, serving, starcoder
+from tests.helpers.fake_hub import COMMIT, ID, FakeHub, fails, starcoder
 from tests.helpers.hf import write_hf
 from tests.helpers.tiny import TinyModel
-
-
-@pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    with serving(tmp_path, monkeypatch) as fake:
-        yield fake
 
 
 @pytest.fixture
