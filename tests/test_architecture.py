@@ -31,7 +31,7 @@ ROOMS = {
         "facts loading llm",
         "base core model formats hub convert text sampling engine completion",
     ),
-    "bench": ("bench", "base core model formats convert"),
+    "bench": ("bench", "base core model formats hub convert"),
     "cli": ("cli __main__", "base core model formats hub convert sampling completion llm bench"),
 }
 NEVER_TORCH = {"torch", "transformers", "tensorflow", "jax"}
@@ -104,6 +104,18 @@ def test_no_room_may_see_what_it_does_not_use() -> None:
         if name != "__init__":
             used[room(name)] |= {room(other) for other in own_imports(name)} - {room(name)}
     assert used == {name: set(seen.split()) for name, (_, seen) in ROOMS.items()}
+
+
+def test_the_wheel_has_no_module_that_no_door_leads_to() -> None:
+    """What only a checkout needs, such as slow twins and other programs, is not in the package."""
+    doors = {"__init__", "__main__", "cli"}
+    reached: set[str] = set()
+    while doors:
+        name = doors.pop()
+        package = name.rpartition(".")[0]
+        reached.add(name)
+        doors |= ({*own_imports(name), package} & MODULES.keys()) - reached
+    assert reached == MODULES.keys()
 
 
 def test_formats_know_nothing_of_each_other() -> None:

@@ -17,9 +17,9 @@ from safetensors.numpy import load_file, save_file
 
 from starcoder import formats
 from starcoder.checkpoint import Checkpoint
-from starcoder.errors import FormatError
 from tests.helpers.command import Run
 from tests.helpers.hf import hf_weights, write_hf
+from tests.helpers.refusals import refused
 from tests.helpers.tiny import TinyModel, make_tiny
 from tests.helpers.torch_file import (
     TABLE,
@@ -48,16 +48,6 @@ def put_index(path: Path, placed: Mapping[str, str], name: str = INDEX) -> None:
 
 def index_of(path: Path) -> dict[str, str]:
     return dict(json.loads((path / INDEX).read_text())["weight_map"])
-
-
-def refused(path: Path, *words: str) -> None:
-    """Reading ends in one line that has these words, and does not blame the bytes."""
-    with pytest.raises(FormatError) as caught:
-        formats.read(path)
-    message = str(caught.value)
-    assert all(word in message for word in words), message
-    assert "damaged" not in message
-    assert message.isprintable()
 
 
 # ------------------------------------------------------------------------------------------------

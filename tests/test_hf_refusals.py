@@ -17,6 +17,7 @@ from starcoder.errors import FormatError
 from tests.helpers.command import Run
 from tests.helpers.gguf import Value, write_gguf
 from tests.helpers.hf import hf_weights, write_hf
+from tests.helpers.refusals import refused
 from tests.helpers.tiny import TinyModel
 from tests.helpers.torch_file import write_hf_bin, write_torch
 
@@ -29,19 +30,6 @@ PAGES = {
     "json": '{"error": "Repository not found"}',
     "gated": "Access to model bigcode/starcoder is restricted and you are not in the list.",
 }
-
-
-def refused(path: Path, *words: str) -> str:
-    """Reading ends in one line that has these words, and does not blame the bytes."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with pytest.raises(FormatError) as caught:
-            formats.read(path)
-    message = str(caught.value)
-    assert all(word in message for word in words), message
-    assert "damaged" not in message
-    assert message.isprintable()
-    return message
 
 
 # ------------------------------------------------------------------------------------------------

@@ -15,21 +15,7 @@ import pytest
 from starcoder import hub
 from starcoder.errors import InputError
 from starcoder.hub import _download, _library
-from tests.helpers.fake_hub import COMMIT, ID, FakeHub, fails, python, serving
-from tests.helpers.hf import write_hf
-from tests.helpers.tiny import TinyModel
-
-
-@pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    with serving(tmp_path, monkeypatch) as fake:
-        yield fake
-
-
-@pytest.fixture
-def served(fake: FakeHub, tmp_path: Path, tiny: TinyModel) -> FakeHub:
-    fake.add(write_hf(tmp_path / "served", tiny))
-    return fake
+from tests.helpers.fake_hub import COMMIT, ID, FakeHub, fails, python
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +10,7 @@ import pytest
 
 from starcoder import formats, hub
 from starcoder.errors import FormatError
-from tests.helpers.fake_hub import ID, FakeHub, fails, serving, starcoder
-from tests.helpers.hf import write_hf
-from tests.helpers.tiny import TinyModel
-
-
-@pytest.fixture
-def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: TinyModel) -> Iterator[FakeHub]:
-    with serving(tmp_path, monkeypatch) as fake:
-        fake.add(write_hf(tmp_path / "served", tiny))
-        yield fake
+from tests.helpers.fake_hub import ID, FakeHub, fails, starcoder
 
 
 def change(served: FakeHub, **values: Any) -> None:
