@@ -22,7 +22,6 @@ LEVELS = [
     ["long_text", "tokenizer"],
     [
         "formats",
-        "hub",
         "mix",
         "quantize",
         "finite",
@@ -32,7 +31,7 @@ LEVELS = [
         "sampler",
         "memory",
     ],
-    ["models"],
+    ["hub", "models"],
     ["engine"],
     ["completion", "facts", "stream", "llm", "bench"],
     ["cli", "server"],
@@ -161,6 +160,13 @@ def test_importing_the_package_costs_nothing() -> None:
 def test_the_llm_loads_no_front_end() -> None:
     heavy = {"typer", "fastapi", "uvicorn", "pydantic", "rich", "huggingface_hub"}
     assert not modules_after("from starcoder import LLM") & heavy
+
+
+def test_a_gguf_file_is_opened_without_what_other_models_need() -> None:
+    others = {"hub._find", "formats.hf", "formats._gguf_writer", "formats._ggml_writer"}
+    loaded = modules_after("from starcoder import LLM; LLM()")
+    assert "starcoder.formats.gguf" in loaded
+    assert not {name.removeprefix("starcoder.") for name in loaded} & others
 
 
 def test_the_version_is_the_distributions() -> None:
