@@ -157,6 +157,13 @@ def test_the_llm_loads_no_front_end() -> None:
     assert not modules_after("from starcoder import LLM") & heavy
 
 
+def test_a_gguf_file_is_opened_without_what_other_models_need() -> None:
+    others = {"hub._find", "formats.hf", "formats._gguf_writer", "formats._ggml_writer"}
+    loaded = modules_after("from starcoder import LLM; LLM()")
+    assert "starcoder.formats.gguf" in loaded
+    assert not {name.removeprefix("starcoder.") for name in loaded} & others
+
+
 def test_the_version_is_the_distributions() -> None:
     pyproject = (ROOT.parent.parent / "pyproject.toml").read_text()
     assert f'\nversion = "{starcoder.__version__}"\n' in pyproject

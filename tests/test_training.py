@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import random
-import signal
+import re
 import tarfile
-from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +16,16 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from training import card, corpus, dataset, measure, tokenizer
+from training import (
+    card,
+    corpus,
+    documents,
+    measure,
+    report,
+    rows,
+    tokenizer,
+    verbatim,
+)
 from training.corpus import File, Source
 
 ADD = '''def add(a, b):
@@ -33,25 +41,6 @@ def bpe() -> Tokenizer:
 
 
 # ---- corpus ----
-
-
-@pytest.mark.parametrize(
-    ("license_", "permissive"),
-    [
-        ("MIT", True),
-        ("BSD-3-Clause", True),
-        ("Apache-2.0 OR BSD-2-Clause", True),
-        ("Python Software Foundation License", True),
-        ("LGPL-3.0-only", False),
-        ("Apache-2.0 OR GPL-2.0-or-later", False),
-        ("Mozilla Public License 2.0 (MPL 2.0); MIT License", False),
-        ("", False),
-    ],
-)
-def test_a_licence_is_taken_only_if_it_is_plainly_permissive(
-    license_: str, permissive: bool
-) -> None:
-    assert corpus._is_permissive(license_) is permissive
 
 
 @pytest.mark.parametrize(
@@ -78,57 +67,68 @@ def test_line_ends_and_byte_order_marks_are_made_plain() -> None:
 
 
 def test_an_archive_is_read_and_never_run(tmp_path: Path) -> None:
-    archive = tmp_path / "thing-1.0.tar.gz"
     members = {
-        "PKG-INFO": b"Name: thing\nVersion: 1.0\nLicense-Expression: MIT\n",
         "setup.py": b"raise SystemExit('this must never run')  # as any setup.py might do here\n",
         "thing/add.py": ADD.encode(),
         "thing/data.bin": b"\0" * 100,
     }
-    with tarfile.open(archive, "w:gz") as bundle:
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as bundle:
         for name, data in members.items():
             info = tarfile.TarInfo(f"thing-1.0/{name}")
             info.size = len(data)
             bundle.addfile(info, io.BytesIO(data))
-    source, files = corpus._unpack("thing", "train", archive)
-    assert (source.version, source.license) == ("1.0", "MIT")
+    files = corpus._unpack(tmp_path, source("a", "train"))
     assert [file.path for file in files] == ["setup.py", "thing/add.py"]
     assert files[1].text == ADD
 
 
+def source(name: str, split: Any, n_files: int = 0, n_bytes: int = 0) -> Source:
+    return Source(name, "1", "MIT", split, f"{name}.tar.gz", "0", n_files, n_bytes)
+
+
 def test_copies_are_dropped_and_what_is_held_out_stays_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(corpus, "LOCK", tmp_path / "lock.json")
     changed = ADD.replace("def add", "def sum_up")  # half of the longer lines are the same
     other = "class Other:\n    a_line_that_is_long_enough = 1\n"
-
-    def source(name: str, split: Any) -> Source:
-        return Source(name, "1", "MIT", split, f"{name}.tar.gz", "0", 0, 0)
-
     found = [
+        (source("c", "test", 1, len(ADD.encode())), [File("c", "add.py", ADD)]),
         (source("a", "train"), [File("a", "add.py", ADD), File("a", "near.py", changed)]),
-        (source("b", "train"), [File("b", "other.py", other), File("b", "again.py", other)]),
-        (source("c", "test"), [File("c", "add.py", ADD)]),
+        (source("b", "train", 2), [File("b", "other.py", other), File("b", "again.py", other)]),
+        (source("d", "algorithms"), [File("d", "other.py", other + "\n")]),
     ]
-    (tmp_path / "corpus").mkdir()
-    corpus._write(tmp_path / "corpus", found)
-    assert [file.path for file in corpus.read_split(tmp_path, "train")] == ["other.py"]
+    corpus._write(tmp_path / "corpus", iter(found))
     assert [file.package for file in corpus.read_split(tmp_path, "test")] == ["c"]
-    assert {name: s.n_files for name, s in corpus.read_lock().items()} == {"a": 0, "b": 1, "c": 1}
+    assert [file.path for file in corpus.read_split(tmp_path, "train")] == ["other.py"]
+    assert corpus.read_split(tmp_path, "algorithms") == []
+    assert capsys.readouterr().out == "b: 1 files were kept, the lock has 2\n"
 
 
-def test_the_pinned_corpus_is_permissive_and_keeps_its_splits_apart() -> None:
-    wanted, pinned = corpus.read_packages(), corpus.read_lock()
-    assert len(pinned) > 400
-    for name, source in pinned.items():
-        assert corpus._is_permissive(source.license), name
-        assert source.split == wanted.get(name, "train"), name
-    for split, least in (("dev", 5), ("test", 8)):
-        assert sum(source.split == split for source in pinned.values()) >= least
+def test_an_archive_that_differs_from_its_pin_is_left_out(tmp_path: Path) -> None:
+    finder = SimpleNamespace(find_best_match=lambda wanted: SimpleNamespace(best=None))
+    (tmp_path / "a.tar.gz").write_bytes(b"x")
+    pinned = replace(source("a", "train"), sha256=corpus._digest(b"x"))
+    assert corpus._fetch(finder, tmp_path, pinned) == ""
+    assert "no source distribution" in corpus._fetch(finder, tmp_path, source("a", "train"))
 
 
-# ---- tokenizer and rows ----
+def test_the_pinned_corpus_is_permissive_and_held_out_sources_come_first() -> None:
+    permissive = re.compile(
+        r"\b(MIT|BSD|0BSD|Apache|PSF|Python[- ]2\.0|Python Software Foundation|ISC|HPND|Unlicense"
+        r"|CNRI)\b|^expat$",
+        re.I,
+    )
+    restrictive = re.compile(r"\b(A?L?GPL|GNU|MPL|Mozilla|EPL|CDDL|Proprietary|EUPL)", re.I)
+    pinned = corpus.read_lock()
+    for one in pinned:
+        assert permissive.search(one.license), one
+        assert not restrictive.search(one.license), one
+    splits = [one.split for one in pinned]
+    assert splits == sorted(splits, key=corpus.SPLITS.index)
+    assert [splits.count(split) for split in corpus.SPLITS] == [9, 6, 490, 20]
+
+
+# ---- tokenizer and documents ----
 
 
 def test_special_tokens_come_first_and_digits_stay_single(bpe: Tokenizer) -> None:
@@ -137,75 +137,147 @@ def test_special_tokens_come_first_and_digits_stay_single(bpe: Tokenizer) -> Non
     assert bpe.decode(bpe.encode(ADD).ids) == ADD
 
 
+def test_tables_and_four_tests_in_ten_are_not_read() -> None:
+    source = [File("p", "a.py", ADD), File("p", "table.py", "x = 1234567890\n" * 400)]
+    tests = [File("p", f"tests/test_{i}.py", ADD + f"# {i}\n") for i in range(500)]
+    kept = documents.select(source + tests, [File("q", "tests/b.py", ADD)])
+    assert kept[0] == ("source", ADD)
+    assert kept[-1] == ("algorithms", ADD)
+    assert 250 < sum(text.kind == "test" for text in kept) < 350
+    assert len(kept) == 2 + sum(text.kind == "test" for text in kept)
+
+
+def test_functions_are_texts_by_their_indentation() -> None:
+    method = "    def short(\n        self,\n    ):\n        return 'not indented by much'\n"
+    text = ADD + "\n\nclass A:\n    x = 1\n\n" + method + "\nprint(1)\n" + "def long():\n"
+    found = list(documents.functions(text + "    pass\n" * 50))
+    assert found[0] == (ADD, False)
+    assert found[1][0].startswith("class A:")
+    assert found[2][0].endswith("    return 'not indented by much'\n")
+    assert len(found) == 3
+
+
 @pytest.mark.parametrize("seed", range(20))
-def test_filling_in_loses_nothing_in_either_order(bpe: Tokenizer, seed: int) -> None:
-    ids = dataset.fill_in_middle(bpe, bpe.encode(ADD).ids, random.Random(seed))
+def test_filling_loses_nothing_in_either_order(bpe: Tokenizer, seed: int) -> None:
+    [row] = documents.filled([ADD], bpe, random.Random(seed))
+    ids = row.tolist()
     prefix_id, middle_id, suffix_id = (ids.index(n) for n in (1, 2, 3))
-    assert prefix_id == 0
+    assert (prefix_id, ids[-1]) == (0, tokenizer.END)
     if suffix_id == 1:  # <fim_prefix><fim_suffix>{suffix}<fim_middle>{prefix}{middle}
-        suffix, rest = ids[2:middle_id], ids[middle_id + 1 :]
-        assert bpe.decode(rest) + bpe.decode(suffix) == ADD
+        parts = [ids[middle_id + 1 :], ids[2:middle_id]]
     else:  # <fim_prefix>{prefix}<fim_suffix>{suffix}<fim_middle>{middle}
-        parts = ids[1:suffix_id], ids[middle_id + 1 :], ids[suffix_id + 1 : middle_id]
-        assert "".join(bpe.decode(part) for part in parts) == ADD
+        parts = [ids[1:suffix_id], ids[middle_id + 1 :], ids[suffix_id + 1 : middle_id]]
+    assert "".join(bpe.decode(part) for part in parts) == ADD
 
 
-def test_rows_are_full_reproducible_and_half_filled_in(bpe: Tokenizer, tmp_path: Path) -> None:
-    files = [File("p", f"{i}.py", ADD * (1 + i % 3)) for i in range(900)]
-    for name in ("a.npy", "b.npy"):
-        dataset.build(files, [], bpe, 96, 7, 200, tmp_path / name)
-    rows = np.load(tmp_path / "a.npy")
-    assert rows.shape == (200, 97)
-    assert np.array_equal(rows, np.load(tmp_path / "b.npy"))
-    filled = np.isin(rows, [1]).any(axis=1).mean()
-    first = rows.reshape(-1)
-    suffix_first = sum(first[i + 1] == 3 for i in np.flatnonzero(first[:-1] == 1))
-    share = suffix_first / np.count_nonzero(first == 1)
-    assert 0.3 < filled < 0.9
-    assert 0.3 < share < 0.7
-    dataset.build(files, [], bpe, 96, 7, 200, tmp_path / "plain.npy", fim_rate=0)
-    assert not np.isin(np.load(tmp_path / "plain.npy"), [1, 2, 3]).any()
+def test_gaps_begin_at_line_ends_behind_them_and_elsewhere() -> None:
+    text, rng = ADD * 4, random.Random(1)
+    gaps = [documents.cut(text, rng) for _ in range(2000)]
+    assert all(0 <= a <= b <= len(text) for a, b in gaps)
+    ends = [(a, b) for a, b in gaps if text[b : b + 1] == "\n"]
+    assert len(ends) > 1000
+    assert sum(text[a] == "\n" for a, _ in ends) > 400
+    assert sum(text[a - 1] == "\n" for a, _ in ends) > 80
+    assert documents.cut("x", rng) in ((0, 0), (0, 1), (1, 1))
 
 
-@pytest.mark.parametrize("seed", range(30))
-def test_lines_are_cut_where_they_end(seed: int) -> None:
-    text = ADD * 4
-    a, b = dataset.lines(text, random.Random(seed))
-    assert 0 <= a <= b < len(text)
-    assert text[b] == "\n"
-    assert text[a:b].count("\n") <= dataset.GAP_LINES
-    assert dataset.lines("x", random.Random(seed)) in ((0, 0), (0, 1), (1, 1))
+def test_parts_end_at_lines_and_leave_out_little() -> None:
+    text = ADD * 200
+    parts = list(documents.parts(text, random.Random(1)))
+    assert "".join(parts) in text
+    assert len(text) - sum(map(len, parts)) < 40
+    assert all(part.startswith("\n") for part in parts[1:])
 
 
-def test_every_middle_ends(bpe: Tokenizer, tmp_path: Path) -> None:
-    files = [File("p", f"{i}.py", ADD * 9) for i in range(300)]
-    dataset.build(files, [], bpe, 256, 7, 50, tmp_path / "rows.npy", fim_rate=1)
-    for row in np.load(tmp_path / "rows.npy"):
-        starts = np.flatnonzero(row == 1)
-        for start, stop in zip(starts, [*starts[1:], len(row)], strict=True):
-            ends = np.flatnonzero(row[start:stop] == 0)
-            assert len(ends) == 1 or stop == len(row)
+@pytest.mark.parametrize("seed", range(5))
+def test_what_follows_enter_is_tokenized_as_what_follows_a_prompt(
+    bpe: Tokenizer, seed: int
+) -> None:
+    [row] = documents.entered([ADD], bpe, random.Random(seed))
+    lines = ADD.splitlines(keepends=True)
+    cuts = [("".join(lines[:i]), "".join(lines[i:])) for i in range(1, len(lines) + 1)]
+    assert row.tolist() in [[*bpe.encode(a).ids, *bpe.encode(b).ids, 0] for a, b in cuts]
 
 
-def test_rows_of_functions_begin_with_one(bpe: Tokenizer, tmp_path: Path) -> None:
-    functions = [File("p", f"{i}.py", ADD + f"# {i}\n") for i in range(900)]
-    dataset.build([], functions, bpe, 96, 7, 200, tmp_path / "rows.npy", fim_rate=0)
-    rows = np.load(tmp_path / "rows.npy")
-    assert rows.shape == (int(200 * dataset.FUNCTION_SHARE), 97)
-    assert all(bpe.decode(row).startswith(ADD) for row in rows)
+# ---- rows ----
 
 
-def test_files_of_short_functions_are_chosen_and_short_functions_of_the_others() -> None:
-    long = "def long():\n" + "    pass\n" * 40
-    method = "class A:\n    def short(self):\n        return 1\n\n\n"
-    plain, mixed, script = (
-        File("p", "plain.py", ADD),
-        File("p", "mixed.py", method + long),
-        File("p", "script.py", "print(1)\n"),
-    )
-    files, functions = dataset.select([plain, mixed, script])
-    assert files == [plain]
-    assert [function.text for function in functions] == ["def short(self):\n    return 1\n"]
+def test_rows_of_files_run_on_and_those_of_functions_begin_with_one() -> None:
+    made = [np.arange(n, n + 7, dtype=np.uint16) for n in range(1, 50)]
+    flat = np.concatenate(made)
+    running = rows.running_on(made, 16)
+    assert np.array_equal(running[:, :-1].reshape(-1), flat[: running.shape[0] * 16])
+    assert np.array_equal(running[:-1, -1], running[1:, 0])
+    headed = rows.headed(made, 16)
+    assert headed.shape[1] == 17
+    firsts = {document[0] for document in made}
+    assert all(row[0] in firsts for row in headed)
+
+
+def test_gaps_are_never_cut_by_the_end_of_a_row() -> None:
+    rng = random.Random(1)
+    gaps = [np.array([1] + [9] * rng.randint(1, 40) + [0], np.uint16) for _ in range(100)]
+    filler = np.full(60, 7, np.uint16)
+    made = rows.unbroken(gaps, [filler], 32, rng)
+    assert made.shape[1] == 33
+    for row in made:
+        assert np.count_nonzero(row == 1) == np.count_nonzero(row == 0)
+        assert row[0] == 1
+    assert np.count_nonzero(made == 1) >= sum(len(gap) <= 33 for gap in gaps) - 2
+
+
+def test_an_epoch_is_reproducible_and_half_filled_and_a_later_one_is_longer(
+    bpe: Tokenizer,
+) -> None:
+    texts = [documents.Text("source", ADD * (1 + i % 3)) for i in range(60)]
+    texts += [documents.Text("test", ADD)] * 10 + [documents.Text("algorithms", ADD)] * 10
+    drawn = [rows.draw(texts, bpe, 64, rows.Mix.of(epoch), random.Random(7)) for epoch in (0, 0, 3)]
+    assert drawn[0].shape[1] == 65
+    assert np.array_equal(drawn[0], drawn[1])
+    assert len(drawn[2]) > len(drawn[0])
+    flat = drawn[0].reshape(-1)
+    starts = np.flatnonzero(flat[:-1] == 1)
+    assert 0.3 < (flat[starts + 1] == 3).mean() < 0.7
+    assert 0.2 < (drawn[0] == 1).any(axis=1).mean() < 0.8
+
+
+# ---- passages ----
+
+
+def test_passages_are_found_where_they_stand_and_nowhere_else(bpe: Tokenizer) -> None:
+    rng = random.Random(1)
+    words = [f"{''.join(rng.choices('abcdefgh', k=9))} = {rng.random()}\n" for _ in range(60)]
+    files = [
+        File("one", "a.py", "".join(words[:20])),
+        File("two", "b.py", "".join(words[10:40])),
+    ]
+    copied, both, new = "".join(words[2:8]), "".join(words[12:18]), "".join(words[45:])
+    short = words[25]
+    found = verbatim.search([new + copied + new, both, new, short], files, bpe)
+    [passage] = found[0]
+    n = len(bpe.encode(copied).ids)
+    assert n <= passage["tokens"] <= n + 3
+    assert passage["packages"] == ["one"]
+    assert found[1][0]["packages"] == ["one", "two"]
+    assert found[2:] == [[], []]
+    notice = File("three", "c.py", "# Copyright: " + "".join(words[40:44]))
+    zeros = File("four", "d.py", "x = " + "0" * 300)
+    kinds = [
+        passage["kind"]
+        for passages in verbatim.search(
+            [copied, notice.text, zeros.text], [*files, notice, zeros], bpe
+        )
+        for passage in passages
+    ]
+    assert kinds == ["text", "notice", "run"]
+    assert verbatim.hashes(np.zeros(verbatim.PASSAGE - 1, np.uint16)).size == 0
+
+
+def test_half_of_the_prompts_are_headers(bpe: Tokenizer) -> None:
+    files = [File("p", f"{i}.py", f"x = {i}\n" + ADD * 9) for i in range(20)]
+    asked = verbatim.prompts(files, 10, bpe)
+    assert len(asked) == 10
+    assert sum(prompt.startswith("def add(a, b):") for prompt in asked) == 5
 
 
 # ---- measures ----
@@ -260,16 +332,16 @@ def test_a_function_ends_where_its_block_does(
 
 def test_functions_are_asked_for_up_to_their_body() -> None:
     text = "import os\n\n\nclass A:\n" + "".join("    " + line for line in ADD.splitlines(True))
-    [function] = measure.functions([File("p", "a.py", text)], 1)
+    [function] = measure.functions([File("p", "a.py", text)])
     assert function.prompt.endswith('last."""')
     assert function.header.startswith("    def add")
-    assert measure.parses(function, "\n        return a\n")
-    assert not measure.parses(function, "\n        return a +\n")
+    assert measure.parse(function, "\n        return a\n")
+    assert not measure.parse(function, "\n        return a +\n")
 
 
 def test_lines_are_cut_out_whole() -> None:
     text = "".join(f"if True:\n    the_value_of_{i} = {i}\n" for i in range(100))
-    for line in measure.lines([File("p", "a.py", text)], 20):
+    for line in measure.lines([File("p", "a.py", text)])[::5]:
         assert text.startswith(line.prefix)
         assert not line.prefix[-1].isspace()
         assert text.endswith(line.suffix)
@@ -284,237 +356,151 @@ def test_edit_distance_is_levenshteins(a: str, b: str, distance: int) -> None:
     assert measure.edit_distance(a, b) == distance == measure.edit_distance(b, a)
 
 
-# ---- the card, and training itself ----
+def test_every_everyday_prompt_is_answered() -> None:
+    def generate(prompts: list[str], max_tokens: int) -> list[Any]:
+        return [SimpleNamespace(text=" x", finish_reason="length") for _ in prompts]
+
+    llm: Any = SimpleNamespace(generate=generate)
+    answers = measure.everyday(llm)
+    assert len(answers) == 20
+    assert answers[0] == {"prompt": "def fibonacci(", "text": " x", "finish_reason": "length"}
+
+
+# ---- the card ----
+
+
+def test_a_figure_is_made_once_for_each_model(tmp_path: Path) -> None:
+    made: list[str] = []
+    for of in ("a", "a", "b"):
+        report.Measurements(tmp_path / "m.json").keep("bytes", "q4_0", of, made.append, of)
+    assert made == ["a", "b"]
+    kept = json.loads((tmp_path / "m.json").read_text())
+    assert kept == {"bytes": {"q4_0": {"of": "b", "value": None}}}
 
 
 def test_the_card_says_what_was_measured() -> None:
     text = card.CARD.read_text(encoding="utf-8")
     assert text == card.render()
-    bits = json.loads(card.MEASUREMENTS.read_text())["bits_per_byte"]
-    assert f"{bits['this model, Q8_0']:.3f}" in text
+    figures = json.loads(card.MEASUREMENTS.read_text())
+    shipped = figures["shipped"]["type"]["value"]
+    assert f"{figures['functions'][shipped]['value']['parse']:.1%}" in text
+    for one in corpus.read_lock():
+        assert f"{one.name} {one.version}" in text or one.name == "python"
+        if one.split == "algorithms":
+            assert f"**{one.name}**" in text, "the card says what it quotes"
 
 
-def test_a_run_that_was_interrupted_goes_on_as_if_it_had_not_been(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    torch = pytest.importorskip("torch", reason="PyTorch is for training alone")
-    from training.shape import Shape
-    from training.train import Phase, Plan, Trainer
-
-    monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
-    plan = Plan(Shape(32, 2, 2, 64, 16, 64), (Phase(8, 4, 4, 2), Phase(16, 2, 2, 2)), warmup=2)
-    rows = np.random.default_rng(1).integers(0, 64, (16, 17)).astype(np.uint16)
-
-    def trainer(name: str) -> Trainer:
-        return Trainer(plan, tmp_path / name, [rows[:, :9], rows], rows[:4], 3.0)
-
-    whole = trainer("whole")
-    assert whole.run()
-    cut = trainer("cut")
-    update = cut._update
-
-    def update_and_interrupt(loss_of: Any) -> float:
-        cut.asked_to_end = cut.step == 2
-        return update(loss_of)
-
-    monkeypatch.setattr(cut, "_update", update_and_interrupt)
-    assert not cut.run()
-    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler  # for the next stage
-    again = trainer("cut")
-    assert again.step == 3
-    assert again.run()
-    for name, value in whole.model.state_dict().items():
-        assert torch.equal(value, again.model.state_dict()[name]), name
-    assert math.isclose(whole.evaluate(whole.model.loss), again.evaluate(again.model.loss))
-    other = Plan(plan.shape, (Phase(16, 7, 2, 2),))
-    with pytest.raises(ValueError, match="another plan"):
-        Trainer(other, tmp_path / "cut", [rows], rows, 3.0)
-    with pytest.raises(ValueError, match="take fewer steps"):
-        Trainer(plan, tmp_path / "new", [rows[:9, :9], rows], rows, 3.0)
+# ---- with PyTorch ----
 
 
-# ---- filling ----
+@pytest.fixture(scope="module")
+def torch() -> Any:
+    return pytest.importorskip("torch", reason="PyTorch is for training alone")
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_gaps_have_what_is_next_to_them_and_an_end(bpe: Tokenizer, seed: int) -> None:
-    fill = pytest.importorskip("training.fill", reason="PyTorch is for training alone")
-    text = ADD * 4
-    gap = fill.cut(bpe, text, random.Random(seed), prefix=7, suffix=5)
-    assert len(gap.prefix) <= 7
-    assert len(gap.suffix) <= 5
-    assert gap.middle[-1] == 0
-    assert bpe.decode([*gap.prefix, *gap.middle, *gap.suffix]) in text
-
-
-def test_gaps_grow_to_what_editors_send() -> None:
-    fill = pytest.importorskip("training.fill", reason="PyTorch is for training alone")
-    for phase in fill.Course().phases:
-        lengths = [fill.longest(phase, step) for step in range(phase.steps)]
-        assert lengths == sorted(lengths)
-        assert lengths[0] == (phase.prefix_tokens[0], phase.suffix_tokens[0])
-        assert lengths[-1] == (phase.prefix_tokens[1], phase.suffix_tokens[1])
-
-
-def test_as_many_gaps_as_asked_for_have_the_longest_context(bpe: Tokenizer) -> None:
-    fill = pytest.importorskip("training.fill", reason="PyTorch is for training alone")
-    phase = fill.Phase(1, 200, 0, (9, 9), (6, 6), 1.0, 0.5, (), 1.0)
-    files = [File("p", "a.py", ADD * 4)]
-    gaps = list(fill._gaps(fill.Course((phase,)), 0, files, bpe))
-    longest = sum((len(gap.prefix), len(gap.suffix)) == (9, 6) for gap in gaps)
-    assert len(gaps) == 200
-    assert 60 < longest < 140
-
-
-def test_filling_learns_and_goes_on_where_it_was(
-    tmp_path: Path, bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    torch = pytest.importorskip("torch", reason="PyTorch is for training alone")
-    from dataclasses import asdict
-
-    from training import fill
+@pytest.fixture
+def small(torch: Any) -> Any:
     from training.model import GPTBigCode
     from training.shape import Shape
-    from training.train import Plan
 
     torch.manual_seed(1)
-    shape = Shape(32, 2, 2, 64, 128, bpe.get_vocab_size())
-    trained = {
-        "plan": asdict(Plan(shape)),
-        "seconds": 1.0,
-        "model": GPTBigCode(shape).state_dict(),
-    }
-    files = [File("p", f"{i}.py", ADD * 4) for i in range(4)]
-    rows = np.random.default_rng(1).integers(20, 64, (8, 17)).astype(np.uint16)
-    monkeypatch.setattr(fill, "CHECKPOINT_EVERY", 6)
-    monkeypatch.setattr(fill, "LOG_EVERY", 4)
-    phases = (
-        fill.Phase(8, 8, 2, (4, 24), (2, 12), 0.5, 0.0, (2.0,), 1.0),
-        fill.Phase(4, 8, 1, (12, 24), (6, 12), 0.5, 0.5, (4.0, 2.0), 0.5),
+    return GPTBigCode(Shape(32, 2, 2, 64, 128, 512))
+
+
+def test_the_grid_is_what_quantizing_makes(torch: Any, small: Any) -> None:
+    from training import grid
+
+    weights = torch.randn(8, 64) * torch.logspace(-9, 2, 8)[:, None]
+    weights[3, :32] = 0
+    rounded = grid.q4_0(weights)
+    assert torch.equal(grid.q4_0(rounded), rounded), "what is on the grid stays there"
+    assert torch.equal(rounded[3, :32], torch.zeros(32))
+    leaf = weights.clone().requires_grad_()
+    (grid.straight_through(leaf) * weights).sum().backward()
+    assert torch.equal(leaf.grad, weights)
+    names = [n for n, p in small.named_parameters() if grid.is_on_grid(n, p)]
+    assert len(names) == 8
+
+
+def test_a_toy_learns_and_logs_it_and_is_the_same_again(
+    torch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from training.shape import Shape
+    from training.train import Plan, train
+
+    monkeypatch.setattr("training.model.GPTBigCode.compile", lambda self, dynamic: None)
+    plan = Plan(Shape(32, 2, 2, 64, 16, 128), updates=24, rows=4, micro_rows=3, warmup=2)
+    epochs = [tmp_path / f"rows-{epoch}.npy" for epoch in range(2)]
+    for epoch, path in enumerate(epochs):
+        np.save(path, (np.arange(17)[None] + np.arange(50)[:, None] + epoch).astype(np.uint16))
+    dev = np.load(epochs[0])[:5]
+    states = []
+    for name in ("a.pt", "b.pt"):
+        train(plan, epochs, dev, 3.0, tmp_path / name)
+        states.append(torch.load(tmp_path / name, weights_only=True)["model"])
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    machine, *log = (json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines())
+    assert machine["device"]
+    bits = [entry["dev_bpb"] for entry in log if "dev_bpb" in entry]
+    assert len(bits) == 8
+    assert bits[-1] < bits[0]
+    assert log[-1]["tokens"] == 24 * 4 * 16
+    with pytest.raises(ValueError, match="take fewer updates"):
+        train(replace(plan, updates=25), epochs, dev, 3.0, tmp_path / "c.pt")
+
+
+def test_what_is_exported_is_the_model_on_the_grid(
+    torch: Any, bpe: Tokenizer, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers", reason="it is a check on the directory")
+    from starcoder import LLM
+    from training.export import export
+    from training.model import GPTBigCode
+    from training.shape import Shape
+
+    shape = Shape(256, 1, 4, 512, 64, bpe.get_vocab_size())
+    torch.manual_seed(1)
+    model = GPTBigCode(shape)
+    model.set_rounded(True)
+    torch.save({"shape": asdict(shape), "model": model.state_dict()}, tmp_path / "trained.pt")
+    bpe.save(str(tmp_path / "tokenizer.json"))
+    paths = [tmp_path / f"starcoder-pocket-{name}.gguf" for name in ("q4_0", "q8_0")]
+    export(tmp_path / "trained.pt", tmp_path / "tokenizer.json", paths)
+    ids = bpe.encode(ADD).ids[:48]
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "starcoder-pocket", dtype=torch.float32
     )
-    course = fill.Course(phases, 2, matrix_lr=0.02, other_lr=0.02, warmup=2)
-
-    def run(name: str) -> dict[str, Any]:
-        (tmp_path / name / "run").mkdir(parents=True, exist_ok=True)
-        torch.save(trained, tmp_path / name / "run" / "checkpoint.pt")
-        state = torch.load(fill.fill(course, tmp_path / name, files, rows, bpe))
-        return state["model"]
-
-    whole = run("whole")
-    log = (tmp_path / "whole" / "run" / "fill.jsonl").read_text().splitlines()
-    losses = [json.loads(line)["middles"] for line in log]
-    assert losses[-1] < losses[0]
-
-    save = vars(fill)["save"]
-
-    def save_and_die(path: Path, state: dict[str, Any]) -> None:
-        save(path, state)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(fill, "save", save_and_die)
-    with pytest.raises(KeyboardInterrupt):
-        run("cut")
-    monkeypatch.setattr(fill, "save", save)
-    for name, value in run("cut").items():
-        assert torch.equal(value, whole[name]), name
-    course = fill.Course(phases[:1])
-    with pytest.raises(ValueError, match="another course"):
-        run("cut")
+    with torch.no_grad():
+        trained = model.logits(model(torch.tensor([ids])))[0].numpy()
+        loaded = theirs(torch.tensor([ids])).logits[0].numpy()
+    assert np.abs(trained - loaded).max() < 2e-3
+    ours = LLM(paths[0])
+    assert ours.facts.type_name == "q4_0"
+    assert ours.tokenize(ADD)[:48] == ids
+    assert np.abs(ours.logits(ids) - trained).max() < 0.1, "the embedding alone is rounded"
 
 
-# ---- refining ----
+def test_all_stages_make_a_toy(torch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from training import __main__ as stages
+    from training import train
 
+    monkeypatch.setattr("training.model.GPTBigCode.compile", lambda self, dynamic: None)
+    monkeypatch.setattr(train, "TOY", replace(train.TOY, updates=2, rows=1))
+    monkeypatch.setattr(stages, "EPOCHS", 1)
+    monkeypatch.setattr(stages, "read", lambda work, split, tiny: corpus.read_split(work, split))
+    (tmp_path / "corpus").mkdir()
 
-def test_what_stands_for_the_third_time_is_a_repeat() -> None:
-    refine = pytest.importorskip("training.refine", reason="PyTorch is for training alone")
-    line = list(range(refine.NGRAM))
-    assert refine.repeats(line * 2) == [0] * 2 * refine.NGRAM
-    assert refine.repeats(line * 3)[-2:] == [0, 1]
-    assert refine.repeats([7] * (refine.NGRAM + 3)) == [0] * (refine.NGRAM + 1) + [1, 1]
+    def text(rng: random.Random) -> str:
+        names = ["".join(rng.choices("abcdefgh", k=5)) for _ in range(40)]
+        return "".join(ADD.replace("total", name).replace("add", name + "_") for name in names)
 
-
-def test_only_bodies_that_do_something_are_good() -> None:
-    refine = pytest.importorskip("training.refine", reason="PyTorch is for training alone")
-    method = measure.Function("class A:\n    def f(self):", "    def f(self):", 4)
-    assert refine.is_good(method, "\n        return 1\n\n")
-    assert refine.is_good(refine.bare(method), "\n    return 1\n")
-    assert not refine.is_good(method, "\n        pass\n")
-    assert not refine.is_good(method, '\n        """It does."""\n')
-    assert not refine.is_good(method, "\n        return (\n")
-
-
-class Letters:
-    """A tokenizer of one character a token; 0 is the end."""
-
-    def tokenize(self, text: str) -> list[int]:
-        return [ord(x) for x in text.replace("<|endoftext|>", "\0")]
-
-    def detokenize(self, tokens: Sequence[int]) -> str:
-        return "".join(chr(token) for token in tokens if token)
-
-
-@pytest.mark.parametrize(
-    ("body", "finish_reason", "learned", "unlearned"),
-    [
-        ("\n    return x\n", "stop", ["\n    return x\n\0"], 0),
-        ("\n    return x\n\n\ndef g():\n    p", "length", ["\n    return x\n\n\nd"], 0),
-        ("\n    y = 1\n    z = (2,\n         3", "length", ["\n\0"], 0),
-        ("\n    pass\n", "stop", [], 0),
-        ("\n    return (\n", "stop", [], 0),
-        ("\n    return (\n", "length", [], 0),
-        ("\n    y = x" + "\n    x = 1" * 9, "length", ["\n\0"], 63),
-    ],
-)
-def test_bodies_that_end_are_good_and_others_are_given_an_end(
-    body: str, finish_reason: str, learned: list[str], unlearned: int
-) -> None:
-    refine = pytest.importorskip("training.refine", reason="PyTorch is for training alone")
-    llm, function = Letters(), measure.Function("x = 1\ndef f(x):", "def f(x):", 0)
-    prompt = llm.tokenize(function.prompt)
-    written = SimpleNamespace(tokens=llm.tokenize(body), text=body, finish_reason=finish_reason)
-    lessons = list(refine._lessons(llm, function, prompt, written))
-    assert all(lesson.ids[: len(prompt)] == prompt for lesson in lessons)
-    signed = [list(zip(lesson.ids, lesson.signs, strict=True)) for lesson in lessons]
-    ups = ["".join(chr(token) for token, sign in pairs if sign > 0) for pairs in signed]
-    assert [up for up in ups if up] == learned
-    assert sum(sign < 0 for pairs in signed for _, sign in pairs) == unlearned
-
-
-def test_a_body_that_loops_ends_before_it_does() -> None:
-    refine = pytest.importorskip("training.refine", reason="PyTorch is for training alone")
-    llm, function = Letters(), measure.Function("def f(x):", "def f(x):", 0)
-    body = "\n    y = x" + "\n    x = 1" * 9
-    written = SimpleNamespace(tokens=llm.tokenize(body), text=body, finish_reason="length")
-    given_an_end, _ = refine._lessons(llm, function, [], written)
-    assert llm.detokenize(given_an_end.ids) == "\n    y = x\n"
-
-
-def test_a_step_moves_what_is_signed_up_or_down() -> None:
-    torch = pytest.importorskip("torch", reason="PyTorch is for training alone")
-    from training import refine
-    from training.model import GPTBigCode
-    from training.shape import Shape
-
-    torch.manual_seed(1)
-    model = GPTBigCode(Shape(32, 2, 2, 64, 16, 64))
-    ids = [5, 9, 9, 9, 9, 3, 1, 2]
-
-    def odds() -> list[float]:
-        with torch.no_grad():
-            hidden = model(torch.tensor([ids]), torch.arange(len(ids))[None])
-            logits = hidden[0] @ model.transformer["wte"].weight.T
-            p = torch.softmax(logits, -1)
-        return [float(p[i - 1, ids[i]]) for i in range(1, len(ids))]
-
-    before = odds()
-    course = refine.Course(rounds=1, batch=2, rows=2, matrix_lr=0.01, other_lr=0.01)
-    lesson = refine.Lesson(ids, [0, 0, 0, -1, -1, 0, 1, 1], "good")
-    rows = np.random.default_rng(1).integers(10, 64, (8, 17)).astype(np.uint16)
-    for _ in range(10):
-        losses = refine.learn(model, course, [lesson] * 4, rows, 0)
-    after = odds()
-    assert set(losses) == {"unlikelihood", "likelihood", "source"}
-    assert after[2] < before[2]
-    assert after[3] < before[3]
-    assert after[5] > before[5]
-    assert after[6] > before[6]
+    rng = random.Random(1)
+    for split in corpus.SPLITS:
+        files = [File("p", f"{i}.py", text(rng)) for i in range(20)]
+        lines = "".join(json.dumps(asdict(file)) + "\n" for file in files)
+        (tmp_path / "corpus" / f"{split}.jsonl").write_text(lines)
+    for _ in range(2):  # the second time all is there
+        assert stages.main(["--work", str(tmp_path), "--until", "export", "--tiny"]) == 0
+    made = {path.name for path in tmp_path.iterdir()}
+    assert {"trained.pt", "trained.jsonl", "starcoder-pocket-q8_0.gguf"} <= made
+    assert (tmp_path / "trained.jsonl").read_text().count("\n") == 3

@@ -1,7 +1,7 @@
-"""From a checkpoint to the model in the wheel: a Hugging Face directory, then GGUF files.
+"""From weights to the model in the wheel: a Hugging Face directory in f16, then GGUF files.
 
-The files are made by starcoder's own commands. `check_transformers` holds the logits of starcoder
-against those of `transformers` on the same directory.
+The layers' matrices are written as q4_0 rounds them, for so they were trained; q4_0 then loses
+nothing. The GGUF files are made by starcoder's own commands.
 """
 
 from __future__ import annotations
@@ -9,82 +9,72 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
+from training import grid
 from training.shape import Shape
+from training.tokenizer import SPECIAL_TOKENS
 
 NAME = "starcoder-pocket"
-WHEEL_BYTES = 8_000_000  # the most that the shipped file may have
-LARGEST_DIVERGENCE = 1e-5  # nats a token: keys and values are kept in f16 here, in f32 there
+OPTIONS = {"q4_0": ("--tensor-type", "position_embd=f16")}
+FRONT_MATTER = """---
+license: mit
+description: A small Python model, trained from scratch; see starcoder-py's docs/model_card.md.
+---
+"""
+WHEEL_BYTES = 25_000_000  # the most that the shipped file may have
 
 
-def export(checkpoint: Path, vocabulary: Path, out: Path) -> dict[str, Path]:
-    """Write `out/starcoder-pocket/` (Hugging Face), and f32 and q8_0 GGUF files beside it.
-
-    Returns:
-        The paths, by "hf", "f32" and "q8_0".
+def export(checkpoint: Path, vocabulary: Path, models: Sequence[Path]) -> None:
+    """Write GGUF files, each of the type that its name ends in, and the directory beside them.
 
     Raises:
-        ValueError: a file that is too large for the wheel.
+        ValueError: the first file is too large for the wheel.
     """
-    directory = out / NAME
-    directory.mkdir(parents=True, exist_ok=True)
-    state = torch.load(checkpoint, weights_only=True)
-    save_file(state["model"], directory / "model.safetensors", {"format": "pt"})
-    (directory / "config.json").write_text(
-        json.dumps(_config(Shape(**state["plan"]["shape"])), indent=2) + "\n"
-    )
-    (directory / "tokenizer.json").write_bytes(vocabulary.read_bytes())
-    end = "<|endoftext|>"
-    tokens = {"bos_token": end, "eos_token": end, "unk_token": end}
-    (directory / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **tokens}, indent=2) + "\n"
-    )
-    paths = {"hf": directory, "f32": out / f"{NAME}-f32.gguf", "q8_0": out / f"{NAME}-q8_0.gguf"}
-    for path in (paths["f32"], paths["q8_0"]):
-        path.unlink(missing_ok=True)
-    _starcoder("convert", directory, paths["f32"], "--type", "f32")
-    _starcoder("quantize", paths["f32"], paths["q8_0"], "q8_0")
-    size = paths["q8_0"].stat().st_size
-    if size > WHEEL_BYTES:
+    directory = models[0].parent / NAME
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    write_directory(state["model"], Shape(**state["shape"]), vocabulary, directory)
+    whole = directory.with_suffix(".f16.gguf")
+    _starcoder("convert", directory, whole)
+    for path in models:
+        type_ = path.stem.removeprefix(f"{NAME}-")
+        _starcoder("quantize", whole, path, type_, *OPTIONS.get(type_, ()))
+    if (size := models[0].stat().st_size) > WHEEL_BYTES:
         raise ValueError(
-            f"{paths['q8_0']} has {size} bytes, the wheel has room for {WHEEL_BYTES}: "
+            f"{models[0]} has {size} bytes, the wheel has room for {WHEEL_BYTES}: "
             "take a smaller shape"
         )
-    return paths
 
 
-def check_transformers(paths: dict[str, Path], text: str) -> dict[str, float]:
-    """How far the logits of starcoder are from those of `transformers`, on one text.
+def write_directory(
+    state: Mapping[str, Tensor], shape: Shape, vocabulary: Path, directory: Path
+) -> None:
+    """Write the weights, the sizes and the tokenizer as `transformers` reads them."""
+    directory.mkdir(parents=True, exist_ok=True)
+    rounded = {
+        name: (grid.q4_0(tensor) if grid.is_on_grid(name, tensor) else tensor).half().cpu()
+        for name, tensor in state.items()
+    }
+    save_file(rounded, directory / "model.safetensors", {"format": "pt"})
+    end = SPECIAL_TOKENS[0]
+    tokens = {"bos_token": end, "eos_token": end, "unk_token": end}
+    _write_json(directory / "config.json", _config(shape))
+    _write_json(
+        directory / "tokenizer_config.json",
+        {"tokenizer_class": "PreTrainedTokenizerFast", **tokens},
+    )
+    (directory / "tokenizer.json").write_bytes(vocabulary.read_bytes())
+    (directory / "README.md").write_text(FRONT_MATTER)
 
-    Returns:
-        The largest difference of a logit, and the mean KL divergence in nats a token.
 
-    Raises:
-        ValueError: other token ids, or a divergence that is no rounding.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from starcoder import LLM
-
-    theirs = AutoModelForCausalLM.from_pretrained(paths["hf"], dtype=torch.float32).eval()
-    ids = AutoTokenizer.from_pretrained(paths["hf"])(text)["input_ids"][:512]
-    with torch.no_grad():
-        expected = theirs(torch.tensor([ids])).logits[0]
-    ours = LLM(paths["f32"])
-    if ours.tokenize(text)[: len(ids)] != ids:
-        raise ValueError("the tokenizers of transformers and starcoder disagree")
-    found = torch.from_numpy(ours.logits(ids))
-    p, q = (x.double().log_softmax(-1) for x in (expected, found))
-    divergence = float((p.exp() * (p - q)).sum(-1).mean())
-    if divergence > LARGEST_DIVERGENCE:
-        raise ValueError(
-            f"logits diverge by {divergence:.2g} nats, expected at most {LARGEST_DIVERGENCE}"
-        )
-    return {"difference": float((found - expected).abs().max()), "divergence": divergence}
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def _starcoder(*arguments: str | Path) -> None:
@@ -98,19 +88,14 @@ def _config(shape: Shape) -> dict[str, object]:
         "architectures": ["GPTBigCodeForCausalLM"],
         "attention_softmax_in_fp32": True,
         "bos_token_id": 0,
-        "dtype": "float32",
+        "dtype": "float16",
         "eos_token_id": 0,
         "layer_norm_epsilon": 1e-05,
         "model_type": "gpt_bigcode",
         "multi_query": True,
-        "n_embd": shape.n_embd,
-        "n_head": shape.n_head,
-        "n_inner": shape.n_inner,
-        "n_layer": shape.n_layer,
-        "n_positions": shape.n_positions,
         "scale_attention_softmax_in_fp32": True,
         "scale_attn_weights": True,
         "tie_word_embeddings": True,
         "use_cache": True,
-        "vocab_size": shape.vocab_size,
+        **asdict(shape),
     }

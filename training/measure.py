@@ -1,7 +1,8 @@
 """What the model is worth, on packages that it never saw, measured through starcoder's own LLM.
 
-Three measurements, each a plain function of a model and the held-out files: bits per byte,
-functions that are completed to something that parses, lines that are filled in.
+Each measurement is a plain function of a model and some files: bits per byte, functions that are
+completed to something that parses, lines that are filled in. And what it makes of twenty everyday
+prompts, for everybody to judge. What is kept of it is `report`'s affair.
 """
 
 from __future__ import annotations
@@ -10,20 +11,46 @@ import ast
 import lzma
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from starcoder import LLM
 from training.corpus import File
+from training.documents import fim_prompt
+from training.tokenizer import END
 
 SEED = 2026
 STRIDE = 512  # tokens of context that every token has before it, but for the first of a file
 FUNCTION_TOKENS = 384
 LINE_TOKENS = 64
-Order = Callable[[list[int], list[int]], list[int]]  # prefix and suffix -> prompt
 PREFIX_TOKENS, SUFFIX_TOKENS = 600, 300
+N_FUNCTIONS, N_LINES = 200, 300
+
+EVERYDAY_TOKENS = 96
+EVERYDAY = (
+    "def fibonacci(",
+    "def is_even(n):",
+    "def factorial(n):",
+    "def is_prime(n):",
+    "def read_file(path):",
+    "class Stack:",
+    "import os\n",
+    "def gcd(a, b):",
+    "def reverse_string(s):",
+    "def main():",
+    "with open(",
+    "def count_words(text):",
+    "def binary_search(items, target):",
+    "class Point:\n    def __init__(self, x, y):",
+    "for i in range(",
+    "def parse_args():",
+    "def quicksort(items):\n",
+    "def load_json(path):",
+    "try:\n    import numpy as np\n",
+    'def max_of_list(numbers):\n    """Return the largest number."""',
+)
 
 
 def xz_bits_per_byte(files: Sequence[File]) -> dict[str, float]:
@@ -46,9 +73,8 @@ def _xz_size(data: bytes) -> int:
 def bits_per_byte(llm: LLM, files: Sequence[File]) -> float:
     """Bits that the model needs for a byte of source; the end of each file is paid for too."""
     bits, n_bytes = 0.0, 0
-    [end] = llm.tokenize("<|endoftext|>")
     for file in files:
-        bits += _bits(llm, [end, *llm.tokenize(file.text), end])
+        bits += _bits(llm, [END, *llm.tokenize(file.text), END])
         n_bytes += len(file.text.encode())
     return bits / n_bytes
 
@@ -69,7 +95,7 @@ def _bits(llm: LLM, ids: list[int]) -> float:
     return bits
 
 
-# ---------------------------------------------------------------------------------------------
+# ----
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +110,9 @@ class Function:
     indent: int
 
 
-def functions(files: Sequence[File], n: int) -> list[Function]:
-    """`n` functions of two statements or more; a docstring belongs to what is given."""
-    found = [function for file in files for function in _functions_of(file.text)]
-    return random.Random(SEED).sample(found, n)
+def functions(files: Sequence[File]) -> list[Function]:
+    """All functions of two statements or more; a docstring belongs to what is given."""
+    return [function for file in files for function in _functions_of(file.text)]
 
 
 def _functions_of(text: str) -> Iterator[Function]:
@@ -120,7 +145,7 @@ def block(text: str, indent: int) -> tuple[str, bool]:
     return "".join(kept), False
 
 
-def parsed(function: Function, body: str) -> ast.Module | None:
+def parse(function: Function, body: str) -> ast.Module | None:
     """Header and body as Python, a method under an `if True:`; None if they are none."""
     source = function.header + body
     if function.indent:
@@ -131,17 +156,13 @@ def parsed(function: Function, body: str) -> ast.Module | None:
         return None
 
 
-def parses(function: Function, body: str) -> bool:
-    """Whether header and body are Python."""
-    return parsed(function, body) is not None
-
-
-def complete_functions(llm: LLM, chosen: Sequence[Function]) -> dict[str, float]:
-    """Write the bodies, greedily; the shares that end, and that parse.
+def complete_functions(llm: LLM, files: Sequence[File], n: int = N_FUNCTIONS) -> dict[str, float]:
+    """Write the bodies of some functions, greedily; the shares that end, and that parse.
 
     A body that is not at its end after `FUNCTION_TOKENS` tokens counts as one that does not parse;
     `parse_whole_lines` counts it by its whole lines.
     """
+    chosen = random.Random(SEED).sample(functions(files), n)
     room = llm.facts.max_ctx - FUNCTION_TOKENS
     prompts = [llm.tokenize(function.prompt)[-room:] for function in chosen]
     completions = llm.generate(prompts, max_tokens=FUNCTION_TOKENS)
@@ -150,13 +171,13 @@ def complete_functions(llm: LLM, chosen: Sequence[Function]) -> dict[str, float]
         body, at_end = block(completion.text, function.indent)
         at_end = at_end or completion.finish_reason == "stop"
         ended += at_end
-        parsed += at_end and parses(function, body)
-        whole_lines += parses(function, body if at_end else body[: body.rfind("\n") + 1])
-    n = len(chosen)
+        parsed += at_end and parse(function, body) is not None
+        whole = body if at_end else body[: body.rfind("\n") + 1]
+        whole_lines += parse(function, whole) is not None
     return {"n": n, "end": ended / n, "parse": parsed / n, "parse_whole_lines": whole_lines / n}
 
 
-# ---------------------------------------------------------------------------------------------
+# ----
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +189,8 @@ class Line:
     suffix: str
 
 
-def lines(files: Sequence[File], n: int) -> list[Line]:
-    """`n` lines of code of ten characters or more from the middle of files."""
+def lines(files: Sequence[File]) -> list[Line]:
+    """All lines of code of ten characters or more from the middle of files."""
     found = []
     for file in files:
         rows = file.text.splitlines(keepends=True)
@@ -178,52 +199,29 @@ def lines(files: Sequence[File], n: int) -> list[Line]:
             if len(middle) >= 10 and not middle.startswith("#") and rows[i].endswith("\n"):
                 prefix = "".join(rows[:i]).rstrip()
                 found.append(Line(prefix, middle, "\n" + "".join(rows[i + 1 :])))
-    return random.Random(SEED).sample(found, n)
+    return found
 
 
-def fill_lines(llm: LLM, chosen: Sequence[Line]) -> dict[str, dict[str, float]]:
-    """Fill the lines in, greedily: exact matches and edit similarity, by the prompt's order."""
-    return {
-        "prefix only": _fill(llm, chosen, lambda prefix, suffix: prefix),
-        "prefix, suffix": _fill(
-            llm,
-            chosen,
-            lambda prefix, suffix: [
-                *llm.tokenize("<fim_prefix>"),
-                *prefix,
-                *llm.tokenize("<fim_suffix>"),
-                *suffix,
-                *llm.tokenize("<fim_middle>"),
-            ],
-        ),
-        "suffix, prefix": _fill(
-            llm,
-            chosen,
-            lambda prefix, suffix: [
-                *llm.tokenize("<fim_prefix><fim_suffix>"),
-                *suffix,
-                *llm.tokenize("<fim_middle>"),
-                *prefix,
-            ],
-        ),
-    }
+def fill_lines(llm: LLM, files: Sequence[File], n: int = N_LINES) -> dict[str, dict[str, float]]:
+    """Fill some lines in, greedily: exact matches and edit similarity, by the prompt's order."""
+    chosen = random.Random(SEED).sample(lines(files), n)
+    prefixes = [llm.tokenize(line.prefix)[-PREFIX_TOKENS:] for line in chosen]
+    suffixes = [llm.tokenize(line.suffix)[:SUFFIX_TOKENS] for line in chosen]
+    prompts = {"prefix only": prefixes}
+    for name, suffix_first in (("prefix, suffix", False), ("suffix, prefix", True)):
+        pairs = zip(prefixes, suffixes, strict=True)
+        prompts[name] = [fim_prompt(prefix, suffix, suffix_first) for prefix, suffix in pairs]
+    return {name: _fill(llm, chosen, some) for name, some in prompts.items()}
 
 
-def _fill(llm: LLM, chosen: Sequence[Line], order: Order) -> dict[str, float]:
-    prompts = [
-        order(llm.tokenize(line.prefix)[-PREFIX_TOKENS:], llm.tokenize(line.suffix)[:SUFFIX_TOKENS])
-        for line in chosen
-    ]
+def _fill(llm: LLM, chosen: Sequence[Line], prompts: list[list[int]]) -> dict[str, float]:
     exact, similar = 0, 0.0
     for line, completion in zip(chosen, llm.generate(prompts, max_tokens=LINE_TOKENS), strict=True):
         got = completion.text.lstrip().split("\n")[0].rstrip()
         exact += got == line.middle
         similar += 1 - edit_distance(got, line.middle) / max(len(got), len(line.middle))
-    return {
-        "n": len(chosen),
-        "exact_match": exact / len(chosen),
-        "edit_similarity": similar / len(chosen),
-    }
+    n = len(chosen)
+    return {"n": n, "exact_match": exact / n, "edit_similarity": similar / n}
 
 
 def edit_distance(a: str, b: str) -> int:
@@ -235,3 +233,15 @@ def edit_distance(a: str, b: str) -> int:
             current.append(min(previous[j] + 1, current[-1] + 1, previous[j - 1] + (x != y)))
         previous = current
     return previous[-1]
+
+
+# ----
+
+
+def everyday(llm: LLM) -> list[dict[str, str]]:
+    """What the model makes of everyday prompts, greedily."""
+    completions = llm.generate(list(EVERYDAY), max_tokens=EVERYDAY_TOKENS)
+    return [
+        {"prompt": prompt, "text": completion.text, "finish_reason": completion.finish_reason}
+        for prompt, completion in zip(EVERYDAY, completions, strict=True)
+    ]

@@ -1,7 +1,8 @@
 """GPTBigCode in PyTorch: multi-query attention, learned positions, tanh GELU, tied output.
 
-The names of the parameters are Hugging Face's, so that exporting is saving. Training alone uses
-this module; what runs the model afterwards is starcoder itself.
+The names of the parameters are Hugging Face's, so that exporting is saving. The matrices of the
+layers are multiplied as they are, or as q4_0 rounds them (`grid`). Training alone uses this module;
+what runs the model afterwards is starcoder itself.
 """
 
 from __future__ import annotations
@@ -11,18 +12,30 @@ import math
 from torch import Tensor, nn
 from torch.nn import functional
 
+from training import grid
 from training.shape import Shape
 
 
+class Matrix(nn.Linear):
+    """A linear layer that multiplies with its weights on q4_0's grid once `rounded` is set."""
+
+    rounded = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        weight = grid.straight_through(self.weight) if self.rounded else self.weight
+        return functional.linear(x, weight, self.bias)
+
+
 class Attention(nn.Module):
-    """All query heads against one key/value head: (batch, tokens, n_embd) -> the same."""
+    """All query heads against one key/value head."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.n_head = shape.n_head
         self.head_dim = shape.n_embd // shape.n_head
-        self.c_attn = nn.Linear(shape.n_embd, shape.n_embd + 2 * self.head_dim)
-        self.c_proj = nn.Linear(shape.n_embd, shape.n_embd)
+        self.c_attn = Matrix(shape.n_embd, shape.n_embd + 2 * self.head_dim)
+        self.c_proj = Matrix(shape.n_embd, shape.n_embd)
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, tokens, n_embd) -> the same."""
@@ -34,33 +47,22 @@ class Attention(nn.Module):
         return self.c_proj(mixed.transpose(1, 2).reshape(batch, tokens, width))
 
 
-class MLP(nn.Module):
-    """Up, tanh GELU, down."""
-
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.c_fc = nn.Linear(shape.n_embd, shape.n_inner)
-        self.c_proj = nn.Linear(shape.n_inner, shape.n_embd)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, tokens, n_embd) -> the same."""
-        return self.c_proj(functional.gelu(self.c_fc(x), approximate="tanh"))
-
-
 class Block(nn.Module):
-    """Attention and MLP, each after a norm and added to what came in."""
+    """Attention, then up, tanh GELU, down; each after a norm and added to what came in."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.ln_1 = nn.LayerNorm(shape.n_embd, eps=1e-5)
         self.attn = Attention(shape)
         self.ln_2 = nn.LayerNorm(shape.n_embd, eps=1e-5)
-        self.mlp = MLP(shape)
+        up, down = Matrix(shape.n_embd, shape.n_inner), Matrix(shape.n_inner, shape.n_embd)
+        self.mlp = nn.ModuleDict({"c_fc": up, "c_proj": down})
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, tokens, n_embd) -> the same."""
         x = x + self.attn(self.ln_1(x))
-        return x + self.mlp(self.ln_2(x))
+        h = functional.gelu(self.mlp["c_fc"](self.ln_2(x)), approximate="tanh")
+        return x + self.mlp["c_proj"](h)
 
 
 class GPTBigCode(nn.Module):
@@ -85,18 +87,25 @@ class GPTBigCode(nn.Module):
                 std = 0.02 / math.sqrt(2 * shape.n_layer) if last else 0.02
                 nn.init.normal_(parameter, std=std)
 
-    def forward(self, ids: Tensor, positions: Tensor) -> Tensor:
-        """Hidden states (batch, tokens, n_embd) after the last norm.
+    def set_rounded(self, on: bool) -> None:
+        """Multiply with the layers' matrices as q4_0 rounds them, or as they are."""
+        for module in self.modules():
+            if isinstance(module, Matrix):
+                module.rounded = on
 
-        Ids and positions are (batch, tokens).
-        """
+    def forward(self, ids: Tensor) -> Tensor:
+        """Hidden states (batch, tokens, n_embd) after the last norm, of ids (batch, tokens)."""
         t = self.transformer
-        x = t["wte"](ids) + t["wpe"](positions)
+        x = t["wte"](ids) + t["wpe"].weight[: ids.shape[1]]
         for block in t["h"]:
             x = block(x)
         return t["ln_f"](x)
 
-    def loss(self, ids: Tensor, targets: Tensor, positions: Tensor) -> Tensor:
-        """Mean cross-entropy, in nats a token; all three are (batch, tokens)."""
-        logits = functional.linear(self(ids, positions), self.transformer["wte"].weight)
-        return functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., n_embd) -> (..., vocab_size), in f32."""
+        return functional.linear(hidden, self.transformer["wte"].weight).float()
+
+    def loss(self, rows: Tensor) -> Tensor:
+        """Mean cross-entropy of rows (batch, tokens + 1), in nats a token."""
+        logits = self.logits(self(rows[:, :-1]))
+        return functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())

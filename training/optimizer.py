@@ -1,13 +1,10 @@
-"""What moves the weights: Muon for the blocks' matrices, AdamW for all else; and the schedule."""
+"""What moves the weights: Muon for the layers' matrices, AdamW for all else; and the schedule."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 
+from training import grid
 from training.model import GPTBigCode
 
 
@@ -22,22 +19,15 @@ class Optimizer:
 
     def __init__(self, model: GPTBigCode, matrix_lr: float, other_lr: float) -> None:
         self._parameters = list(model.parameters())
-        matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".h." in name]
-        embeddings = [
-            p for name, p in model.named_parameters() if p.ndim == 2 and ".h." not in name
-        ]
+        matrices = [p for name, p in model.named_parameters() if grid.is_on_grid(name, p)]
+        embeddings = [model.transformer[name].weight for name in ("wte", "wpe")]
         vectors = [p for p in self._parameters if p.ndim < 2]
         muon = torch.optim.Muon(
             matrices, lr=matrix_lr, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"
         )
+        decays = [{"params": embeddings, "weight_decay": 0.01}, {"params": vectors}]
         adamw = torch.optim.AdamW(
-            [
-                {"params": embeddings, "weight_decay": 0.01},
-                {"params": vectors, "weight_decay": 0.0},
-            ],
-            lr=other_lr,
-            betas=(0.9, 0.95),
-            fused=True,
+            decays, lr=other_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True
         )
         self._peaks: list[tuple[torch.optim.Optimizer, float]] = [
             (muon, matrix_lr),
@@ -51,30 +41,9 @@ class Optimizer:
             for group in optimizer.param_groups:
                 group["lr"] = peak * share
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-    def state(self) -> list[dict[str, Any]]:
-        """What the next step depends on, beside the weights."""
-        return [optimizer.state_dict() for optimizer, _ in self._peaks]
-
-    def load(self, state: list[dict[str, Any]]) -> None:
-        """Go on from what `state` returned."""
-        for (optimizer, _), saved in zip(self._peaks, state, strict=True):
-            optimizer.load_state_dict(saved)
+            optimizer.zero_grad()
 
 
-def phase_at(steps: Sequence[int], step: int) -> tuple[int, int]:
-    """Which of some phases, of so many steps each, a step belongs to; and how many were before."""
-    for i, n in enumerate(steps):
-        if step < n:
-            return i, step
-        step -= n
-    raise IndexError("there is no such step")
-
-
-def schedule(step: int, steps: int, warmup: int) -> float:
-    """The share of the learning rate at a step: linear up, then a cosine down to a fiftieth."""
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = (step - warmup) / max(1, steps - warmup)
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress))
+def share_of_rate(progress: float, update: int, warmup: int, flat: float) -> float:
+    """Of the highest learning rate: up over some updates, constant, then linearly down to zero."""
+    return min(1.0, (update + 1) / warmup, max(0.0, (1 - progress) / (1 - flat)))

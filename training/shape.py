@@ -7,15 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The sizes of a model.
+    """The sizes of a model; widths are multiples of 256, which every quantized type takes."""
 
-    What two hours of two cores can teach is the limit, so it is the smallest of five million
-    parameters and more. Widths are multiples of 256, which every quantized type takes.
-    """
+    n_embd: int = 512
+    n_layer: int = 12
+    n_head: int = 8
+    n_inner: int = 2048
+    n_positions: int = 2048
+    vocab_size: int = 8192
 
-    n_embd: int = 256
-    n_layer: int = 6
-    n_head: int = 4
-    n_inner: int = 1024
-    n_positions: int = 1024
-    vocab_size: int = 4096
+
+TINY = Shape(n_embd=256, n_layer=2, n_head=4, n_inner=512, n_positions=256, vocab_size=512)

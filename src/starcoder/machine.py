@@ -19,6 +19,7 @@ from typing import Any
 __all__ = ["Room", "Threads", "address_room", "memory_room", "threads"]
 
 _ROOT = Path("/")
+_LEFT_OVER = 64 << 20  # bytes of addresses that threads leave to what is loaded after them
 _MEMORY_FILES = (  # limit and use of memory, then of swap; and what begins the names in memory.stat
     (("memory.max", "memory.current", "memory.swap.max", "memory.swap.current"), ""),
     (  # version 1: the third is the limit of memory and swap together
@@ -44,6 +45,16 @@ class Threads:
     def started(self, n: int) -> Threads:
         """What is left of them where the system has started `n`."""
         return self if n == self.n else Threads(n, f"of {self.n}: the system starts no more")
+
+    def n_within(self, nbytes: int | None) -> int:
+        """How many of them have room for their stacks in so many bytes of addresses; at least one.
+
+        Some is left over: the vocabulary is read after the threads start, by a library that ends
+        the process where it finds none.
+        """
+        if nbytes is None:
+            return self.n
+        return min(self.n, max(1, (nbytes - _LEFT_OVER) // _stack_bytes()))
 
 
 def threads(wanted: int | None = None, *, root: Path = _ROOT) -> Threads:
@@ -119,6 +130,14 @@ def _siblings(cpu: int, root: Path) -> str:
     ranges = re.findall(r"(\d{1,9})(?:-(\d{1,9}))?", text)
     inside = any(int(low) <= cpu <= int(high or low) for low, high in ranges)
     return text if inside else str(cpu)
+
+
+def _stack_bytes() -> int:
+    """What a thread takes of the addresses."""
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_STACK)[0]
+    return 8 << 20 if limit == resource.RLIM_INFINITY else max(limit, 1 << 20)
 
 
 # ---- memory --------------------------------------------------------------------------------------

@@ -73,8 +73,11 @@ def need_of(
     return Need(weights, vectors, cache_bytes(config, use.n_positions), step)
 
 
-def check(checkpoint: Checkpoint, use: Use) -> None:
+def check(checkpoint: Checkpoint, use: Use) -> int | None:
     """Lets through what may fit. Where the system says nothing, everything may.
+
+    Returns:
+        bytes of addresses that the model leaves to threads; None where there is no limit.
 
     Raises:
         MemoryLimitError: the model can never fit; the message has both figures, and what would.
@@ -82,6 +85,7 @@ def check(checkpoint: Checkpoint, use: Use) -> None:
     need = need_of(checkpoint, use)
     reserved = cache_bytes(checkpoint.config, use.n_reserved) - need.cache
     for room, more in ((machine.memory_room(), 0), (machine.address_room(), reserved)):
+        left = None
         if room is None:
             continue
         # Norms, biases and positions are in memory already: `formats` copies them.
@@ -91,6 +95,8 @@ def check(checkpoint: Checkpoint, use: Use) -> None:
             expected = f"at most {shown(nbytes, math.floor)}, the {room.limit}"
             advice = _advice(checkpoint, use, need, nbytes, more)
             raise MemoryLimitError(checkpoint.source, found, expected, advice)
+        left = nbytes - need.total - more
+    return left
 
 
 def _used(checkpoint: Checkpoint) -> dict[str, Tensor]:

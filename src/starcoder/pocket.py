@@ -10,4 +10,4 @@ from typing import Final
 
 __all__ = ["PATH"]
 
-PATH: Final = Path(__file__).with_name("starcoder-pocket-q8_0.gguf")
+PATH: Final = Path(__file__).with_name("starcoder-pocket-q4_0.gguf")

@@ -20,6 +20,13 @@ __all__ = ["inspect"]
 
 _DAMAGED = 1  # exit code: --check found a weight that is not finite
 _TOTALS = ("n_parameters", "weight_bytes", "memory_bytes", "bits_a_weight")
+# Keys of a GGUF file that say whose a model is, by the names that they are shown under.
+_ORIGIN = {
+    "license": "general.license",
+    "license_name": "general.license.name",
+    "license_link": "general.license.link",
+    "description": "general.description",
+}
 _HEADINGS = ("tensor", "shape", "type", "bytes", "bits a weight")
 
 
@@ -68,6 +75,7 @@ def _damage(checkpoint: Checkpoint) -> str | None:
 
 
 def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
+    from starcoder import formats
     from starcoder.memory import Use, need_of
 
     config = checkpoint.config
@@ -77,6 +85,7 @@ def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
         "format": checkpoint.format,
         "n_parts": checkpoint.n_parts,
         "name": config.name,
+        **{name: formats.carried_text(checkpoint, key) for name, key in _ORIGIN.items()},
         "architecture": config.architecture,
         "n_ctx": config.n_ctx,
         "n_vocab": config.n_vocab,
@@ -141,6 +150,7 @@ def _types(checkpoint: Checkpoint) -> dict[str, dict[str, int]]:
 def _text(facts: dict[str, Any]) -> str:
     simple = {k: v for k, v in facts.items() if not isinstance(v, (dict, list))}
     totals = {k: simple.pop(k) for k in _TOTALS}
+    simple = {k: v for k, v in simple.items() if k not in _ORIGIN or v is not None}
     is_checked, damage = simple.pop("finite", None) is not None, simple.pop("damage", None)
     lines = [f"{key:14} {_shown(value)}" for key, value in simple.items()]
     vocabulary = dict(facts["vocabulary"])

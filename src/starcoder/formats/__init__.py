@@ -12,21 +12,38 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from starcoder import arguments
 from starcoder.checkpoint import Checkpoint
 from starcoder.errors import InputError, WriteError, printable
-from starcoder.formats import _ggml_writer, _gguf_writer, ggml, gguf, hf
 from starcoder.formats._byte_level import PRE_TOKENIZERS
 from starcoder.formats._bytes import map_file
-from starcoder.formats._ggml_losses import legacy_losses
-from starcoder.formats._gguf_parts import part_path
-from starcoder.formats._gguf_writer import older_parts, part_paths
-from starcoder.formats._strangers import stranger
-from starcoder.formats.hf import check_config
 from starcoder.tensor import Weights
 
-__all__ = ["check_config", "legacy_losses", "older_parts", "part_paths", "read", "write"]
+if TYPE_CHECKING:
+    from starcoder.formats._ggml_losses import legacy_losses
+    from starcoder.formats._gguf_carry import carried_text
+    from starcoder.formats._gguf_writer import older_parts, part_paths
+    from starcoder.formats.hf import check_config
+
+__all__ = [
+    "carried_text",
+    "check_config",
+    "legacy_losses",
+    "older_parts",
+    "part_paths",
+    "read",
+    "write",
+]
+
+_HOMES = {
+    "carried_text": "_gguf_carry",
+    "check_config": "hf",
+    "legacy_losses": "_ggml_losses",
+    "older_parts": "_gguf_writer",
+    "part_paths": "_gguf_writer",
+}
 
 _log = logging.getLogger("starcoder")
 
@@ -69,15 +86,23 @@ def read(path: str | bytes | os.PathLike[str], pre: str | None = None) -> Checkp
 
 def _read(path: Path, pre: str | None) -> Checkpoint:
     if os.path.isdir(path):
+        from starcoder.formats import hf
+
         return hf.read(path)
+    from starcoder.formats import gguf
+
     head = map_file(path)[:_HEAD]
     if head.startswith(gguf.MAGIC):
         return gguf.read(path, pre)
+    from starcoder.formats import ggml, hf
+
     if head.startswith(ggml.MAGIC):
         return ggml.read(path)
     folder = hf.folder_of(path)
     if folder is not None:
         return hf.read(folder)
+    from starcoder.formats._strangers import stranger
+
     raise stranger(path, head)
 
 
@@ -122,9 +147,13 @@ def write(
         if max_part_bytes is not None:
             advice = "write a GGUF file, or one file"
             raise InputError("--split-max-size", "a legacy file in parts", "one file", advice)
+        from starcoder.formats import _ggml_writer
+
         return _ggml_writer.write(
             Path(path), checkpoint, chosen, force=force, on_start=on_start, on_bytes=on_bytes
         )
+    from starcoder.formats import _gguf_writer
+
     return _gguf_writer.write(
         Path(path),
         checkpoint,
@@ -139,9 +168,19 @@ def write(
 
 def _check_no_part(path: Path, checkpoint: Checkpoint) -> None:
     """Ends writing one file over a part of its own source, which would be lost with it."""
+    from starcoder.formats._gguf_parts import part_path
+
     sources = (
         part_path(Path(checkpoint.source), i, checkpoint.n_parts) for i in range(checkpoint.n_parts)
     )
     if os.path.realpath(path) in map(os.path.realpath, sources):
         found, expected = "a part of the model that is read", "another name"
         raise WriteError(str(path), found, expected, "without it the other parts are of no use")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'starcoder.formats' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"starcoder.formats.{_HOMES[name]}"), name)

@@ -18,6 +18,7 @@ import numpy as np
 from starcoder.checkpoint import Checkpoint
 from starcoder.config import ModelConfig
 from starcoder.formats._bytes import reject, settle, shown
+from starcoder.formats._hf_card import card_keys
 from starcoder.formats._hf_config import Settings, read_config
 from starcoder.formats._hf_ends import with_ends
 from starcoder.formats._hf_files import placeholder_at
@@ -54,7 +55,8 @@ def read(path: Path) -> Checkpoint:
     if config.n_kv_heads != 1:
         tensors |= _group_heads(path, config, tensors)
     told = tuple(shown(notice, _MAX_NOTICE) for notice in notices)
-    return Checkpoint(config, vocab, tensors, "Hugging Face", str(path), told)
+    carried = card_keys(path)
+    return Checkpoint(config, vocab, tensors, "Hugging Face", str(path), told, carried=carried)
 
 
 def check_config(folder: Path) -> None:

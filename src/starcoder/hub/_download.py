@@ -17,14 +17,15 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 from starcoder.hub import _library
 from starcoder.hub._cache import File
 from starcoder.hub._claim import Claim, LostError, Queue
 from starcoder.hub._library import HubError
+from starcoder.hub._progress import Progress
 
-__all__ = ["Progress", "fetch_all"]
+__all__ = ["fetch_all"]
 
 _log = logging.getLogger("starcoder")
 
@@ -34,16 +35,6 @@ _TRIES = 5  # in a row that bring nothing
 _PAUSE = 1.0  # seconds between two
 _POLL = 0.2  # seconds between looks at what another process does
 _SAY = 2.0  # seconds until the user is told of it
-
-
-class Progress(Protocol):
-    """Who wants to know how far a download is."""
-
-    def start(self, total: int) -> None:
-        """So many bytes will come."""
-
-    def advance(self, n: int) -> None:
-        """So many more have come."""
 
 
 def fetch_all(
