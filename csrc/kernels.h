@@ -13,7 +13,7 @@
 #include <memory>
 #include <optional>
 
-#include "blocks.h"
+#include "types/blocks.h"
 
 namespace starcoder {
 

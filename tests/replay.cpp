@@ -16,12 +16,12 @@
 #include <utility>
 #include <vector>
 
-#include "graph.h"
-#include "isa.h"
+#include "graph/graph.h"
+#include "simd/isa.h"
 #include "kernels.h"
-#include "schedule.h"
-#include "scratch.h"
-#include "threads.h"
+#include "sys/schedule.h"
+#include "sys/scratch.h"
+#include "sys/threads.h"
 
 using namespace starcoder;
 

@@ -20,11 +20,11 @@
 #include <thread>
 #include <vector>
 
-#include "graph.h"
-#include "isa.h"
+#include "graph/graph.h"
+#include "simd/isa.h"
 #include "kernels.h"
-#include "threads.h"
-#include "weight_memory.h"
+#include "sys/threads.h"
+#include "sys/weight_memory.h"
 
 using namespace starcoder;
 
