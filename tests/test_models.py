@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import operations
 from conftest import make_tiny, write_gguf
 from starcoder import formats, models, ops, reference, reference_graph
 from starcoder.batch import BLOCK_LEN, Batch
@@ -151,7 +152,7 @@ SLOW = SimpleNamespace(
 ONE_BY_ONE = SimpleNamespace(
     ACTIVATIONS=ops.ACTIVATIONS,
     pack=ops.pack,
-    Graph=lambda: reference_graph.Graph(ops, ACTIVATIONS),
+    Graph=lambda: reference_graph.Graph(operations, ACTIVATIONS),
 )
 
 

@@ -42,7 +42,8 @@ Products int8_peak(const uint8_t* codes, const int8_t* x, int64_t rounds) {
     return {rounds * kTileVectors * kTileTokens * N * W * 4, total};
 }
 
-// The sums that hide the latency of `fma`: they start above and below 0, and together from 0.
+// Enough independent accumulators to hide FMA latency. Their start values are symmetric, so they
+// cancel in the total.
 struct FloatSums {
     static constexpr int kChains = kTileVectors * kFloatTileTokens;
     F sum[kTileVectors][kFloatTileTokens];
@@ -74,13 +75,13 @@ Products f32_peak(const float* w, const float* x, int64_t rounds) {
     return {rounds * FloatSums::kChains * W, sums.total()};
 }
 
-// Lines asked for at once, where a processor does not fetch ahead itself.
-constexpr int kAsked = 3;
+// Lines prefetched at once, where the hardware does not follow the stream.
+constexpr int kLinesAtOnce = 3;
 
 // All 64-byte lines at `data`, or-ed together into `line` (64 bytes), each also multiplied, by 0.
 // Two threads on Zen 4 read 5 to 8 percent less without the product: a processor that has nothing
 // to do between two lines waits for them itself, instead of fetching them ahead (docs/log.md).
-template <bool Asks>
+template <bool Prefetch>
 void read_each(const uint8_t* data, int64_t n_lines, uint8_t* line) {
     constexpr int kPieces = 16 / W;
     const volatile int32_t zero = 0;
@@ -90,8 +91,8 @@ void read_each(const uint8_t* data, int64_t n_lines, uint8_t* line) {
     const B q[1] = {set_four(reinterpret_cast<const int8_t*>(&four))};
     I sum = set_int(0);
     for (int64_t i = 0; i < n_lines; ++i) {
-        if (Asks && i % kAsked == 0)
-            for (int l = 0; l < kAsked; ++l) prefetch_near(data + 64 * (i + l));
+        if (Prefetch && i % kLinesAtOnce == 0)
+            for (int l = 0; l < kLinesAtOnce; ++l) prefetch_near(data + 64 * (i + l));
         EACH (j, kPieces) {
             const B w[1] = {load_bytes(data + 64 * i + 4 * W * j)};
             all[j] = either(all[j], w[0]);
@@ -103,7 +104,7 @@ void read_each(const uint8_t* data, int64_t n_lines, uint8_t* line) {
 }
 
 void read_lines(const uint8_t* data, int64_t n_lines, uint8_t* line) {
-    (follows_streams ? read_each<false> : read_each<true>)(data, n_lines, line);
+    (hardware_follows_streams ? read_each<false> : read_each<true>)(data, n_lines, line);
 }
 
 }  // namespace

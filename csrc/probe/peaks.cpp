@@ -1,13 +1,13 @@
-// How fast this machine multiplies and reads at best: what speeds are compared with.
+#include "probe/peaks.h"
+
 #include <algorithm>
 #include <cstring>
 #include <memory>
 #include <vector>
 
+#include "simd/isa.h"
 #include "sys/arena.h"
 #include "sys/clock.h"
-#include "simd/isa.h"
-#include "kernels.h"
 #include "sys/schedule.h"
 
 namespace starcoder {
@@ -88,8 +88,8 @@ Peak peak(Arithmetic kind, double seconds) {
 }
 
 Memory::Memory(int64_t nbytes, uint64_t bits) : n_lines_(nbytes / kLine) {
-    const auto chunk = std::make_shared<Chunk>(static_cast<size_t>(nbytes));
-    data_ = {chunk, chunk->take(static_cast<size_t>(nbytes))};
+    const auto arena = std::make_shared<Arena>(static_cast<size_t>(nbytes));
+    data_ = {arena, arena->take(static_cast<size_t>(nbytes))};
     uint64_t line[kLine / 8];
     std::fill(std::begin(line), std::end(line), bits);
     parallel_pieces(n_lines_, 1 << 14, [&](int64_t begin, int64_t end) {

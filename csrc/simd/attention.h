@@ -89,8 +89,8 @@ void softmax(float* x, int64_t n, int64_t valid, float* max_out, float* sum_out)
 
 // P vectors of dimensions, for H heads.
 template <int P, int H>
-void mix_tile(const float* weights, int64_t stride, int64_t valid, int64_t d, const float* values,
-              float* acc) {
+void weighted_values_tile(const float* weights, int64_t stride, int64_t valid, int64_t d,
+                          const float* values, float* acc) {
     F sum[P][H];
     EACH (h, H)
         EACH (p, P) sum[p][h] = load(acc + h * d + p * W);
@@ -107,12 +107,12 @@ void mix_tile(const float* weights, int64_t stride, int64_t valid, int64_t d, co
 }
 
 // Vectors in the outer loop: what they take of the values stays in the first-level cache.
-void mix(const float* weights, int64_t stride, int64_t valid, int64_t h, int64_t d,
-         const float* values, float* acc) {
+void weighted_values(const float* weights, int64_t stride, int64_t valid, int64_t h, int64_t d,
+                     const float* values, float* acc) {
     in_vectors<kTileKeys>(d / W, [&](auto vectors, int64_t v) {
         in_tiles<kTileHeads>(h, [&](auto heads, int64_t i) {
-            mix_tile<vectors, heads>(weights + i * stride, stride, valid, d, values + v * W,
-                                     acc + i * d + v * W);
+            weighted_values_tile<vectors, heads>(weights + i * stride, stride, valid, d,
+                                                 values + v * W, acc + i * d + v * W);
         });
     });
 }
@@ -141,20 +141,21 @@ void widen_pairs(const uint16_t* x, int64_t n_rows, int64_t len, float* out) {
         }
 }
 
-void score_pairs(const float* queries, int64_t h, int64_t d, const uint16_t* const* keys,
-                 int64_t n_blocks, Ahead*, float* room, float* out, int64_t stride) {
+void scores_bf16(const float* queries, int64_t h, int64_t d, const uint16_t* const* keys,
+                 int64_t n_blocks, Prefetcher*, float* room, float* out, int64_t stride) {
     for (int64_t b = 0; b < n_blocks; ++b) widen_pairs(keys[b], d / 2, 16, room + b * 16 * d);
     scores(queries, h, d, room, n_blocks, out, stride);
 }
 
-void mix_pairs(const float* weights, int64_t stride, int64_t key, int64_t valid, int64_t h,
-               int64_t d, const uint16_t* const* values, Ahead*, float* room, float* acc) {
+void weighted_values_bf16(const float* weights, int64_t stride, int64_t key, int64_t valid,
+                          int64_t h, int64_t d, const uint16_t* const* values, Prefetcher*,
+                          float* room, float* acc) {
     for (int64_t i = 0; i < valid; i += 16)
         widen_pairs(values[i / 16], (valid - i < 16 ? valid - i + 1 : 16) / 2, d, room + i * d);
-    const int64_t whole = valid / 2 * 2;
-    mix(weights + key, stride, whole, h, d, room, acc);
-    if (whole < valid)  // the second of the last pair is not to be seen
-        mix(weights + key + valid, stride, 1, h, d, room + valid * d, acc);
+    const int64_t pairs = valid / 2 * 2;
+    weighted_values(weights + key, stride, pairs, h, d, room, acc);
+    if (pairs < valid)  // the second of the last pair is not to be seen
+        weighted_values(weights + key + valid, stride, 1, h, d, room + valid * d, acc);
 }
 
 void merge(float* acc, float* max_, float* sum, const float* acc2, const float* max2,

@@ -8,13 +8,13 @@ constexpr const char* kName = "avx2";
 constexpr bool kSignedBytes = true;
 constexpr int kTileVectors = 1;
 constexpr int kTileTokens = 4;  // 4 integer and 4 float sums, 4 weights, 1 broadcast, 3 for dot4
-constexpr int kFewTokens = 4;
+constexpr int kGemvTokens = 4;
 constexpr int kFloatTileTokens = 12;
 constexpr int kTileHeads = 8;
 constexpr int kTileKeys = 1;
 
 inline B lookup(B b) { return lookup_signed(b); }
-inline I dot_words(I acc, I a, I b) { return add_int(acc, _mm256_madd_epi16(a, b)); }
+inline I dot_int16(I acc, I a, I b) { return add_int(acc, _mm256_madd_epi16(a, b)); }
 
 // Sums of products stay in 16 bits as long as they are exact: 8 * 31 * 127 = 31496 with codes of 5
 // bits, 4 * 63 * 127 = 32004 with 6.

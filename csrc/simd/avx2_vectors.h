@@ -1,4 +1,4 @@
-// Words over vectors of 32 bytes, for the instruction sets that build on AVX2, FMA and F16C.
+// Operations on vectors of 32 bytes, for the instruction sets that build on AVX2, FMA and F16C.
 #pragma once
 
 #include <immintrin.h>
@@ -57,13 +57,13 @@ inline I magnitude_bits(F x) {
 inline F times_power_of_two(F x, I n) {
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), _mm256_slli_epi32(n, 23)));
 }
-inline I pair_words(I high, I low) {
+inline I pair_int16(I high, I low) {
     return _mm256_blend_epi16(low, _mm256_slli_epi32(high, 16), 0xaa);
 }
-inline I load_words(const int16_t* p) {
+inline I load_int16(const int16_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
 }
-inline I pack_words(I a, I b) { return _mm256_packs_epi32(a, b); }
+inline I pack_int16(I a, I b) { return _mm256_packs_epi32(a, b); }
 inline I set_two(const int32_t* p, int) {
     int64_t two;
     __builtin_memcpy(&two, p, 8);
@@ -76,7 +76,7 @@ inline void store_bytes(int8_t* p, I x) {
     __builtin_memcpy(p, &low, 4);
     __builtin_memcpy(p + 4, &high, 4);
 }
-inline void store_in_turn(int8_t* p, I a, I b) {
+inline void store_interleaved(int8_t* p, I a, I b) {
     const I words = _mm256_packs_epi32(a, b), bytes = _mm256_packs_epi16(words, words);
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(bytes));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p + 8), _mm256_extracti128_si256(bytes, 1));

@@ -8,13 +8,13 @@ constexpr const char* kName = "avxvnni";
 constexpr bool kSignedBytes = false;
 constexpr int kTileVectors = 2;
 constexpr int kTileTokens = 3;  // 6 integer and 6 float sums, 2 weights, 1 broadcast: 15 of 16
-constexpr int kFewTokens = 4;
+constexpr int kGemvTokens = 4;
 constexpr int kFloatTileTokens = 6;
 constexpr int kTileHeads = 8;
 constexpr int kTileKeys = 1;
 
 inline B lookup(B b) { return flip_signs(lookup_signed(b)); }
-inline I dot_words(I acc, I a, I b) { return _mm256_dpwssd_avx_epi32(acc, a, b); }
+inline I dot_int16(I acc, I a, I b) { return _mm256_dpwssd_avx_epi32(acc, a, b); }
 
 constexpr int at_once(int) { return 1; }
 

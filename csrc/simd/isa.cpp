@@ -72,7 +72,7 @@ bool is_amd() {
 
 }  // namespace
 
-const bool follows_streams = is_amd();
+const bool hardware_follows_streams = is_amd();
 
 std::span<const Isa* const> available_isas() {
     static const std::vector<const Isa*> found = detect();

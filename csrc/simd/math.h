@@ -1,4 +1,4 @@
-// Sums, exponentials and norms: part of loops.h.
+// Sums and elementary functions: part of loops.h.
 #pragma once
 
 namespace starcoder {
@@ -70,31 +70,17 @@ F gelu_erf(F x) {
     return mul(x, select_less(x, set(0.0f), tail, sub(set(1.0f), tail)));
 }
 
-F activate(F x, Activation activation) {
-    if (activation == Activation::GeluTanh) return gelu_tanh(x);
-    if (activation == Activation::GeluErf) return gelu_erf(x);
-    return x;
-}
+// x / (1 + e^-x)
+F silu(F x) { return div(x, add(set(1.0f), exp(mul(set(-1.0f), x)))); }
 
-void layer_norm(const float* x, const float* weight, const float* bias, float eps, int64_t k,
-                float* y) {
-    const auto n = static_cast<float>(k);
-    const float mean =
-        sum_of(k, [&](int64_t i) { return load(x + i); }, [&](int64_t i) { return x[i]; }) / n;
-    const auto square = [](F v) { return mul(v, v); };
-    const float variance = sum_of(
-                               k, [&](int64_t i) { return square(sub(load(x + i), set(mean))); },
-                               [&](int64_t i) { return (x[i] - mean) * (x[i] - mean); }) /
-                           n;
-    // Where squares overflow, dividing would leave zeros, as if all were well.
-    const bool fits = variance < __builtin_inff();
-    const float scale = fits ? 1.0f / __builtin_sqrtf(variance + eps) : __builtin_nanf("");
-    int64_t i = 0;
-    for (; i + W <= k; i += W) {
-        const F v = mul(sub(load(x + i), set(mean)), set(scale));
-        store(y + i, fma(v, load(weight + i), load(bias + i)));
+F activate(F x, Activation activation) {
+    switch (activation) {
+        case Activation::None: return x;
+        case Activation::GeluTanh: return gelu_tanh(x);
+        case Activation::GeluErf: return gelu_erf(x);
+        case Activation::Silu: return silu(x);
     }
-    for (; i < k; ++i) y[i] = __builtin_fmaf((x[i] - mean) * scale, weight[i], bias[i]);
+    return x;
 }
 
 }  // namespace

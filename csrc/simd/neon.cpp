@@ -12,7 +12,7 @@ constexpr bool kSignedBytes = true;
 constexpr int W = 4;
 constexpr int kTileVectors = 2;
 constexpr int kTileTokens = 6;
-constexpr int kFewTokens = 4;
+constexpr int kGemvTokens = 4;
 constexpr int kFloatTileTokens = 8;
 constexpr int kTileHeads = 8;
 constexpr int kTileKeys = 2;
@@ -54,16 +54,16 @@ inline I magnitude_bits(F x) {
 inline F times_power_of_two(F x, I n) {
     return vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(x), vshlq_n_s32(n, 23)));
 }
-inline I pair_words(I high, I low) { return vsliq_n_s32(low, high, 16); }
-inline I load_words(const int16_t* p) { return vreinterpretq_s32_s16(vld1q_s16(p)); }
-inline I pack_words(I a, I b) {
+inline I pair_int16(I high, I low) { return vsliq_n_s32(low, high, 16); }
+inline I load_int16(const int16_t* p) { return vreinterpretq_s32_s16(vld1q_s16(p)); }
+inline I pack_int16(I a, I b) {
     return vreinterpretq_s32_s16(vcombine_s16(vmovn_s32(a), vmovn_s32(b)));
 }
 inline I set_two(const int32_t* p, int) {
     const int32x2_t two = vld1_s32(p);
     return vcombine_s32(two, two);
 }
-inline I dot_words(I acc, I a, I b) {
+inline I dot_int16(I acc, I a, I b) {
     const int16x8_t p = vreinterpretq_s16_s32(a), q = vreinterpretq_s16_s32(b);
     return vaddq_s32(acc,
                      vpaddq_s32(vmull_s16(vget_low_s16(p), vget_low_s16(q)), vmull_high_s16(p, q)));
@@ -73,7 +73,7 @@ inline void store_bytes(int8_t* p, I x) {
     const int8x8_t bytes = vmovn_s16(vcombine_s16(vmovn_s32(x), vdup_n_s16(0)));
     vst1_lane_s32(reinterpret_cast<int32_t*>(p), vreinterpret_s32_s8(bytes), 0);
 }
-inline void store_in_turn(int8_t* p, I a, I b) {
+inline void store_interleaved(int8_t* p, I a, I b) {
     store_bytes(p, a);
     store_bytes(p + 4, b);
 }

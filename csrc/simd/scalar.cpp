@@ -1,9 +1,9 @@
-// One lane, plain C++: what every other instruction set must equal, and the words they spell.
+// One lane, plain C++: what every other instruction set must equal, and what each vector operation
+// means.
 #include <cmath>
 #include <cstring>
 
 #include "simd/isa.h"
-#include "types/decode.h"
 
 namespace starcoder {
 namespace {
@@ -13,7 +13,7 @@ constexpr bool kSignedBytes = false;
 constexpr int W = 1;                 // lanes
 constexpr int kTileVectors = 1;      // a tile of dot products: vectors of rows,
 constexpr int kTileTokens = 1;       // times tokens with 8-bit weights,
-constexpr int kFewTokens = 4;        // times tokens straight from a panel,
+constexpr int kGemvTokens = 4;       // times tokens straight from a panel,
 constexpr int kFloatTileTokens = 1;  // times tokens with float weights
 constexpr int kTileHeads = 1;        // heads that share one pass over keys or values
 constexpr int kTileKeys = 1;  // vectors of keys, or of values, that share each load of a query
@@ -55,20 +55,20 @@ F times_power_of_two(F x, I n) {  // n such that the result is a normal number
     return __builtin_bit_cast(F, __builtin_bit_cast(I, x) + n * (1 << 23));
 }
 
-// Two numbers of 16 bits in a lane, as whole scales are multiplied: see whole.h. Lanes with sums of
-// two subs in turn, of two vectors of rows, become lanes with both sums of a row. Where a vector is
-// one lane, it is of sub h; elsewhere h does not matter.
-I pair_words(I high, I low) { return words(high, low); }
-I load_words(const int16_t* p) { return pair_words(p[1], p[0]); }
-I pack_words(I a, I b) { return pair_words(b, a); }
+// Two numbers of 16 bits in a lane, for int16 scales. `pack_int16` turns sums of interleaved
+// sub-blocks, in two vectors, into lanes with both sums of a row. Where a vector is one lane, it
+// holds sub-block h; elsewhere h does not matter.
+I pair_int16(I high, I low) { return int16_pair(high, low); }
+I load_int16(const int16_t* p) { return pair_int16(p[1], p[0]); }
+I pack_int16(I a, I b) { return pair_int16(b, a); }
 I set_two(const int32_t* p, int h) { return p[h]; }
-I dot_words(I acc, I a, I b) {
+I dot_int16(I acc, I a, I b) {
     const auto low = [](I x) { return static_cast<I>(static_cast<int16_t>(x)); };
     return acc + (a >> 16) * (b >> 16) + low(a) * low(b);
 }
 
 void store_bytes(int8_t* p, I x) { *p = static_cast<int8_t>(x); }  // |x| <= 127
-void store_in_turn(int8_t* p, I a, I b) {  // four inputs of two subs in turn
+void store_interleaved(int8_t* p, I a, I b) {                      // of two sub-blocks
     store_bytes(p, a);
     store_bytes(p + 4, b);
 }

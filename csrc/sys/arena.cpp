@@ -21,7 +21,7 @@ bool advise([[maybe_unused]] uint8_t* at, [[maybe_unused]] size_t nbytes,
 #endif
 }
 
-bool collapse([[maybe_unused]] uint8_t* page) {
+bool collapse_page([[maybe_unused]] uint8_t* page) {
 #if defined(__linux__)
     constexpr int kCollapse = 25;  // MADV_COLLAPSE since Linux 6.1; older headers lack it
     return madvise(page, kHugePage, kCollapse) == 0;
@@ -33,15 +33,16 @@ bool collapse([[maybe_unused]] uint8_t* page) {
 // A huge page that is there takes 0.1 to 0.3 ms, most of it to be zeroed.
 constexpr double kSlow = 1e-3;
 
-bool comes_slowly(uint8_t* page) {
+bool is_slow(uint8_t* page) {
+    volatile uint8_t* byte = page;
     const auto start = Clock::now();
-    *const_cast<volatile uint8_t*>(page) = 0;
+    *byte = 0;
     return seconds_since(start) > kSlow;
 }
 
 }  // namespace
 
-Chunk::Chunk(size_t nbytes, Pages pages) {
+Arena::Arena(size_t nbytes, Pages pages) {
     const size_t length = nbytes + kHugePage;
     void* map = mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (map == MAP_FAILED) throw std::bad_alloc();
@@ -53,9 +54,9 @@ Chunk::Chunk(size_t nbytes, Pages pages) {
     quick_ = huge && pages == Pages::Quick;
 }
 
-Chunk::~Chunk() { munmap(map_, static_cast<size_t>(end_ - map_)); }
+Arena::~Arena() { munmap(map_, static_cast<size_t>(end_ - map_)); }
 
-uint8_t* Chunk::take(size_t nbytes) {
+uint8_t* Arena::take(size_t nbytes) {
     if (nbytes > static_cast<size_t>(end_ - next_)) return nullptr;
     uint8_t* data = std::exchange(next_, next_ + nbytes);
     if (quick_) probe(data);
@@ -63,22 +64,22 @@ uint8_t* Chunk::take(size_t nbytes) {
 }
 
 // Every fourth page of what was just taken: the first ones may still be there when no other is.
-void Chunk::probe(uint8_t* begin) {
+void Arena::probe(uint8_t* begin) {
     constexpr size_t kApart = 4 * kHugePage;
     const size_t at = (static_cast<size_t>(begin - first_) + kApart - 1) / kApart * kApart;
     for (uint8_t* page = first_ + at; quick_ && page < next_; page += kApart)
-        if (comes_slowly(page)) {
+        if (is_slow(page)) {
             quick_ = false;
             small_ = page;
             advise(page, static_cast<size_t>(end_ - page), false);
         }
 }
 
-bool Chunk::gather() {
+bool Arena::collapse() {
     if (!small_ || small_ >= next_) return false;
     const auto left = static_cast<size_t>(end_ - small_);
-    advise(small_, left, true);  // what cannot be gathered now the system may gather by itself
-    if (left < kHugePage || !collapse(small_)) return false;
+    advise(small_, left, true);  // what is not collapsed now the system may collapse by itself
+    if (left < kHugePage || !collapse_page(small_)) return false;
     small_ += kHugePage;
     return true;
 }

@@ -8,29 +8,27 @@ namespace starcoder {
 
 inline constexpr size_t kHugePage = size_t{2} << 20;
 
-// Which pages a chunk begins with. `Quick`: huge ones, until one comes slowly. A virtual machine
-// may have given free memory back to its host, in stretches of this size, and waits for each small
-// page of them: 5 ms for a huge page, 1.2 s and more to load a 1B model that takes 0.5 with small
-// pages. Shorter stretches it kept.
+// Which pages an arena begins with. `Quick`: huge pages until a fault takes over 1 ms. Under
+// free-page reporting the host has taken back free 2 MB ranges; faulting one in costs 5 ms (1B q4_0
+// loads in 1.2 s instead of 0.5). It leaves shorter free ranges, from which small pages come.
 enum class Pages { Huge, Quick, Small };
 
 // Fresh zeroed memory in huge pages, where the system has them: fewer faults while packing, fewer
-// misses of the address cache while decoding. Of pages that are small `gather` makes huge ones
-// later.
-class Chunk {
+// TLB misses while decoding. Small pages can be collapsed to huge ones later.
+class Arena {
   public:
-    explicit Chunk(size_t nbytes, Pages pages = Pages::Huge);  // std::bad_alloc: no room for it
-    ~Chunk();
-    Chunk(const Chunk&) = delete;
-    Chunk& operator=(const Chunk&) = delete;
+    explicit Arena(size_t nbytes, Pages pages = Pages::Huge);  // std::bad_alloc: no room for it
+    ~Arena();
+    Arena(const Arena&) = delete;
+    Arena& operator=(const Arena&) = delete;
 
     uint8_t* take(size_t nbytes);  // null: no room
 
-    bool is_scattered() const { return small_ != nullptr; }  // has small pages
+    bool has_small_pages() const { return small_ != nullptr; }
 
     // Makes one huge page of what was taken; its contents stay, and may be read meanwhile. False:
     // none is left to make, or the system does not make them.
-    bool gather();
+    bool collapse();
 
   private:
     void probe(uint8_t* begin);

@@ -20,6 +20,13 @@ T* scratch(size_t n, int which) {
     return buffers[which].data();
 }
 
+struct alignas(64) CacheLine {
+    uint8_t bytes[64];
+};
+inline uint8_t* cache_lines(size_t nbytes, int which) {  // `nbytes`: whole lines
+    return scratch<CacheLine>(nbytes / sizeof(CacheLine), which)->bytes;
+}
+
 // Whole cache lines that grow when more are asked for; what was in them is lost then. Large ones
 // are huge pages: rows of results lie pages apart.
 class Buffer {
@@ -31,7 +38,7 @@ class Buffer {
             small_.reset(static_cast<uint8_t*>(::operator new(nbytes, std::align_val_t(64))));
             data_ = small_.get();
         } else {
-            large_ = std::make_unique<Chunk>((nbytes + kHugePage - 1) / kHugePage * kHugePage);
+            large_ = std::make_unique<Arena>((nbytes + kHugePage - 1) / kHugePage * kHugePage);
             data_ = large_->take(nbytes);
         }
         size_ = nbytes;
@@ -45,7 +52,7 @@ class Buffer {
         void operator()(uint8_t* p) const { ::operator delete(p, std::align_val_t(64)); }
     };
     std::unique_ptr<uint8_t, Delete> small_;
-    std::unique_ptr<Chunk> large_;
+    std::unique_ptr<Arena> large_;
     uint8_t* data_ = nullptr;
     size_t size_ = 0;
 };

@@ -5,21 +5,18 @@
 #include <algorithm>
 #include <mutex>
 #include <new>
-#include <vector>
 
-#include "sys/arena.h"
 #include "sys/clock.h"
 
 namespace starcoder {
 
 namespace {
 
-constexpr size_t kChunk = size_t{64} << 20;
+constexpr size_t kArena = size_t{64} << 20;
+
+constexpr double kCollapseAfter = 10, kCollapseShare = 0.1;
 
 std::mutex mutex;
-std::vector<std::weak_ptr<Chunk>> chunks;  // matrices keep them alive, not we
-double credit = 0;                         // seconds; a page takes longer than most calls give
-bool always_scattered = false;
 
 // A forked child would find the mutex locked for good, were another thread in here.
 [[maybe_unused]] const int forking =
@@ -27,42 +24,57 @@ bool always_scattered = false;
 
 }  // namespace
 
-// Several matrices share a chunk, since what is left at the end of a mapping would come in small
+HugePages& huge_pages() {
+    static HugePages& pages = *new HugePages;  // never destroyed: a thread may still be in here
+    return pages;
+}
+
+// Several matrices share an arena, since what is left at the end of a mapping would come in small
 // pages, if each had its own: 60,000 faults for a 1B model, now 32,000.
 std::shared_ptr<uint8_t> weight_memory(size_t nbytes) {
     const std::lock_guard lock(mutex);
-    auto chunk = chunks.empty() ? nullptr : chunks.back().lock();
-    uint8_t* data = chunk ? chunk->take(nbytes) : nullptr;
+    HugePages& all = huge_pages();
+    auto arena = all.arenas_.empty() ? nullptr : all.arenas_.back().lock();
+    uint8_t* data = arena ? arena->take(nbytes) : nullptr;
     if (!data) {
-        const bool scattered = always_scattered || (chunk && chunk->is_scattered());
-        const Pages pages = scattered ? Pages::Small : Pages::Quick;
+        const bool small = all.always_small_ || (arena && arena->has_small_pages());
+        const Pages pages = small ? Pages::Small : Pages::Quick;
         try {
-            chunk = std::make_shared<Chunk>(std::max(nbytes, kChunk), pages);
+            arena = std::make_shared<Arena>(std::max(nbytes, kArena), pages);
         } catch (const std::bad_alloc&) {  // of addresses: a limit of the process
-            chunk = std::make_shared<Chunk>(nbytes, pages);
+            arena = std::make_shared<Arena>(nbytes, pages);
         }
-        chunks.push_back(chunk);
-        data = chunk->take(nbytes);
+        all.arenas_.push_back(arena);
+        data = arena->take(nbytes);
     }
-    return {chunk, data};
+    return {arena, data};
 }
 
-bool gather_weights(double seconds) {
+bool HugePages::collapse(double seconds) {
     const std::lock_guard lock(mutex);
-    credit += seconds;
-    while (credit > 0 && !chunks.empty()) {
+    credit_ += seconds;
+    while (credit_ > 0 && !arenas_.empty()) {
         const auto start = Clock::now();
-        const auto chunk = chunks.back().lock();
-        if (!chunk || !chunk->gather()) chunks.pop_back();
-        credit -= seconds_since(start);
+        const auto arena = arenas_.back().lock();
+        if (!arena || !arena->collapse()) arenas_.pop_back();
+        credit_ -= seconds_since(start);
     }
-    if (chunks.empty()) credit = 0;
-    return !chunks.empty();
+    if (arenas_.empty()) credit_ = 0;
+    return !arenas_.empty();
 }
 
-void scatter_weights(bool always) {
+void HugePages::after_run(double seconds) {
+    {
+        const std::lock_guard lock(mutex);
+        ran_ += seconds;
+        if (ran_ <= kCollapseAfter || arenas_.empty()) return;
+    }
+    collapse(kCollapseShare * seconds);
+}
+
+void HugePages::begin_small(bool always) {
     const std::lock_guard lock(mutex);
-    always_scattered = always;
+    always_small_ = always;
 }
 
 }  // namespace starcoder

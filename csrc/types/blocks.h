@@ -1,31 +1,14 @@
-// The types weights are stored in, to the byte: ggml's, as GGUF and legacy files hold them.
+// Quantized weights as GGUF and legacy files hold them, to the byte: ggml's blocks.
 //
-// `quantize.cpp` says what the bytes mean. Nothing here computes.
+// `decode.cpp` says what the bytes mean. Nothing here computes.
 #pragma once
 
 #include <cstdint>
 
+#include "types/floats.h"
+#include "types/table.h"
+
 namespace starcoder {
-
-using half = uint16_t;  // IEEE binary16, as bits
-
-// The values are ggml's numbers.
-enum class Type : int {
-    F32 = 0,
-    F16 = 1,
-    Q4_0 = 2,
-    Q4_1 = 3,
-    Q5_0 = 6,
-    Q5_1 = 7,
-    Q8_0 = 8,
-    Q2_K = 10,
-    Q3_K = 11,
-    Q4_K = 12,
-    Q5_K = 13,
-    Q6_K = 14,
-    IQ4_NL = 20,
-    BF16 = 30,
-};
 
 #pragma pack(push, 1)
 

@@ -1,39 +1,12 @@
-// What the bytes of each type mean: rows of blocks <-> rows of floats, plain and exact.
+// What the bytes of each type mean: rows of blocks -> rows of floats, plain and exact.
 #include "types/decode.h"
 
 #include <algorithm>
 #include <cstring>
 
-#include "kernels.h"
+#include "types/floats.h"
 
 namespace starcoder {
-
-// Both follow IEEE 754; the hardware conversions of the wide kernels give the same bits.
-
-float half_to_float(half h) {
-    const uint32_t sign = static_cast<uint32_t>(h & 0x8000) << 16;
-    const uint32_t exponent = (h >> 10) & 31, mantissa = h & 0x3ff;
-    if (exponent == 0) {  // zero or subnormal: mantissa * 2^-24
-        const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
-        return __builtin_bit_cast(float, __builtin_bit_cast(uint32_t, magnitude) | sign);
-    }
-    const uint32_t wide = exponent == 31 ? 255 : exponent + 112;
-    return __builtin_bit_cast(float, sign | wide << 23 | mantissa << 13);
-}
-
-half float_to_half(float f) {
-    const uint32_t bits = __builtin_bit_cast(uint32_t, f), magnitude = bits & 0x7fffffff;
-    const auto sign = static_cast<half>((bits >> 16) & 0x8000);
-    if (magnitude > 0x7f800000)  // NaN, made quiet
-        return static_cast<half>(sign | 0x7e00 | ((magnitude >> 13) & 0x3ff));
-    if (magnitude >= 0x477ff000) return sign | 0x7c00;  // rounds beyond 65504
-    if (magnitude < 0x38800000) {                       // subnormal: let the adder round at 2^-24
-        const float shifted = __builtin_bit_cast(float, magnitude) + 0.5f;
-        return static_cast<half>(sign | (__builtin_bit_cast(uint32_t, shifted) - 0x3f000000));
-    }
-    const uint32_t odd = (magnitude >> 13) & 1;
-    return static_cast<half>(sign | ((magnitude - 0x38000000 + 0xfff + odd) >> 13));
-}
 
 // ---- blocks of 32 ----
 
@@ -65,24 +38,18 @@ void codes(const BlockQ8_0& b, uint8_t* code) {
     for (int j = 0; j < 32; ++j) code[j] = static_cast<uint8_t>(b.qs[j] ^ 0x80);
 }
 
-template <class Block>
-half minimum(const Block& b) {
-    if constexpr (requires { b.m; })
-        return b.m;
-    else
-        return 0;
-}
-
-template <class Block, class Panel>
-void split_plain(const Block* row, int64_t g, int64_t n_cols, RowGroup& out) {
+template <Type Kind>
+void split_plain(const typename Quantized<Kind>::Block* row, int64_t g, int64_t n_cols,
+                 RowGroup& out) {
+    using Panel = typename Quantized<Kind>::Panel;
     for (int i = 0; i < kBlocks; ++i) {
+        out.scale[i] = out.min[i] = 0;
         if (const int64_t b = g * kBlocks + i; b < n_cols / 32) {
             codes(row[b], out.code + 32 * i);
             out.scale[i] = row[b].d;
-            out.min[i] = minimum(row[b]);
+            if constexpr (Panel::Min) out.min[i] = row[b].m;
         } else {
             std::memset(out.code + 32 * i, Panel::Codebook ? 0 : Panel::Zero, 32);
-            out.scale[i] = out.min[i] = 0;
         }
     }
 }
@@ -168,6 +135,11 @@ void split_half(const BlockQ5_K& b, int h, RowGroup& out) {
     scales_half(b, h, out);
 }
 
+void scales_half(const BlockQ6_K& b, int h, RowGroup& out) {
+    std::memcpy(out.sc, b.scales + 8 * h, 8);
+    out.d = b.d;
+}
+
 void split_half(const BlockQ6_K& b, int h, RowGroup& out) {
     for (int s = 0; s < 4; ++s)
         for (int l = 0; l < 32; ++l) {
@@ -175,50 +147,30 @@ void split_half(const BlockQ6_K& b, int h, RowGroup& out) {
             const int high = (b.qh[32 * h + l] >> (2 * s)) & 3;
             out.code[32 * s + l] = static_cast<uint8_t>(low | high << 4);
         }
-    std::memcpy(out.sc, b.scales + 8 * h, 8);
-    out.d = b.d;
+    scales_half(b, h, out);
 }
 
 }  // namespace
 
-template <class Block>
-void split(const Block* row, int64_t g, int64_t n_cols, RowGroup& out) {
-    if constexpr (requires { split_half(*row, 0, out); })
+template <Type Kind>
+void split(const typename Quantized<Kind>::Block* row, int64_t g, int64_t n_cols, RowGroup& out) {
+    if constexpr (Quantized<Kind>::Panel::Nested)
         split_half(row[g / 2], static_cast<int>(g % 2), out);
-    else if constexpr (std::is_same_v<Block, BlockIQ4_NL>)
-        split_plain<Block, PanelIQ4_NL>(row, g, n_cols, out);
-    else if constexpr (std::is_same_v<Block, BlockQ8_0>)
-        split_plain<Block, PanelQ8_0>(row, g, n_cols, out);
-    else if constexpr (std::is_same_v<Block, BlockQ5_0>)
-        split_plain<Block, PanelQ5_0>(row, g, n_cols, out);
-    else if constexpr (std::is_same_v<Block, BlockQ5_1>)
-        split_plain<Block, PanelQ5_1>(row, g, n_cols, out);
-    else if constexpr (std::is_same_v<Block, BlockQ4_0>)
-        split_plain<Block, PanelQ4_0>(row, g, n_cols, out);
     else
-        split_plain<Block, PanelQ4_1>(row, g, n_cols, out);
+        split_plain<Kind>(row, g, n_cols, out);
 }
 
-template <class Block>
-void split_scales(const Block* row, int64_t g, RowGroup& out) {
-    scales_half(row[g / 2], static_cast<int>(g % 2), out);
+template <Type Kind>
+void split_scales(const typename Quantized<Kind>::Block* row, int64_t g, RowGroup& out) {
+    if constexpr (Quantized<Kind>::Panel::Nested)
+        scales_half(row[g / 2], static_cast<int>(g % 2), out);
 }
 
-template void split_scales(const BlockQ2_K*, int64_t, RowGroup&);
-template void split_scales(const BlockQ3_K*, int64_t, RowGroup&);
-template void split_scales(const BlockQ4_K*, int64_t, RowGroup&);
-
-template void split(const BlockQ4_0*, int64_t, int64_t, RowGroup&);
-template void split(const BlockQ4_1*, int64_t, int64_t, RowGroup&);
-template void split(const BlockQ5_0*, int64_t, int64_t, RowGroup&);
-template void split(const BlockQ5_1*, int64_t, int64_t, RowGroup&);
-template void split(const BlockQ8_0*, int64_t, int64_t, RowGroup&);
-template void split(const BlockIQ4_NL*, int64_t, int64_t, RowGroup&);
-template void split(const BlockQ2_K*, int64_t, int64_t, RowGroup&);
-template void split(const BlockQ3_K*, int64_t, int64_t, RowGroup&);
-template void split(const BlockQ4_K*, int64_t, int64_t, RowGroup&);
-template void split(const BlockQ5_K*, int64_t, int64_t, RowGroup&);
-template void split(const BlockQ6_K*, int64_t, int64_t, RowGroup&);
+#define X(name, ...)                                                                  \
+    template void split<Type::name>(const Block##name*, int64_t, int64_t, RowGroup&); \
+    template void split_scales<Type::name>(const Block##name*, int64_t, RowGroup&);
+STARCODER_QUANTIZED_TYPES(X)
+#undef X
 
 // ---- rows -> floats ----
 
@@ -255,27 +207,27 @@ void widen_floats(Type type, const void* data, int64_t n, float* out) {
 
 int block_len(Type type) {
     if (is_float(type)) return 1;
-    return type >= Type::Q2_K && type <= Type::Q6_K ? 256 : 32;
+    return visit_quantized(type, [](auto kind) { return kind.kBlockLen; });
 }
 
 int block_bytes(Type type) {
-    if (is_float(type)) return type == Type::F32 ? 4 : 2;
-    return dispatch(type,
-                    [](auto block, auto) { return int(sizeof(typename decltype(block)::type)); });
+    if (is_float(type))
+        return visit_float(type,
+                           [](auto kind) { return int{sizeof(typename decltype(kind)::Bits)}; });
+    return visit_quantized(type,
+                           [](auto kind) { return int{sizeof(typename decltype(kind)::Block)}; });
 }
 
 void dequantize(Type type, const void* data, int64_t n_rows, int64_t n_cols, float* out) {
     if (is_float(type)) return widen_floats(type, data, n_rows * n_cols, out);
-    dispatch(type, [&](auto block, auto panel) {
-        using Block = typename decltype(block)::type;
-        const int64_t blocks_a_row = n_cols / block_len(type);
-        for (int64_t r = 0; r < n_rows; ++r) {
-            const auto* row = static_cast<const Block*>(data) + r * blocks_a_row;
+    visit_quantized(type, [&](auto kind) {
+        const auto* row = static_cast<const typename decltype(kind)::Block*>(data);
+        for (int64_t r = 0; r < n_rows; ++r, row += n_cols / kind.kBlockLen) {
             RowGroup group;
             for (int64_t k = 0; k < n_cols; k += kGroup) {
-                split(row, k / kGroup, n_cols, group);
+                split<kind.kType>(row, k / kGroup, n_cols, group);
                 const int64_t n = std::min<int64_t>(kGroup, n_cols - k);
-                widen<typename decltype(panel)::type>(group, n, out + r * n_cols + k);
+                widen<typename decltype(kind)::Panel>(group, n, out + r * n_cols + k);
             }
         }
     });

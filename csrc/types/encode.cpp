@@ -1,22 +1,22 @@
 // Rows of weights -> rows of blocks, a piece at a time: the floats in between stay in the cache.
+#include "types/encode.h"
+
 #include <atomic>
 
 #include "simd/isa.h"
-#include "kernels.h"
-#include "types/decode.h"
 #include "sys/schedule.h"
+#include "types/decode.h"
 
 namespace starcoder {
 
 namespace {
 
-// Whole blocks of every type, and whole tiles of `loops_encode.h`: 16 KiB of floats.
+// Whole blocks of every type, and whole tiles of `simd/encode.h`: 16 KiB of floats.
 constexpr int64_t kPiece = 4096;
 constexpr int64_t kGrain = 16;  // pieces a thread takes at once
 
-const uint8_t* at(const void* data, Type type, int64_t weight) {
-    return static_cast<const uint8_t*>(data) + weight / block_len(type) * block_bytes(type);
-}
+// The byte at which a weight's block begins.
+int64_t offset(Type type, int64_t weight) { return weight / block_len(type) * block_bytes(type); }
 
 // n weights as floats: those at `data` themselves, or `buffer` filled with them. In a file they may
 // begin at any byte.
@@ -42,11 +42,12 @@ bool all_finite(const float* x, int64_t n) {
 // Calls f(first, count, floats) for every piece of n weights, on all threads.
 template <class F>
 void for_pieces(Type type, const void* data, int64_t n, F&& f) {
+    const auto* bytes = static_cast<const uint8_t*>(data);
     parallel_pieces((n + kPiece - 1) / kPiece, kGrain, [&](int64_t begin, int64_t end) {
         alignas(64) float buffer[kPiece];
         for (int64_t first = begin * kPiece; first < end * kPiece && first < n; first += kPiece) {
             const int64_t count = n - first < kPiece ? n - first : kPiece;
-            f(first, count, widened(type, at(data, type, first), count, buffer));
+            f(first, count, widened(type, bytes + offset(type, first), count, buffer));
         }
     });
 }
@@ -56,7 +57,7 @@ void for_pieces(Type type, const void* data, int64_t n, F&& f) {
 void requantize(Type from, const void* data, Type to, int64_t n_rows, int64_t n_cols, bool fused,
                 void* out) {
     for_pieces(from, data, n_rows * n_cols, [&](int64_t first, int64_t count, const float* x) {
-        isa().encode(to, x, count, fused, const_cast<uint8_t*>(at(out, to, first)));
+        isa().encode(to, x, count, fused, static_cast<uint8_t*>(out) + offset(to, first));
     });
 }
 

@@ -1,10 +1,10 @@
-// Scales as whole numbers: how those of 4-bit types are rounded when they are packed.
+// Int16 scales: how the scales of 4-bit types are rounded when they are packed.
 //
 // A dot product of 32 codes, counted from the middle one, and 8-bit activations is 32 * 8 * 127 =
-// 32512 at most and fits into 16 bits. Two of them share a lane, and CPUs have an instruction that
+// 32512 at most and fits in 16 bits. Two of them share a lane, and CPUs have an instruction that
 // multiplies both by numbers of 16 bits and adds them up, in place of a conversion and a
-// multiply-add for each. So the scales and minima of a row become whole numbers of a unit, a
-// power of two.
+// multiply-add for each. So the scales and minima of a row become whole numbers of a unit, a power
+// of two; the unit is multiplied once, in the epilogue.
 //
 // A scale has 14 bits, beside minima 13: exact if it is at least 1/8 (1/4) of the row's largest,
 // and otherwise within 2^-14 (2^-13) of that. Those of K types, products of f16 and 6 bits, are
@@ -24,49 +24,46 @@
 
 namespace starcoder {
 
-template <class P>
-constexpr float kLargest = P::Min ? 4096 : 8192;  // in units; or up to twice that
-
-inline bool is_whole(Type type) {
-    if (is_float(type)) return false;
-    return dispatch(type, [](auto, auto p) { return decltype(p)::type::Whole; });
-}
-
-// d, the f16 above the scales of a K type, in units: exact, or too small to matter. Where it would
-// be infinite, there are only zeros under it.
+// The block scale d of a K type, divided by the row's unit. Exact unless it underflows; clamped at
+// 65504, which happens only where all sub-scales are 0.
 inline half in_units(half d, float unit) {
     return float_to_half(std::clamp(half_to_float(d) / unit, -65504.0f, 65504.0f));
 }
 
-// The units of up to 16 rows; and the numbers, where each scale is one of its own (row, block).
+// The units of up to 16 rows; and the int16 scales, where each is a number of its own (row, block).
 // Other types have none of this.
-template <class Block, class P>
-struct WholeRows {
+template <Type Kind>
+struct Int16RowScales {
+    using Block = typename Quantized<Kind>::Block;
+    using Panel = typename Quantized<Kind>::Panel;
+
     float unit[kRows];  // 1 where there is no row
     std::vector<int16_t> scale, min;
 
-    WholeRows(const Block* rows, int64_t n_rows, int64_t n_cols) {
+    Int16RowScales(const Block* rows, int64_t n_rows, int64_t n_cols) {
         std::fill_n(unit, kRows, 1.0f);
-        if constexpr (P::Whole && P::Nested)
+        if constexpr (Panel::Int16 && Panel::Nested)
             for (int64_t r = 0; r < n_rows; ++r)
                 unit[r] = nested_unit(rows + r * n_cols / 256, n_cols);
-        else if constexpr (P::Whole)
+        else if constexpr (Panel::Int16)
             round_plain(rows, n_rows, n_cols / 32);
     }
 
   private:
+    static constexpr float kLargest = Panel::Min ? 4096 : 8192;  // in units; or up to twice that
+
     // Not finite: NaN, so that every result shows it.
     static float unit_of(float top) {
         const auto bits = __builtin_bit_cast(uint32_t, top);
         if (bits >= 0x7f800000) return std::numeric_limits<float>::quiet_NaN();
-        return top > 0 ? __builtin_bit_cast(float, bits & 0x7f800000) / kLargest<P> : 1.0f;
+        return top > 0 ? __builtin_bit_cast(float, bits & 0x7f800000) / kLargest : 1.0f;
     }
 
-    // What of a sub must stay below twice kLargest. With 0.26, a minimum counted from the middle is
-    // at most 31507 units; with 0.13, no f16 of a K type overflows.
+    // What of a sub-block must stay below twice kLargest. With 0.26, a minimum counted from the
+    // middle is at most 31507 units; with 0.13, no f16 of a K type overflows.
     static float top_of(float scale, float min) {
-        if constexpr (!P::Min) return std::fabs(scale);
-        const float middle = std::fabs(scale * P::Middle + min);
+        if constexpr (!Panel::Min) return std::fabs(scale);
+        const float middle = std::fabs(scale * Panel::Middle + min);
         return larger(std::fabs(scale), larger(0.26f * middle, 0.13f * std::fabs(min)));
     }
 
@@ -76,37 +73,39 @@ struct WholeRows {
         float top = 0;
         RowGroup group;
         for (int64_t g = 0; g < n_cols / kGroup; ++g) {
-            split_scales(row, g, group);
+            split_scales<Kind>(row, g, group);
             const float d = half_to_float(group.d);
-            const float dmin = P::Min ? half_to_float(group.dmin) : 0.0f;
-            for (int s = 0; s < P::Subs; ++s)
-                top = larger(top, top_of(d * group.sc[s], P::Min ? -dmin * group.m[s] : 0.0f));
+            const float dmin = Panel::Min ? half_to_float(group.dmin) : 0.0f;
+            for (int s = 0; s < Panel::Subs; ++s)
+                top = larger(top, top_of(d * group.sc[s], Panel::Min ? -dmin * group.m[s] : 0.0f));
         }
         return unit_of(top);
     }
 
     void round_plain(const Block* rows, int64_t n_rows, int64_t n) {
-        std::vector<half> halves(n);
-        std::vector<float> scales(n), minima(n);
-        scale.resize(n_rows * n);
-        if constexpr (P::Min) min.resize(n_rows * n);
+        const auto len = static_cast<size_t>(n), all = static_cast<size_t>(n_rows * n);
+        std::vector<half> halves(len);
+        std::vector<float> scales(len), minima(len);
+        scale.resize(all);
+        if constexpr (Panel::Min) min.resize(all);
         for (int64_t r = 0; r < n_rows; ++r, rows += n) {
-            for (int64_t b = 0; b < n; ++b) halves[b] = rows[b].d;
+            for (size_t b = 0; b < len; ++b) halves[b] = rows[b].d;
             isa().widen_half(halves.data(), n, scales.data());
-            if constexpr (P::Min) {
-                for (int64_t b = 0; b < n; ++b) halves[b] = rows[b].m;
+            if constexpr (Panel::Min) {
+                for (size_t b = 0; b < len; ++b) halves[b] = rows[b].m;
                 isa().widen_half(halves.data(), n, minima.data());
             }
             float top = 0;
-            for (int64_t b = 0; b < n; ++b) top = larger(top, top_of(scales[b], minima[b]));
+            for (size_t b = 0; b < len; ++b) top = larger(top, top_of(scales[b], minima[b]));
             unit[r] = unit_of(top);
             if (unit[r] != unit[r]) continue;
             const float units = 1 / unit[r];
-            for (int64_t b = 0; b < n; ++b) {
-                scale[r * n + b] = rounded(scales[b] * units);
-                if constexpr (P::Min)
-                    min[r * n + b] = rounded((scales[b] * P::Middle + minima[b]) * units);
-            }
+            int16_t* const to = scale.data() + r * n;
+            for (size_t b = 0; b < len; ++b) to[b] = rounded(scales[b] * units);
+            if constexpr (Panel::Min)
+                for (size_t b = 0; b < len; ++b)
+                    min[static_cast<size_t>(r) * len + b] =
+                        rounded((scales[b] * Panel::Middle + minima[b]) * units);
         }
     }
 

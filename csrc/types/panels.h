@@ -1,11 +1,11 @@
 // How weights lie in memory while they are multiplied: panels of 16 rows, cut into groups of 128
-// inputs. Eleven quantized types become one family of layouts with three choices.
+// inputs. Eleven quantized types (table.h) are one family of layouts with a few choices.
 //
-//   panel                    16 consecutive rows (outputs) of a matrix; missing rows are zero.
-//                            Two are stored group by group in turn, and multiplied together
-//   group                    128 inputs of a panel, one struct, a multiple of 64 bytes
-//   codes                    unsigned: 4, 5, 6 or 8 bits; value = scale * (code - zero) [+ min]
-//   sub                      16 or 32 inputs that share a scale: 8 or 4 subs in a group
+//   panel                    16 consecutive rows (outputs) of a matrix; missing rows are zero
+//   strip                    two panels, 32 rows: stored group by group in turn, multiplied
+//   together group                    128 inputs of a panel, one struct, a multiple of 64 bytes
+//   code                     unsigned: 4, 5, 6 or 8 bits; weight = scale * (code - zero) [+ min]
+//   sub-block                16 or 32 inputs that share a scale: 8 or 4 of them in a group
 //
 // A vector of 64 bytes holds 4 consecutive inputs of 16 rows: byte 4 r + i is row r, input i. That
 // is what a four-way dot product instruction takes, one lane a row, so no kernel ever shuffles.
@@ -16,22 +16,23 @@
 //                             6 bits: two vectors, bits 2 (j % 4) of [j / 4] are bits 4, 5
 //   byte[j][h], j < 4         8 bits: vector j + 4 h
 //
-// With whole scales (whole.h) the lanes of a vector are of two subs in turn, and of every other
-// two rows: lane 4 a + 2 b + s of vector h is row 4 a + 2 h + b, sub s of a pair. Four inputs of
-// both subs are a step: nibble vector 2 k + h holds a step in the low nibbles, and half a sub on,
-// another in the high ones.
+// For int16 scales (int16_scales.h) two neighboring sub-blocks are interleaved, so that one
+// multiply-add takes both sums: lane 4 a + 2 b + s of vector h holds row 4 a + 2 h + b, sub-block
+// s. Four inputs of both sub-blocks are a step: nibble vector 2 k + h holds a step in the low
+// nibbles, and the one half a sub-block on in the high ones.
 //
-// All of it lies in the order in which one token's product touches it, scales first. Then the
-// processor sees one stream and fetches ahead by itself: one token with Q4_0, two threads on Zen 4,
-// of 52 GB/s: 0.84 with scales behind the codes and lines asked for ahead, 0.92 to 0.94 so.
+// A panel lies in the order in which one token's product touches it, scales first: the processor
+// then sees one stream and fetches ahead by itself. Share of 52 GB/s, one token with Q4_0, two
+// threads on Zen 4: 0.84 with scales behind the codes and software prefetch, 0.92 to 0.94 so.
 //
-// Scales are f16, one a sub ("plain": Q4_0 and its kin); or small integers, one a sub, times one
-// f16 a group ("nested": the K types). Both give the scale of the file exactly, in f32; with codes
-// of 4 bits they become whole numbers of a unit of the row, and are rounded: whole.h says how far.
+// Scales are f16, one for each sub-block (Plain: Q4_0 and its kin); or small integers, one for each
+// sub-block, times one f16 for the group (Nested: the K types). Both give the scale of the file
+// exactly, in f32. With codes of 4 bits they become int16, and are rounded.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <type_traits>
 
 #include "types/blocks.h"
@@ -39,7 +40,7 @@
 namespace starcoder {
 
 inline constexpr int kRows = 16;              // rows in a panel
-inline constexpr int kStripRows = 2 * kRows;  // of two panels, which are multiplied together
+inline constexpr int kStripRows = 2 * kRows;  // rows in a strip
 inline constexpr int kGroup = 128;  // inputs in a group, and in one scale of the activations
 inline constexpr int kBlocks = 4;   // blocks of 32 inputs in a group
 
@@ -69,11 +70,11 @@ struct PlainScales<Subs, true> {
     half min[Subs][kRows];
 };
 template <int Subs, bool Min>
-struct WholeScales {  // of each two subs, side by side: the words of one lane
+struct Int16Scales {  // of each two sub-blocks, side by side: the two halves of one lane
     int16_t scale[Subs / 2][kRows][2];
 };
 template <int Subs>
-struct WholeScales<Subs, true> {
+struct Int16Scales<Subs, true> {
     int16_t scale[Subs / 2][kRows][2];
     int16_t min[Subs / 2][kRows][2];
 };
@@ -90,46 +91,41 @@ struct NestedScales<Subs, true> {  // min = -dmin * m
     half dmin[kRows];
 };
 
-template <int Bits_, int Subs_, bool Nested_, bool Min_, int Zero_, bool Codebook_ = false>
+enum class ScaleKind { Plain, Nested };
+
+// The choices of table.h, in its order.
+template <int Bits_, int Subs_, ScaleKind Kind, bool Min_, int Zero_, bool Codebook_>
 struct alignas(64) Panel {
-    static constexpr int Bits = Bits_;           // of a code
-    static constexpr int Subs = Subs_;           // scales in a group, a row
-    static constexpr bool Nested = Nested_;      // integer scales under one f16
-    static constexpr bool Min = Min_;            // with minima
-    static constexpr int Zero = Zero_;           // the code that stands for 0
-    static constexpr bool Codebook = Codebook_;  // the nibble indexes IQ4_NL's values
+    static constexpr int Bits = Bits_;  // of a code
+    static constexpr int Subs = Subs_;  // sub-blocks in a group
+    static constexpr bool Nested = Kind == ScaleKind::Nested;
+    static constexpr bool Min = Min_;
+    static constexpr int Zero = Zero_;
+    static constexpr bool Codebook = Codebook_;
 
-    // Scales are multiplied as whole numbers: see whole.h. The code that dot products count from
-    // then lies in the middle.
-    static constexpr bool Whole = Bits == 4 && !Codebook;
-    static constexpr int Middle = !Whole || !Min ? Zero : Subs == 8 ? 2 : 8;  // Q2_K ends at 3
+    // Scales are multiplied as int16: see int16_scales.h. The code that dot products count from
+    // then lies in the middle of the codes.
+    static constexpr bool Int16 = Bits == 4 && !Codebook;
+    static constexpr int Middle = !Int16 || !Min ? Zero : Subs == 8 ? 2 : 8;  // Q2_K ends at 3
 
-    static constexpr int Steps = kGroup / Subs / 4;
+    static constexpr int Steps = kGroup / Subs / 4;  // vectors of 4 inputs in a sub-block
 
-    using Plain = std::conditional_t<Whole, WholeScales<Subs, Min>, PlainScales<Subs, Min>>;
+    using Plain = std::conditional_t<Int16, Int16Scales<Subs, Min>, PlainScales<Subs, Min>>;
     using Scales = std::conditional_t<Nested, NestedScales<Subs, Min>, Plain>;
 
     alignas(64) Scales scales;
     alignas(64) Codes<Bits> blocks[kBlocks];
 };
 
-// Where a row is in the vectors of types with whole scales: which of two, and its lane, of the
-// first sub.
-constexpr int pair_half(int row) { return row / 2 % 2; }
-constexpr int pair_lane(int row) { return row / 4 * 4 + row % 2 * 2; }
+// Where a row is in the vectors of types with int16 scales: which of two, and its lane, of the
+// first sub-block.
+constexpr int interleaved_vector(int row) { return row / 2 % 2; }
+constexpr int interleaved_lane(int row) { return row / 4 * 4 + row % 2 * 2; }
 
-// What each type of file is kept as. Bits a weight: in the file, here.
-using PanelQ4_0 = Panel<4, 4, false, false, 8>;            // 4.5     4.5
-using PanelQ4_1 = Panel<4, 4, false, true, 0>;             // 5       5
-using PanelQ5_0 = Panel<5, 4, false, false, 16>;           // 5.5     5.5
-using PanelQ5_1 = Panel<5, 4, false, true, 0>;             // 6       6
-using PanelQ8_0 = Panel<8, 4, false, false, 128>;          // 8.5     8.5
-using PanelIQ4_NL = Panel<4, 4, false, false, 128, true>;  // 4.5     4.5
-using PanelQ2_K = Panel<4, 8, true, true, 0>;              // 2.625   5.25
-using PanelQ3_K = Panel<4, 8, true, false, 4>;             // 3.4375  4.75
-using PanelQ4_K = Panel<4, 4, true, true, 0>;              // 4.5     4.75
-using PanelQ5_K = Panel<5, 4, true, true, 0>;              // 5.5     5.75
-using PanelQ6_K = Panel<6, 8, true, false, 32>;            // 6.5625  6.75
+#define X(name, number, block, bits, subs, kind, min, zero, codebook) \
+    using Panel##name = Panel<bits, subs, ScaleKind::kind, min, zero, codebook>;
+STARCODER_QUANTIZED_TYPES(X)
+#undef X
 
 static_assert(sizeof(PanelQ4_0) == 1152);
 static_assert(sizeof(PanelQ4_1) == 1280);
@@ -143,26 +139,80 @@ static_assert(sizeof(PanelQ4_K) == 1216);
 static_assert(sizeof(PanelQ5_K) == 1472);
 static_assert(sizeof(PanelQ6_K) == 1728);
 
-// Two panels of one group, codes and scales spread out: what the multiplying loops read. Vectors
-// of a sub are consecutive, and each is 128 bytes: the 16 rows of one panel, then of the other.
-struct alignas(64) Strip {
-    uint8_t code[kBlocks * 8][2 * 64];  // [input / 4][4 row + input % 4]; with whole scales
+// Float weights (F32, F16, BF16): a group is [input][row] of the type itself, with 32 rows: both
+// panels of a strip line by line, since they are one stream too. BF16 keeps pairs of inputs
+// together, [input / 2][row][input % 2], as bf16 dot products take them.
+
+// A strip's group with its codes and scales spread out to bytes and words: what the loops of many
+// tokens read. Vectors of a sub-block are consecutive, and each is 128 bytes: the 16 rows of one
+// panel, then of the other.
+struct alignas(64) UnpackedTile {
+    uint8_t code[kBlocks * 8][2 * 64];  // [input / 4][4 row + input % 4]; with int16 scales
                                         // [2 step + panel][two vectors of it]
     union {
-        float scale[8][kStripRows];          // [sub][row]
-        int32_t whole_scale[4][kStripRows];  // [sub / 2][row], two words each
+        float scale[8][kStripRows];      // [sub-block][row]
+        int32_t scale16[4][kStripRows];  // [sub-block / 2][row], two int16 each
     };
     union {
         float min[8][kStripRows];
-        int32_t whole_min[4][kStripRows];
+        int32_t min16[4][kStripRows];
     };
 };
 
-// Float weights (F32, F16, BF16): a group is [input][row] of the type itself, with 32 rows: both
-// panels line by line, since they are one stream too. BF16 keeps pairs of inputs together,
-// [input / 2][row][input % 2], as bf16 dot products take them.
+// ---- from a type to what is known of it when the core is compiled ----
 
-// Bytes of a matrix (n_rows, n_cols) as panels: whole pairs of them, and whole groups (pack.cpp).
-int64_t packed_bytes(Type type, int64_t n_rows, int64_t n_cols);
+template <Type>
+struct Quantized;
+#define X(name, number, block, ...)               \
+    template <>                                   \
+    struct Quantized<Type::name> {                \
+        using Block = Block##name;                \
+        using Panel = Panel##name;                \
+        static constexpr Type kType = Type::name; \
+        static constexpr int kBlockLen = block;   \
+    };
+STARCODER_QUANTIZED_TYPES(X)
+#undef X
+
+template <Type Kind>
+struct Float;
+#define X(name, number, bits)                     \
+    template <>                                   \
+    struct Float<Type::name> {                    \
+        using Bits = bits;                        \
+        static constexpr Type kType = Type::name; \
+    };
+STARCODER_FLOAT_TYPES(X)
+#undef X
+
+// Calls f(Quantized<type>()), for a quantized type.
+template <class F>
+auto visit_quantized(Type type, F&& f) {
+    switch (type) {
+#define X(name, ...) \
+    case Type::name: return f(Quantized<Type::name>());
+        STARCODER_QUANTIZED_TYPES(X)
+#undef X
+#define X(name, ...) case Type::name:
+        STARCODER_FLOAT_TYPES(X) break;
+#undef X
+    }
+    std::abort();
+}
+
+// Calls f(Float<type>()), for a float type.
+template <class F>
+auto visit_float(Type type, F&& f) {
+    switch (type) {
+#define X(name, ...) \
+    case Type::name: return f(Float<Type::name>());
+        STARCODER_FLOAT_TYPES(X)
+#undef X
+#define X(name, ...) case Type::name:
+        STARCODER_QUANTIZED_TYPES(X) break;
+#undef X
+    }
+    std::abort();
+}
 
 }  // namespace starcoder

@@ -22,11 +22,14 @@ __all__ = [
     "attention",
     "dequantize",
     "embed",
+    "gated",
     "layer_norm",
     "linear",
     "packed",
     "quantize",
     "quantize_activations",
+    "rms_norm",
+    "rotate",
     "store_kv",
 ]
 
@@ -175,8 +178,8 @@ def _bf16(b: Bytes) -> Array:
     return (b.copy().view(np.uint16).astype(np.uint32) << 16).view(np.float32)
 
 
-# Types whose scales become whole numbers when they are packed.
-_WHOLE: dict[TensorType, Callable[[Bytes], _Parts]] = {
+# Types whose scales become int16 when they are packed.
+_INT16: dict[TensorType, Callable[[Bytes], _Parts]] = {
     TensorType.Q4_0: _q4_0,
     TensorType.Q4_1: _q4_1,
     TensorType.Q2_K: _q2_k,
@@ -200,7 +203,7 @@ _WIDEN: dict[TensorType, Callable[[Bytes], Array]] = {
 def dequantize(tensor: Tensor) -> Floats:
     """The floats (rows, columns) that a tensor's blocks stand for."""
     blocks = tensor.data.reshape(-1, tensor.type.block_bytes)
-    parts = _WHOLE.get(tensor.type)
+    parts = _INT16.get(tensor.type)
     weights = parts(blocks).weights() if parts else _WIDEN[tensor.type](blocks)
     return weights.astype(np.float32).reshape(tensor.shape)
 
@@ -209,11 +212,11 @@ def packed(tensor: Tensor) -> Floats:
     """The floats (rows, columns) that `ops.pack` keeps of a tensor.
 
     Those of the file; but scales and minima of types with 4 bits are rounded to whole numbers of a
-    unit of their row, as `csrc/whole.h` says.
+    unit of their row, as `csrc/types/int16_scales.h` says.
     """
-    if tensor.type not in _WHOLE:
+    if tensor.type not in _INT16:
         return dequantize(tensor)
-    parts = _WHOLE[tensor.type](tensor.data.reshape(-1, tensor.type.block_bytes))
+    parts = _INT16[tensor.type](tensor.data.reshape(-1, tensor.type.block_bytes))
     signed = tensor.type in (TensorType.Q4_0, TensorType.Q3_K)
     middle = np.float32(0 if signed else 2 if tensor.type is TensorType.Q2_K else 8)
 
@@ -359,10 +362,15 @@ def _gelu_erf(x: Array) -> Array:
     return 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
 
 
+def _silu(x: Array) -> Array:
+    return x / (1 + np.exp(-x))
+
+
 _ACTIVATIONS: dict[str | None, Callable[[Array], Array]] = {
     None: lambda x: x,
     "gelu_tanh": _gelu_tanh,
     "gelu_erf": _gelu_erf,
+    "silu": _silu,
 }
 
 
@@ -400,6 +408,33 @@ def layer_norm(x: Floats, weight: Floats, bias: Floats, eps: float) -> Floats:
     centered = wide - wide.mean(axis=1, keepdims=True)
     variance = (centered**2).mean(axis=1, keepdims=True)
     return (centered / np.sqrt(variance + eps) * weight + bias).astype(np.float32)
+
+
+def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
+    """(n, k): each row of x (n, k) with mean square 1, times weight (k)."""
+    wide = x.astype(np.float64)
+    square = (wide**2).mean(axis=1, keepdims=True)
+    return (wide / np.sqrt(square + eps) * weight).astype(np.float32)
+
+
+def gated(gate: Floats, up: Floats, activation: str | None = "silu") -> Floats:
+    """(n, m): activation(gate) * up, both (n, m)."""
+    return (_ACTIVATIONS[activation](gate.astype(np.float64)) * up).astype(np.float32)
+
+
+def rotate(qkv: Floats, n_heads: int, n_kv_heads: int, batch: Batch, table: Floats) -> Floats:
+    """qkv (n, queries | keys | values), queries and keys turned by their positions.
+
+    Numbers j and j + d / 2 of a head are a point in the plane; `table` (n_positions, 2, d / 2) has
+    the cosines and the sines of its angles.
+    """
+    heads = qkv.reshape(len(qkv), n_heads + 2 * n_kv_heads, 2, -1)
+    a, b = heads[:, : n_heads + n_kv_heads].transpose(2, 0, 1, 3)
+    cosines, sines = table[batch.positions].transpose(1, 0, 2)[:, :, None]
+    out = heads.copy()
+    out[:, : n_heads + n_kv_heads, 0] = a * cosines - b * sines
+    out[:, : n_heads + n_kv_heads, 1] = b * cosines + a * sines
+    return out.reshape(qkv.shape)
 
 
 def _rows(batch: Batch) -> Iterator[tuple[int, int, Array]]:

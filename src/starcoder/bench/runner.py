@@ -109,7 +109,7 @@ class Runner:
         """One prompt and one token, untimed, and the pages that a long run has: see `ops`."""
         self._read(self.task.depth, self.task.n_prompt)
         self._step(self.task.depth, self.task.batch)
-        ops.gather_weights()
+        ops.collapse_pages()
 
     # ---- what is done ---------------------------------------------------------------------------
 

@@ -1,5 +1,5 @@
-// Matrix products with float weights: groups to strips, tiles of strips and groups, rounding to
-// bf16. Part of loops.h.
+// Products with float weights: GEMV straight from a group, GEMM from an unpacked one, and rounding
+// to bf16. Part of loops.h.
 #pragma once
 
 namespace starcoder {
@@ -19,32 +19,28 @@ F read_floats(const uint8_t* group, int64_t i, int r) {
 }
 
 template <Type Kind>
-void unpack_group_floats(const uint8_t* group, int64_t k, float* strip) {
+void unpack_group_floats(const uint8_t* group, int64_t k, float* tile) {
     for (int64_t i = 0; i < k; ++i)
         for (int r = 0; r < kStripRows; r += W)
-            store(strip + i * kStripRows + r, read_floats<Kind>(group, i, r));
+            store(tile + i * kStripRows + r, read_floats<Kind>(group, i, r));
 }
 
-void unpack_floats(Type type, const uint8_t* group, int64_t k, float* strip) {
-    switch (type) {
-        case Type::F32: return unpack_group_floats<Type::F32>(group, k, strip);
-        case Type::F16: return unpack_group_floats<Type::F16>(group, k, strip);
-        default: return unpack_group_floats<Type::BF16>(group, k, strip);
-    }
+void unpack_floats(Type type, const uint8_t* group, int64_t k, float* tile) {
+    visit_float(type, [&](auto kind) { unpack_group_floats<kind.kType>(group, k, tile); });
 }
 
-// ---- dot products ----
+// ---- GEMM ----
 
 template <int P, int T>
-void float_tile(const float* strip, int64_t k, int v, const float* x, float* acc) {
+void float_tile(const float* tile, int64_t k, int v, const FloatGroup* x, float* acc) {
     F sum[P][T];
     EACH (t, T)
         EACH (p, P) sum[p][t] = set(0.0f);
     for (int64_t i = 0; i < k; ++i) {
         F w[P];
-        EACH (p, P) w[p] = load(strip + i * kStripRows + W * (v + p));
+        EACH (p, P) w[p] = load(tile + i * kStripRows + W * (v + p));
         EACH (t, T) {
-            const F a = set(x[t * kGroup + i]);
+            const F a = set(x[t].x[i]);
             EACH (p, P) sum[p][t] = fma(w[p], a, sum[p][t]);
         }
     }
@@ -56,25 +52,27 @@ void float_tile(const float* strip, int64_t k, int v, const float* x, float* acc
 }
 
 template <int P, int T>
-void float_tiles(const float* strip, int64_t k, int v, const float* x, int64_t n, float* acc) {
+void float_tiles(const float* tile, int64_t k, int v, const FloatGroup* x, int64_t n, float* acc) {
     int64_t t = 0;
-    for (; t + T <= n; t += T) float_tile<P, T>(strip, k, v, x + t * kGroup, acc + t * kStripRows);
+    for (; t + T <= n; t += T) float_tile<P, T>(tile, k, v, x + t, acc + t * kStripRows);
     if constexpr (T > 1)
-        if (t < n) float_tiles<P, T - 1>(strip, k, v, x + t * kGroup, n - t, acc + t * kStripRows);
+        if (t < n) float_tiles<P, T - 1>(tile, k, v, x + t, n - t, acc + t * kStripRows);
 }
 
-void dot_floats(const float* strip, int64_t k, const float* x, int64_t n, float* acc) {
+void gemm_floats(const float* tile, int64_t k, const FloatGroup* x, int64_t n, float* acc) {
     for (int v = 0; v < kStripRows / W; v += kTileVectors)
-        float_tiles<kTileVectors, kFloatTileTokens>(strip, k, v, x, n, acc);
+        float_tiles<kTileVectors, kFloatTileTokens>(tile, k, v, x, n, acc);
 }
 
-// Rows that are multiplied at once by few tokens: by one or two all, so that lines are loaded in
-// the order in which they lie.
+// ---- GEMV ----
+
+// Rows that are multiplied at once: by one or two tokens all, so that lines are loaded in the order
+// in which they lie.
 constexpr int vectors_of(int tokens) { return tokens <= 2 ? kStripRows / W : kTileVectors; }
 
-// The same straight from a group, for few tokens: the same operations as in float_tile.
-template <Type Kind, int T, bool Asks>
-void group_tile(const uint8_t* group, int64_t k, const float* x, float* acc) {
+// Straight from a group: the same operations as in float_tile.
+template <Type Kind, int T, bool Prefetch>
+void group_tile(const uint8_t* group, int64_t k, const FloatGroup* x, float* acc) {
     constexpr int P = vectors_of(T);
     constexpr int kFloats = 64 / static_cast<int>(Kind == Type::F32 ? sizeof(float) : sizeof(half));
     for (int v = 0; v < kStripRows / W; v += P) {
@@ -85,12 +83,12 @@ void group_tile(const uint8_t* group, int64_t k, const float* x, float* acc) {
             F w[P];
             EACH (p, P) {
                 const int r = (v + p) * W;
-                if (Asks && r % kFloats == 0)
+                if (Prefetch && r % kFloats == 0)
                     prefetch_far(group + (i * kStripRows + r) / kFloats * 64);
                 w[p] = read_floats<Kind>(group, i, r);
             }
             EACH (t, T) {
-                const F a = set(x[t * kGroup + i]);
+                const F a = set(x[t].x[i]);
                 EACH (p, P) sum[p][t] = fma(w[p], a, sum[p][t]);
             }
         }
@@ -103,25 +101,23 @@ void group_tile(const uint8_t* group, int64_t k, const float* x, float* acc) {
 }
 
 template <Type Kind, int T>
-void group_tiles(const uint8_t* group, int64_t k, const float* x, int64_t n, float* acc) {
+void group_tiles(const uint8_t* group, int64_t k, const FloatGroup* x, int64_t n, float* acc) {
     if constexpr (T > 1)
         if (n < T) return group_tiles<Kind, T - 1>(group, k, x, n, acc);
-    constexpr int kMost = Kind == Type::F16 ? kFollowed : kFollowedFloats;
-    if (T <= kMost && vectors_of(T) * W == kStripRows && follows_streams)
+    constexpr int kMost = Kind == Type::F16 ? kStreamTokens : kStreamTokensFloats;
+    if (T <= kMost && vectors_of(T) * W == kStripRows && hardware_follows_streams)
         group_tile<Kind, T, false>(group, k, x, acc);
     else
         group_tile<Kind, T, true>(group, k, x, acc);
 }
 
-void dot_few_floats(Type type, const uint8_t* group, int64_t k, const float* x, int64_t n,
-                    float* acc) {
-    constexpr int T = kFewTokens;
-    switch (type) {
-        case Type::F32: return group_tiles<Type::F32, T>(group, k, x, n, acc);
-        case Type::F16: return group_tiles<Type::F16, T>(group, k, x, n, acc);
-        default: return group_tiles<Type::BF16, T>(group, k, x, n, acc);
-    }
+void gemv_floats(Type type, const uint8_t* group, int64_t k, const FloatGroup* x, int64_t n,
+                 float* acc) {
+    visit_float(type,
+                [&](auto kind) { group_tiles<kind.kType, kGemvTokens>(group, k, x, n, acc); });
 }
+
+// ---- bf16 ----
 
 void round_bf16(const float* x, int64_t k, uint16_t* to) {
     encode_bf16(x, k, to);
