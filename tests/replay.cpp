@@ -17,9 +17,9 @@
 #include <vector>
 
 #include "graph/graph.h"
+#include "kernels.h"
 #include "probe/peaks.h"
 #include "simd/isa.h"
-#include "kernels.h"
 #include "sys/schedule.h"
 #include "sys/scratch.h"
 #include "sys/threads.h"
@@ -145,8 +145,8 @@ Value run_rotate(const Args& a) {  // qkv, n_heads, n_kv_heads, positions, table
     const int64_t h = a[1].number, kv = a[2].number;
     const Heads heads{h, kv, a[0].shape[1] / (h + 2 * kv), false};
     Call call;
-    rotate(call.schedule(), a[0].floats(), a[0].shape[0], heads, a[3].as<int32_t>(),
-           a[4].floats(), a[5].as<float>());
+    rotate(call.schedule(), a[0].floats(), a[0].shape[0], heads, a[3].as<int32_t>(), a[4].floats(),
+           a[5].as<float>());
     call.run();
     return {};
 }
@@ -162,8 +162,7 @@ Value run_embed(const Args& a) {  // w, ids, out
 Value run_layer_norm(const Args& a) {  // x, weight, bias, eps, out
     const Norm weights{a[1].floats(), a[2].floats(), static_cast<float>(a[3].real)};
     Call call;
-    norm(call.schedule(), a[0].floats(), weights, a[0].shape[0], a[0].shape[1],
-               a[4].as<float>());
+    norm(call.schedule(), a[0].floats(), weights, a[0].shape[0], a[0].shape[1], a[4].as<float>());
     call.run();
     return {};
 }

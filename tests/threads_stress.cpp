@@ -3,10 +3,10 @@
 //
 //   threads_stress SECONDS
 //
-// Two models answer in two threads, while others pack weights, collapse their pages, look for weights
-// that are not finite and change the number of threads; and now and then the process forks, and the
-// child answers too. Every answer must have the bits that the model gave alone. Exit code 1 if one
-// has not; a report of the sanitizer is its own. `make sanitize` runs it.
+// Two models answer in two threads, while others pack weights, collapse their pages, look for
+// weights that are not finite and change the number of threads; and now and then the process forks,
+// and the child answers too. Every answer must have the bits that the model gave alone. Exit code 1
+// if one has not; a report of the sanitizer is its own. `make sanitize` runs it.
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -21,8 +21,8 @@
 #include <vector>
 
 #include "graph/graph.h"
-#include "simd/isa.h"
 #include "kernels.h"
+#include "simd/isa.h"
 #include "sys/threads.h"
 #include "sys/weight_memory.h"
 #include "types/decode.h"
