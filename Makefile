@@ -45,7 +45,7 @@ campaign-writers: $(VENV)/installed
 	STARCODER_WRITES=100000 $(BIN)/python -m pytest tests/test_two_writers.py
 
 fuzz: $(VENV)/installed
-	$(BIN)/python tests/fuzz.py --n 2000
+	$(BIN)/python -m tests.fuzz --n 2000
 
 sanitize: $(VENV)/installed
 	scripts/sanitize $(VENV)

@@ -20,17 +20,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
-import operations
 from starcoder import LLM, _core, ops
 from starcoder.batch import Batch
 from starcoder.tensor import TensorType
-from tape import Tape
-from weights import random_tensor
+from tests.helpers import operations
+from tests.helpers.tape import Tape
+from tests.helpers.weights import random_tensor
 
 ROOT = Path(__file__).parent.parent
 FULL = bool(os.environ.get("STARCODER_CPUS_FULL"))
@@ -88,7 +88,7 @@ def emulated(
 def replayer(machine: Machine) -> list[str | Path]:
     """The program that replays a tape on the machine."""
     if machine in PYTHONS:
-        return [sys.executable, ROOT / "tests" / "tape.py"]
+        return [sys.executable, "-m", "tests.helpers.tape"]
     program = ROOT / "build" / "cpus" / machine.arch / "replay"
     if not program.exists():
         pytest.skip(f"no {program.relative_to(ROOT)}: `make test-cpus` builds it for aarch64")
@@ -178,7 +178,7 @@ def record_norms(tape: Tape) -> None:
 
 
 def empty_cache(
-    blocks: int, kv_heads: int, head_dim: int, dtype: type
+    blocks: int, kv_heads: int, head_dim: int, dtype: type[np.generic]
 ) -> tuple[np.ndarray, np.ndarray]:
     width = -(-head_dim // 16) * 16
     keys = np.zeros((blocks, kv_heads, width, 16), dtype)
@@ -211,7 +211,9 @@ def record_attention(tape: Tape, dtype: type) -> None:
     attend(qkv[:1], heads, [([0], n, table)], cache)
 
 
-def attend(qkv: np.ndarray, n_heads: int, rows: list, cache: tuple[np.ndarray, np.ndarray]) -> None:
+def attend(
+    qkv: np.ndarray, n_heads: int, rows: list[Any], cache: tuple[np.ndarray, np.ndarray]
+) -> None:
     batch = Batch.of(rows, [])
     operations.store_kv(qkv, n_heads, batch, *cache)
     operations.attention(qkv, n_heads, batch, *cache)
@@ -305,8 +307,8 @@ def record_pocket(tape: Tape) -> None:
 def record_limits(tape: Tape) -> None:
     for kind in range(3):
         tape.label = str(kind)
-        ops._core.peak(kind, 0.0)
-    memory = ops._core.Memory(1 << 20, 0x1EADBEEF12345678)
+        tape.peak(kind, 0.0)
+    memory = tape.Memory(1 << 20, 0x1EADBEEF12345678)
     memory.read(1)
 
 
@@ -417,7 +419,7 @@ def test_the_tests_of_the_kernels_pass(
 ) -> None:
     started = time.perf_counter()
     files = [ROOT / "tests" / f"test_{name}.py" for name in ("kernels", "encode", "pocket", "llm")]
-    command = [sys.executable, "-m", "pytest", "-o", "timeout=1200", *files]
+    command: list[str | Path] = [sys.executable, "-m", "pytest", "-o", "timeout=1200", *files]
     if (
         machine.isa == "avx2"
     ):  # QEMU 7.2 reads what vmaskmovps masks, also where nothing can be read

@@ -48,7 +48,7 @@ def llm() -> LLM:
 
 
 @pytest.mark.parametrize("make", [Index, np.uint8, np.int64, np.uint64, lambda n: np.array(n)])
-def test_whole_numbers_of_any_kind_are_ints(llm: LLM, make: Callable[[int], Any]) -> None:
+def test_whole_numbers_of_any_kind_are_ints(llm: Any, make: Callable[[int], Any]) -> None:
     params = SamplingParams(top_k=make(7), repeat_last_n=make(9), seed=make(200))
     assert (params.top_k, params.repeat_last_n, params.seed) == (7, 9, 200)
     assert {type(n) for n in (params.top_k, params.repeat_last_n, params.seed)} == {int}
@@ -61,7 +61,7 @@ def test_whole_numbers_of_any_kind_are_ints(llm: LLM, make: Callable[[int], Any]
 @pytest.mark.parametrize(
     "half", [Decimal("0.5"), Fraction(1, 2), np.float32(0.5), np.float16(0.5), np.array(0.5)]
 )
-def test_numbers_of_any_kind_are_floats(llm: LLM, half: Any) -> None:
+def test_numbers_of_any_kind_are_floats(llm: Any, half: Any) -> None:
     params = SamplingParams(temperature=half, top_p=half, repeat_penalty=half)
     assert params == SamplingParams(temperature=0.5, top_p=0.5, repeat_penalty=0.5)
     assert {type(x) for x in (params.temperature, params.top_p, params.repeat_penalty)} == {float}
@@ -71,7 +71,7 @@ def test_numbers_of_any_kind_are_floats(llm: LLM, half: Any) -> None:
     )
 
 
-def test_an_odd_number_never_harms_other_requests(llm: LLM) -> None:
+def test_an_odd_number_never_harms_other_requests(llm: Any) -> None:
     good = llm.stream("def f", max_tokens=6, ignore_eos=True)
     next(good)
     odd = llm.stream("x", temperature=Decimal("0.5"), top_p=Fraction(1, 3), max_tokens=3)
@@ -79,7 +79,7 @@ def test_an_odd_number_never_harms_other_requests(llm: LLM) -> None:
     odd.close()
 
 
-def test_a_list_counts_its_seeds_up_beyond_what_a_small_type_holds(llm: LLM) -> None:
+def test_a_list_counts_its_seeds_up_beyond_what_a_small_type_holds(llm: Any) -> None:
     together = llm.generate(["x", "x", "x"], seed=np.uint8(254), **SAMPLED)
     alone = [llm.generate("x", seed=254 + i, **SAMPLED).tokens for i in range(3)]
     assert [c.tokens for c in together] == alone
@@ -88,11 +88,12 @@ def test_a_list_counts_its_seeds_up_beyond_what_a_small_type_holds(llm: LLM) -> 
 
 
 def test_settings_of_a_small_type_do_not_wrap_around() -> None:
-    facts = LLM(n_ctx=np.uint8(200), n_batch=np.uint8(255), n_parallel=Index(3), n_threads=1).facts
+    make: Any = LLM
+    facts = make(n_ctx=np.uint8(200), n_batch=np.uint8(255), n_parallel=Index(3), n_threads=1).facts
     assert (facts.n_ctx, type(facts.n_ctx)) == (200, int)
 
 
-def test_token_ids_come_in_any_ordered_form(llm: LLM) -> None:
+def test_token_ids_come_in_any_ordered_form(llm: Any) -> None:
     ids = llm.tokenize("def f")
     expected = llm.generate(ids, max_tokens=3).tokens
     for prompt in (tuple(ids), np.array(ids), [Index(i) for i in ids], iter(ids)):
@@ -104,7 +105,7 @@ def test_token_ids_come_in_any_ordered_form(llm: LLM) -> None:
 
 
 @pytest.mark.parametrize("flag", [True, 1, np.True_, Index(1)])
-def test_flags_may_be_numpys_or_one(llm: LLM, flag: Any) -> None:
+def test_flags_may_be_numpys_or_one(llm: Any, flag: Any) -> None:
     assert len(llm.generate("<|endoftext|>", ignore_eos=flag, max_tokens=30).tokens) == 30
 
 
@@ -117,6 +118,12 @@ def test_a_path_may_be_bytes(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------------------------------------
 # What does not
+
+
+def kind(value: object) -> str:
+    """A name for a test: its text might be an address, or raise."""
+    return type(value).__name__
+
 
 ODD: list[Any] = [
     *(None, "1", b"1", "x", [1], [], {}, (), object(), Rude(), 1j, math.nan, math.inf, -math.inf),
@@ -131,7 +138,7 @@ def is_one_line(error: InputError) -> bool:
     return str(error).isprintable() and len(str(error)) < 250
 
 
-@pytest.mark.parametrize("value", [*ODD, True, False, 0.5, Fraction(1, 2), Decimal(1)], ids=id)
+@pytest.mark.parametrize("value", [*ODD, True, False, 0.5, Fraction(1, 2), Decimal(1)], ids=kind)
 @pytest.mark.parametrize("name", WHOLE)
 def test_settings_that_are_no_whole_numbers_are_one_line(name: str, value: Any) -> None:
     if value is None and name in ("n_threads", "n_ctx"):
@@ -141,9 +148,9 @@ def test_settings_that_are_no_whole_numbers_are_one_line(name: str, value: Any) 
     assert is_one_line(caught.value)
 
 
-@pytest.mark.parametrize("value", [*ODD, True, False], ids=id)
+@pytest.mark.parametrize("value", [*ODD, True, False], ids=kind)
 @pytest.mark.parametrize("name", OPTIONS)
-def test_options_that_are_no_numbers_are_one_line(llm: LLM, name: str, value: Any) -> None:
+def test_options_that_are_no_numbers_are_one_line(llm: Any, name: str, value: Any) -> None:
     if value is None and name == "seed":
         return  # the default
     calls = [llm.generate, llm.stream, lambda prompt, **options: llm.generate([prompt], **options)]
@@ -156,8 +163,8 @@ def test_options_that_are_no_numbers_are_one_line(llm: LLM, name: str, value: An
             SamplingParams(**{name: value})
 
 
-@pytest.mark.parametrize("value", [v for v in ODD if v is not None] + [None, 2, 0.0], ids=id)
-def test_flags_that_are_neither_are_one_line(llm: LLM, value: Any) -> None:
+@pytest.mark.parametrize("value", [v for v in ODD if v is not None] + [None, 2, 0.0], ids=kind)
+def test_flags_that_are_neither_are_one_line(llm: Any, value: Any) -> None:
     with pytest.raises(InputError, match=r"^ignore_eos: found .*expected True or False") as caught:
         llm.generate("x", ignore_eos=value)
     assert is_one_line(caught.value)
@@ -181,9 +188,9 @@ def test_flags_that_are_neither_are_one_line(llm: LLM, value: Any) -> None:
         ),
         *([10**400], [-1], [2**63], np.array([2**63], np.uint64)),
     ],
-    ids=id,
+    ids=kind,
 )
-def test_prompts_that_are_neither_text_nor_ids_are_one_line(llm: LLM, prompt: Any) -> None:
+def test_prompts_that_are_neither_text_nor_ids_are_one_line(llm: Any, prompt: Any) -> None:
     with pytest.raises(InputError) as caught:
         llm.generate(prompt)
     assert is_one_line(caught.value)
@@ -198,7 +205,7 @@ def test_prompts_that_are_neither_text_nor_ids_are_one_line(llm: LLM, prompt: An
 
 
 @pytest.mark.parametrize("raw", [b"def f", bytearray(b"def f"), memoryview(b"def f")])
-def test_bytes_are_to_be_decoded(llm: LLM, raw: Any) -> None:
+def test_bytes_are_to_be_decoded(llm: Any, raw: Any) -> None:
     for call in (llm.generate, llm.stream, llm.tokenize, llm.detokenize, llm.logits):
         with pytest.raises(InputError, match=rf"found {type(raw).__name__},.*decode it first"):
             call(raw)
@@ -207,7 +214,7 @@ def test_bytes_are_to_be_decoded(llm: LLM, raw: Any) -> None:
 
 
 @pytest.mark.parametrize("text", [None, 5, ["a"], b"x", Path("x"), np.array(["x"])])
-def test_what_is_no_text_is_not_tokenized(llm: LLM, text: Any) -> None:
+def test_what_is_no_text_is_not_tokenized(llm: Any, text: Any) -> None:
     with pytest.raises(InputError, match=f"^text: found {type(text).__name__}, expected text"):
         llm.tokenize(text)
 

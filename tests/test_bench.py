@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from conftest import Run
-from starcoder import formats, limits, ops, quantize
-from starcoder.bench import roofline, synthetic
+from starcoder import formats, limits, ops, pocket, quantize
+from starcoder.bench import synthetic
 from starcoder.bench.result import Pairs, Result, Speed
-from starcoder.bench.rival import Rival
 from starcoder.bench.runner import Runner, Task, Work
 from starcoder.checkpoint import Checkpoint
-from starcoder.errors import InputError
 from starcoder.kv_cache import RUN_LEN
 from starcoder.limits import Limits
 from starcoder.mix import find_mix
 from starcoder.tensor import TensorType
+from tests.helpers.command import Run
 
 LIMITS = Limits(read_gbps=20, int8_gmacs=300, bf16_gmacs=150, f32_gmacs=80)
 SHORT = ["-p", "20", "-n", "3", "-r", "2"]
@@ -32,15 +27,12 @@ REQUIRED += " read_gbps int8_gmacs bf16_gmacs f32_gmacs"
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch):
-    """Limits of a moment, a small model of the family, and the number of threads as it was."""
+def quick(monkeypatch: pytest.MonkeyPatch, core_restored: None) -> None:
+    """Limits of a moment, and a small model of the family."""
     monkeypatch.setattr(limits, "_READ_BYTES", 1 << 20)
     monkeypatch.setattr(limits, "_SECONDS", 0.001)
     monkeypatch.setitem(synthetic.SHAPES, "small", (256, 4, 2, 64))
     monkeypatch.setattr(synthetic, "_N_VOCAB", 512)
-    before = ops.n_threads()
-    yield
-    ops.set_n_threads(before)
 
 
 @pytest.fixture
@@ -55,7 +47,7 @@ def small(type_name: str = "q4_0") -> Checkpoint:
 # What comes out ------------------------------------------------------------------------------
 
 
-def test_json_is_one_object_with_speeds_shares_and_limits(run: Run, model: str):
+def test_json_is_one_object_with_speeds_shares_and_limits(run: Run, model: str) -> None:
     result = run("bench", "-m", model, *SHORT, "--json")
     answer = json.loads(result.out)
     assert result.code == 0
@@ -69,11 +61,16 @@ def test_json_is_one_object_with_speeds_shares_and_limits(run: Run, model: str):
         assert answer["int8_gmacs"] >= answer[f"limits_{when}"]["int8_gmacs"] > 0
 
 
-def test_without_a_model_the_one_in_the_package_is_measured(run: Run):
-    assert json.loads(run("bench", *SHORT, "--json").out)["model"]
+def test_without_a_model_the_one_in_the_package_is_measured(run: Run) -> None:
+    found, expected = (
+        json.loads(run("bench", *choice, *SHORT, "--json").out)
+        for choice in ([], ["-m", str(pocket.PATH)])
+    )
+    same = ("model", "type", "weights_mb")
+    assert [found[key] for key in same] == [expected[key] for key in same]
 
 
-def test_the_table_has_a_row_for_each_run_and_progress_is_on_stderr(run: Run, model: str):
+def test_the_table_has_a_row_for_each_run_and_progress_is_on_stderr(run: Run, model: str) -> None:
     result = run("bench", "-m", model, *SHORT, "-t", "1")
     for words in ("prompt 20", "decode 3", "% of int8", "% of reading", "GB/s", "1 thread ("):
         assert words in result.out
@@ -81,7 +78,7 @@ def test_the_table_has_a_row_for_each_run_and_progress_is_on_stderr(run: Run, mo
     assert "bench: " not in result.out
 
 
-def test_several_types_of_a_shape_are_measured_in_turn(run: Run):
+def test_several_types_of_a_shape_are_measured_in_turn(run: Run) -> None:
     shape = ["bench", "--shape", "small", "--type", "q4_0,bf16,f16"]
     answer = json.loads(run(*shape, *SHORT, "--json").out)
     assert [r["type"] for r in answer["results"]] == ["q4_0", "bf16", "f16"]
@@ -91,7 +88,7 @@ def test_several_types_of_a_shape_are_measured_in_turn(run: Run):
     assert "% of f32" in text
 
 
-def test_depth_and_batch_are_measured(run: Run):
+def test_depth_and_batch_are_measured(run: Run) -> None:
     args = ["bench", "--shape", "small", *SHORT, "--depth", "33", "--batch", "3"]
     answer = json.loads(run(*args, "--json").out)
     low, high = answer["batch_ratio_range"]
@@ -117,16 +114,14 @@ def test_depth_and_batch_are_measured(run: Run):
         (["--shape", "small", "-m", "x"], "-m and --shape: found both"),
         (["--type", "q4_0"], "--type: found no --shape"),
         (["-m", "/no/such/model"], "found no such file"),
-        (["--plot", "x.png"], "--plot: found the suffix '.png', expected a name that ends in .svg"),
-        (["--plot", "/no/such/x.svg"], "--plot: found no folder /no/such"),
-        (["--against", "gpt"], "--against: found 'gpt', expected llama-cpp or ctranslate2"),
-        (["--against", "llama-cpp", "--batch", "2"], "--batch: found 2 with --against llama-cpp"),
-        (["--against", "ctranslate2", "--rival-python", "/no/python"], "--rival-python: found /no"),
+        (["--plot", "x.svg"], "expected python -m bench.roofline in the repository"),
+        (["--against", "llama-cpp"], "expected python -m bench.against in the repository"),
+        (["--rival-python", "x"], "--rival-python: found an option that has moved"),
     ],
 )
 def test_bad_options_are_one_line_before_anything_is_measured(
     run: Run, monkeypatch: pytest.MonkeyPatch, args: list[str], message: str
-):
+) -> None:
     monkeypatch.setattr(limits, "measure", lambda: pytest.fail("measured"))
     result = run("bench", *SHORT, *args)
     assert (result.code, result.out) == (2, "")
@@ -138,7 +133,7 @@ def test_bad_options_are_one_line_before_anything_is_measured(
 
 
 @pytest.mark.parametrize("name", ["q4_0", "q4_k_m", "q8_0", "q2_k", "bf16", "f16", "f32"])
-def test_a_synthetic_model_has_the_types_of_a_quantized_file(name: str):
+def test_a_synthetic_model_has_the_types_of_a_quantized_file(name: str) -> None:
     mix = find_mix(name)
     source, made = small("f32"), small(name)
     types, _ = quantize.plan(source, quantize.Choice(mix=mix))
@@ -149,7 +144,7 @@ def test_a_synthetic_model_has_the_types_of_a_quantized_file(name: str):
     assert all(ops.first_non_finite(tensor) is None for tensor in made.tensors.values())
 
 
-def test_a_synthetic_model_can_be_written_and_read_again(tmp_path: Path):
+def test_a_synthetic_model_can_be_written_and_read_again(tmp_path: Path) -> None:
     made = small()
     formats.write(tmp_path / "model.gguf", made)
     again = formats.read(tmp_path / "model.gguf")
@@ -158,13 +153,13 @@ def test_a_synthetic_model_can_be_written_and_read_again(tmp_path: Path):
     assert again.tensors == made.tensors
 
 
-def test_layers_of_a_synthetic_model_share_their_weights():
+def test_layers_of_a_synthetic_model_share_their_weights() -> None:
     tensors = small().tensors
     first, second = (tensors[f"blk.{i}.ffn_up.weight"].data for i in range(2))
     assert np.shares_memory(first, second)
 
 
-def test_the_shapes_are_those_of_the_family(monkeypatch: pytest.MonkeyPatch):
+def test_the_shapes_are_those_of_the_family(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synthetic, "_N_VOCAB", 49152)
     sizes = {"santacoder": 1.12e9, "starcoderbase-1b": 1.14e9, "starcoderbase-3b": 3.04e9}
     sizes |= {"starcoderbase-7b": 7.3e9, "starcoder": 15.5e9, "tiny_starcoder_py": 0.164e9}
@@ -176,7 +171,7 @@ def test_the_shapes_are_those_of_the_family(monkeypatch: pytest.MonkeyPatch):
 # What is counted -----------------------------------------------------------------------------
 
 
-def test_work_counts_matrices_weights_and_the_cache():
+def test_work_counts_matrices_weights_and_the_cache() -> None:
     checkpoint = small("f16")
     runner = Runner(checkpoint, Task(n_prompt=10, n_decode=4, depth=8, batch=2))
     c, tokens = runner.config, 10
@@ -193,7 +188,7 @@ def test_work_counts_matrices_weights_and_the_cache():
     assert work.nbytes == 4 * runner.read_bytes + 2 * (9 + 10 + 11 + 12) * position
 
 
-def test_of_an_embedding_that_is_not_the_output_matrix_nothing_is_counted():
+def test_of_an_embedding_that_is_not_the_output_matrix_nothing_is_counted() -> None:
     tied = small("f16")
     own = {"output.weight": tied.tensors["token_embd.weight"]}
     untied = replace(tied, tensors={**tied.tensors, **own})
@@ -201,7 +196,7 @@ def test_of_an_embedding_that_is_not_the_output_matrix_nothing_is_counted():
     assert Runner(untied, task).read_bytes == Runner(tied, task).read_bytes
 
 
-def test_what_lies_before_the_depth_is_the_same_for_every_sequence():
+def test_what_lies_before_the_depth_is_the_same_for_every_sequence() -> None:
     runner = Runner(small(), Task(n_prompt=4, n_decode=4, depth=40, batch=3))
     for store in (runner._cache.keys, runner._cache.values):
         places = (divmod(np.array(table), RUN_LEN) for table in runner._tables)
@@ -209,29 +204,6 @@ def test_what_lies_before_the_depth_is_the_same_for_every_sequence():
         assert first[:2].any()
         assert len(others) == 2
         assert all(np.array_equal(other, first) for other in others)
-
-
-def test_a_ratio_is_that_of_pairs():
-    ours = Speed(Work(10, 1, 1), (1.0, 2.0, 4.0))
-    theirs = Speed(Work(10, 1, 1), (2.0, 2.0, 12.0))
-    pairs = Pairs.of(ours, theirs)
-    assert (pairs.median, pairs.spread) == (2.0, (1.0, 3.0))
-
-
-def test_the_share_of_a_prompt_is_of_the_larger_of_the_peaks_around_the_runs():
-    one = result("q4_0", TensorType.Q4_0)
-    assert one.prompt_share == one.prompt.gmacs / LIMITS.int8_gmacs
-
-
-def test_the_share_of_decoding_is_the_median_of_runs_beside_the_readings_around_each():
-    decode = Speed(Work(64, 6e10, 8e9), (1.0, 0.5, 1.0))  # 8, 16 and 8 GB/s
-    one = replace(result("q4_0", TensorType.Q4_0), decode=decode, reads=(9.0, 11.0, 39.0, 41.0))
-    assert one.decode_share == 16 / 25  # of 8 / 10, 16 / 25 and 8 / 40
-    assert one.as_json()["read_gbps"] == 25
-    assert replace(one, reads=(1.0,) * 4).decode_share == 1
-
-
-# The drawing ---------------------------------------------------------------------------------
 
 
 def result(type_name: str, kind: TensorType, speed: float = 1.0) -> Result:
@@ -250,124 +222,21 @@ def result(type_name: str, kind: TensorType, speed: float = 1.0) -> Result:
     )
 
 
-def texts_and_points(svg: str) -> tuple[list[str], int]:
-    root = ElementTree.fromstring(svg)
-    space = "{http://www.w3.org/2000/svg}"
-    points = [c for c in root.iter(f"{space}circle") if c.get("class") == "point"]
-    return ["".join(t.itertext()) for t in root.iter(f"{space}text")], len(points)
+def test_a_ratio_is_that_of_pairs() -> None:
+    ours = Speed(Work(10, 1, 1), (1.0, 2.0, 4.0))
+    theirs = Speed(Work(10, 1, 1), (2.0, 2.0, 12.0))
+    pairs = Pairs.of(ours, theirs)
+    assert (pairs.median, pairs.spread) == (2.0, (1.0, 3.0))
 
 
-def test_the_plot_has_two_points_a_type_and_names_everything():
-    kinds = [TensorType.Q4_0, TensorType.Q8_0, TensorType.F16]
-    results = [result(kind.name.lower(), kind) for kind in kinds]
-    texts, n_points = texts_and_points(roofline.draw(results, "a <model> & more"))
-    assert n_points == 6
-    assert "a <model> & more" in texts
-    for words in ("q4_0 prompt", "q8_0 decode", "f16 prompt", "int8 300", "bf16 150", "read: 20"):
-        assert any(words in text for text in texts), words
+def test_the_share_of_a_prompt_is_of_the_larger_of_the_peaks_around_the_runs() -> None:
+    one = result("q4_0", TensorType.Q4_0)
+    assert one.prompt_share == one.prompt.gmacs / LIMITS.int8_gmacs
 
 
-def test_labels_of_a_crowded_plot_do_not_overlap_and_stay_on_the_page():
-    heights = [100.0, 100.0, 101.0, 103.0, 480.0, 490.0, 500.0, 502.0]
-    placed = roofline._spread(heights)
-    assert all(b - a >= roofline._LINE for a, b in pairwise(placed))
-    assert placed[-1] <= roofline._HEIGHT - roofline._BOTTOM
-
-
-def test_the_plot_is_written(run: Run, tmp_path: Path):
-    plot = tmp_path / "roof.svg"
-    shape = ["--shape", "small", "--type", "q4_0,q6_k"]
-    assert run("bench", *shape, *SHORT, "--plot", str(plot)).code == 0
-    assert texts_and_points(plot.read_text())[1] == 4
-
-
-# Other programs ------------------------------------------------------------------------------
-
-FAKE = """
-__version__ = "1.2"
-import sys
-print("chatter")
-
-class Llama:
-    def __init__(self, path, flash_attn, **_):
-        assert open(path, "rb").read(4) == b"GGUF"
-        self.n_tokens, self.n_evals, self.flash = 0, 0, flash_attn
-
-    def n_vocab(self):
-        return 512
-
-    def eval(self, tokens):
-        import time
-        time.sleep(0.003 if self.flash else 0.001)
-        self.n_tokens += len(tokens)
-
-    def close(self):
-        pass
-"""
-
-
-# What it ends with, a while after its answers have closed.
-LATE = "Late = type('', (), {'__str__': lambda _: __import__('time').sleep(0.3) or 'late words'})"
-
-
-@pytest.fixture
-def fake_llama_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A package of that name for the other program's Python."""
-    (tmp_path / "llama_cpp.py").write_text(FAKE)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # as most people's Python runs
-    return tmp_path / "llama_cpp.py"
-
-
-@pytest.mark.parametrize("source", ["file", "shape"])
-def test_a_rival_runs_in_turns_and_the_ratio_has_its_spread(
-    run: Run, model: str, fake_llama_cpp: Path, source: str
-):
-    chosen = ["-m", model] if source == "file" else ["--shape", "small"]
-    args = ["bench", *chosen, *SHORT, "--against", "llama-cpp"]
-    answer = json.loads(run(*args, "--json").out)
-    assert answer["rival"] == "llama.cpp (llama-cpp-python 1.2), flash attention off"
-    for kind in ("prompt", "decode"):
-        low, high = answer[f"{kind}_ratio_range"]
-        assert 0 < low <= answer[f"{kind}_ratio"] <= high
-        assert answer[f"rival_{kind}_tps"] > 0
-    assert "q4_0 to llama.cpp (llama-cpp-python 1.2)" in run(*args).out
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (("assert open", "raise RuntimeError('no ' + 'luck') #"), "RuntimeError: no luck"),
-        (("assert open", "import os; sys.exit('bye' + 'bye') #"), "it ended: byebye"),
-        (("assert open", f"{LATE}; sys.exit(Late()) #"), "it ended: late words"),
-    ],
-)
-def test_a_rival_that_fails_is_quoted(
-    run: Run, model: str, fake_llama_cpp: Path, change: tuple[str, str], message: str
-):
-    fake_llama_cpp.write_text(FAKE.replace(*change))
-    found = run("bench", "-m", model, *SHORT, "--against", "llama-cpp")
-    assert (found.code, found.out) == (2, "")
-    assert f"--against llama-cpp: found {message}" in found.err
-
-
-@pytest.mark.parametrize(
-    ("kind", "package"), [("llama-cpp", "llama-cpp-python"), ("ctranslate2", "ctranslate2")]
-)
-def test_a_rival_that_is_not_installed_says_how_to_install_it(
-    tmp_path: Path, kind: str, package: str
-):
-    bare = tmp_path / "python"
-    bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
-    bare.chmod(0o755)
-    with pytest.raises(InputError, match=f"-m pip install {package}.*--rival-python"):
-        Rival(kind, str(bare))
-
-
-def test_a_rival_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_llama_cpp):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
-    (tmp_path / "temporary").mkdir()
-    with Rival("llama-cpp", sys.executable) as rival:
-        rival.load(small(), Task(4, 2), 1)
-        assert list((tmp_path / "temporary").iterdir())
-    assert not list((tmp_path / "temporary").iterdir())
+def test_the_share_of_decoding_is_the_median_of_runs_beside_the_readings_around_each() -> None:
+    decode = Speed(Work(64, 6e10, 8e9), (1.0, 0.5, 1.0))  # 8, 16 and 8 GB/s
+    one = replace(result("q4_0", TensorType.Q4_0), decode=decode, reads=(9.0, 11.0, 39.0, 41.0))
+    assert one.decode_share == 16 / 25  # of 8 / 10, 16 / 25 and 8 / 40
+    assert one.as_json()["read_gbps"] == 25
+    assert replace(one, reads=(1.0,) * 4).decode_share == 1

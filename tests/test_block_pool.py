@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from starcoder.engine.block_pool import BlockPool
 
 
-def test_a_pool_gives_each_block_once():
+def test_a_pool_gives_each_block_once() -> None:
     pool = BlockPool(10)
     blocks = pool.allocate(4) + pool.allocate(6)
     assert sorted(blocks) == list(range(10))
@@ -17,7 +17,7 @@ def test_a_pool_gives_each_block_once():
     assert pool.can_allocate(0)
 
 
-def test_more_than_is_free_is_refused_and_changes_nothing():
+def test_more_than_is_free_is_refused_and_changes_nothing() -> None:
     pool = BlockPool(3)
     pool.allocate(1)
     with pytest.raises(ValueError, match="3 blocks wanted, 2 free"):
@@ -25,7 +25,7 @@ def test_more_than_is_free_is_refused_and_changes_nothing():
     assert pool.n_free == 2
 
 
-def test_what_was_freed_last_comes_first():
+def test_what_was_freed_last_comes_first() -> None:
     pool = BlockPool(8)
     blocks = pool.allocate(3)
     pool.free(blocks)
@@ -33,7 +33,7 @@ def test_what_was_freed_last_comes_first():
 
 
 @pytest.mark.parametrize("wrong", [[5], [0, 0], [0, 5]])
-def test_freeing_what_is_not_taken_is_refused_and_changes_nothing(wrong: list[int]):
+def test_freeing_what_is_not_taken_is_refused_and_changes_nothing(wrong: list[int]) -> None:
     pool = BlockPool(8)
     pool.allocate(2)
     with pytest.raises(ValueError, match="not all taken"):
@@ -42,7 +42,7 @@ def test_freeing_what_is_not_taken_is_refused_and_changes_nothing(wrong: list[in
 
 
 @given(st.lists(st.integers(0, 6), max_size=30))
-def test_no_block_is_ever_held_twice_and_none_is_lost(sizes: list[int]):
+def test_no_block_is_ever_held_twice_and_none_is_lost(sizes: list[int]) -> None:
     pool, held = BlockPool(12), []
     for n in sizes:
         if pool.can_allocate(n):

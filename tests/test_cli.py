@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -41,7 +41,9 @@ def run(model: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixtur
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         with pytest.raises(SystemExit) as exit_:
             main()
-        return Result(exit_.value.code, *capfd.readouterr())
+        code = exit_.value.code
+        assert isinstance(code, int)
+        return Result(code, *capfd.readouterr())
 
     return run
 
@@ -53,12 +55,12 @@ def greedy(model: str, prompt: str, n: int = 8) -> str:
 # What comes out ------------------------------------------------------------------------------
 
 
-def test_stdout_is_the_prompt_and_its_continuation(run: Run, model: str):
+def test_stdout_is_the_prompt_and_its_continuation(run: Run, model: str) -> None:
     result = run("-p", "def f(")
     assert (result.code, result.out) == (0, "def f(" + greedy(model, "def f(") + "\n")
 
 
-def test_stderr_has_facts_settings_and_times(run: Run, model: str):
+def test_stderr_has_facts_settings_and_times(run: Run, model: str) -> None:
     err = run("-p", "def f(", "--top_k", "7", "-s", "3").err
     for line in [
         f"model      = {model} (GGUF v3",
@@ -81,7 +83,7 @@ def test_stderr_has_facts_settings_and_times(run: Run, model: str):
 
 def test_stderr_says_why_there_are_fewer_threads_than_cpus(
     run: Run, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     assert "threads    = 1 of 4 CPUs: affinity to 1 CPU (" in run("-p", "x", "-n", "1").err
@@ -90,7 +92,7 @@ def test_stderr_says_why_there_are_fewer_threads_than_cpus(
     assert "threads    = 1 (" in run("-p", "x", "-n", "1", "-t", "1").err
 
 
-def test_json_is_one_object_and_nothing_else(run: Run, model: str):
+def test_json_is_one_object_and_nothing_else(run: Run, model: str) -> None:
     result = run("-p", "def f(", "--json")
     answer = json.loads(result.out)
     expected = LLM(model).generate("def f(", max_tokens=8)
@@ -101,10 +103,10 @@ def test_json_is_one_object_and_nothing_else(run: Run, model: str):
     assert answer["timings"]["predict_ms"] > 0
 
 
-def test_the_seed_that_is_printed_repeats_the_text(run: Run):
+def test_the_seed_that_is_printed_repeats_the_text(run: Run) -> None:
     sampled = ["-p", "def f(", "--temp", "1.5", "-n", "30"]
     first = run(*sampled)
-    seed = re.search(r"seed = (\d+)", first.err).group(1)
+    (seed,) = re.findall(r"seed = (\d+)", first.err)
     assert run(*sampled, "-s", seed).out == first.out
     assert run(*sampled, "--seed", "-1").out != first.out
 
@@ -112,7 +114,9 @@ def test_the_seed_that_is_printed_repeats_the_text(run: Run):
 # Options -------------------------------------------------------------------------------------
 
 
-def test_every_option_of_ggml_is_there_with_dashes_and_underscores(run: Run, tmp_path: Path):
+def test_every_option_of_ggml_is_there_with_dashes_and_underscores(
+    run: Run, tmp_path: Path
+) -> None:
     tests = tmp_path / "tests"
     tests.write_text("x => 1\n")
     expected = run("-s", "1", "-n", "5", "-p", "x", "--temp", "1", "--ignore-eos").out
@@ -126,7 +130,7 @@ def test_every_option_of_ggml_is_there_with_dashes_and_underscores(run: Run, tmp
     assert run("-s1", "-t", "2", "-px", "-n5", "-c100", "-b", "4", "-tt", str(tests)).code == 0
 
 
-def test_the_defaults_are_those_of_ggml(run: Run, model: str):
+def test_the_defaults_are_those_of_ggml(run: Run, model: str) -> None:
     err = run("-m", model, "-p", "x", "--ignore-eos", defaults=False).err
     for line in ["temp           = 1.000", "top_k          = 40", "top_p          = 0.900"]:
         assert line in err
@@ -136,7 +140,9 @@ def test_the_defaults_are_those_of_ggml(run: Run, model: str):
     assert len(json.loads(answer)["tokens"]) == 200
 
 
-def test_a_prompt_comes_from_stdin_or_a_file_without_its_last_newline(run: Run, tmp_path: Path):
+def test_a_prompt_comes_from_stdin_or_a_file_without_its_last_newline(
+    run: Run, tmp_path: Path
+) -> None:
     file = tmp_path / "prompt.py"
     file.write_text("größe = 1\n\n")
     expected = run("-p", "größe = 1\n").out
@@ -144,21 +150,21 @@ def test_a_prompt_comes_from_stdin_or_a_file_without_its_last_newline(run: Run, 
     assert run("-p", "-", stdin="größe = 1\n\n".encode()).out == expected
 
 
-def test_without_a_prompt_there_is_one_that_the_seed_chooses(run: Run):
+def test_without_a_prompt_there_is_one_that_the_seed_chooses(run: Run) -> None:
     texts = {run("-n", "0", "-s", str(seed)).out for seed in range(12)}
     assert len(texts) > 2
     assert min(map(len, texts)) > 5
     assert run("-n", "0", "-s", "3").out == run("-n", "0", "-s", "3").out
 
 
-def test_a_prompt_may_be_empty_or_look_like_an_option(run: Run):
+def test_a_prompt_may_be_empty_or_look_like_an_option(run: Run) -> None:
     assert run("-p", "").code == 0
     assert run("-p", "--help", "-n", "0").out == "--help\n"
 
 
-def test_end_tokens_end_the_text_unless_ignored(run: Run, model: str):
+def test_end_tokens_end_the_text_unless_ignored(run: Run, model: str) -> None:
     wild = ["-p", "def ", "--temp", "1.5", "--top-k", "0", "--top-p", "1", "-n", "400", "--json"]
-    options = {"temperature": 1.5, "top_k": 0, "top_p": 1.0, "max_tokens": 400}
+    options: dict[str, Any] = {"temperature": 1.5, "top_k": 0, "top_p": 1.0, "max_tokens": 400}
     llm = LLM(model)
     seeds = range(100)
     seed = next(s for s in seeds if llm.generate("def ", seed=s, **options).finish_reason == "stop")
@@ -168,7 +174,9 @@ def test_end_tokens_end_the_text_unless_ignored(run: Run, model: str):
     assert ignored["tokens"][: len(stopped["tokens"]) + 1] == [*stopped["tokens"], 0]
 
 
-def test_token_tests_are_counted_and_generation_goes_on(run: Run, model: str, tmp_path: Path):
+def test_token_tests_are_counted_and_generation_goes_on(
+    run: Run, model: str, tmp_path: Path
+) -> None:
     ids = ",".join(map(str, LLM(model).tokenize("def f(")))
     file = tmp_path / "tests"
     file.write_text(f"def f( => {ids}\nno test\nx => 1,2,3\n")
@@ -178,7 +186,7 @@ def test_token_tests_are_counted_and_generation_goes_on(run: Run, model: str, tm
     assert result.out.startswith("def f(")
 
 
-def test_help_and_version(run: Run):
+def test_help_and_version(run: Run) -> None:
     for flag in ("-h", "--help"):
         assert "--n-predict" in run(flag, defaults=False).out
     assert run("--version", defaults=False) == (0, f"starcoder {__version__}\n", "")
@@ -214,7 +222,7 @@ def test_help_and_version(run: Run):
         (["-p", "\udcff"], "-p: found byte 0xff at offset 0, expected UTF-8 text"),
     ],
 )
-def test_bad_options_are_one_line_and_exit_code_2(run: Run, args: list[str], message: str):
+def test_bad_options_are_one_line_and_exit_code_2(run: Run, args: list[str], message: str) -> None:
     result = run(*args)
     assert (result.code, result.out) == (2, "")
     last = result.err.splitlines()[-1]
@@ -223,7 +231,7 @@ def test_bad_options_are_one_line_and_exit_code_2(run: Run, args: list[str], mes
     assert "Traceback" not in result.err
 
 
-def test_without_a_model_the_one_in_the_package_runs(run: Run):
+def test_without_a_model_the_one_in_the_package_runs(run: Run) -> None:
     result = run("-p", "import ", "-n", "4", "--temp", "0", defaults=False)
     assert (result.code, result.out) == (
         0,
@@ -232,7 +240,7 @@ def test_without_a_model_the_one_in_the_package_runs(run: Run):
     assert f"model      = {pocket.PATH}" in result.err
 
 
-def test_prompts_that_are_no_text_are_refused(run: Run, tmp_path: Path):
+def test_prompts_that_are_no_text_are_refused(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "latin1"
     file.write_bytes(b"gr\xf6\xdfe")
     for result in (run("-f", str(file)), run("-p", "-", stdin=file.read_bytes())):
@@ -241,7 +249,7 @@ def test_prompts_that_are_no_text_are_refused(run: Run, tmp_path: Path):
     assert "at most 16 MiB" in run("-f", "/dev/zero").err
 
 
-def test_a_token_test_with_other_things_than_ids_is_refused(run: Run, tmp_path: Path):
+def test_a_token_test_with_other_things_than_ids_is_refused(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "tests"
     file.write_text("x => 1,two\n")
     result = run("-tt", str(file))
@@ -249,7 +257,7 @@ def test_a_token_test_with_other_things_than_ids_is_refused(run: Run, tmp_path: 
     assert "-tt line 1: found '1,two', expected ids" in result.err
 
 
-def test_too_little_memory_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch):
+def test_too_little_memory_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def starved(*args: object) -> None:
         raise MemoryError
 

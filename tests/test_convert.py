@@ -10,10 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import Run, TinyModel, write_gguf, write_hf, write_legacy
 from starcoder import LLM, formats
 from starcoder.cli import progress
 from starcoder.tensor import TensorType
+from tests.helpers.command import Run
+from tests.helpers.gguf import write_gguf
+from tests.helpers.hf import write_hf
+from tests.helpers.legacy import write_legacy
+from tests.helpers.tiny import TinyModel
 
 
 def logits(path: Path) -> np.ndarray:
@@ -146,7 +150,7 @@ def test_progress_is_lines_where_there_is_no_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = 100.0
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    monkeypatch.setattr("starcoder.cli.progress.time.monotonic", lambda: now)
     with progress.Progress("task") as bar:
         bar.start(1000_000_000)
         for _ in range(100):

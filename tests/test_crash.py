@@ -16,20 +16,21 @@ from pathlib import Path
 
 import pytest
 
-from conftest import TinyModel, make_tiny, write_gguf
 from starcoder import formats
 from starcoder.errors import WriteError
 from starcoder.formats._write import write_file
+from tests.helpers.gguf import write_gguf
+from tests.helpers.tiny import TinyModel, make_tiny
 
 N_KILLS = int(os.environ.get("STARCODER_CRASHES", "5"))
 N_PLACES = 50
-TESTS = str(Path(__file__).parent)
+ROOT = str(Path(__file__).parent.parent)
 
 
 def start(script: str, *args: object) -> subprocess.Popen[bytes]:
     """A process that runs a script, once it has said that it is ready."""
     command = [sys.executable, "-c", script, *map(str, args)]
-    env = os.environ | {"PYTHONPATH": TESTS}
+    env = os.environ | {"PYTHONPATH": ROOT}
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe)
     assert process.stdout is not None

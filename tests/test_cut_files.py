@@ -14,12 +14,15 @@ from pathlib import Path
 import pytest
 
 import starcoder
-from conftest import Run, make_tiny, write_gguf
 from starcoder import formats, models, ops, quantize
 from starcoder.errors import FormatError
 from starcoder.formats._bytes import map_file
 from starcoder.mix import find_mix
 from starcoder.quantize import Choice
+from starcoder.tensor import Tensor
+from tests.helpers.command import Run
+from tests.helpers.gguf import write_gguf
+from tests.helpers.tiny import make_tiny
 
 CHANGED = "a file that changed while it was read"
 
@@ -40,7 +43,7 @@ def overwrite(path: Path) -> None:
 HARM = pytest.mark.parametrize("harm", [cut, overwrite])
 
 
-def test_bytes_that_are_cut_off_read_as_zeros(tmp_path: Path):
+def test_bytes_that_are_cut_off_read_as_zeros(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"\x77" * 100_000)
     data = map_file(path)
@@ -51,7 +54,7 @@ def test_bytes_that_are_cut_off_read_as_zeros(tmp_path: Path):
         data.check()
 
 
-def test_a_file_that_only_grew_or_was_replaced_by_renaming(tmp_path: Path):
+def test_a_file_that_only_grew_or_was_replaced_by_renaming(tmp_path: Path) -> None:
     path, new = tmp_path / "file", tmp_path / "new"
     path.write_bytes(bytes(9000))
     data = map_file(path)
@@ -65,7 +68,7 @@ def test_a_file_that_only_grew_or_was_replaced_by_renaming(tmp_path: Path):
         data.check()
 
 
-def test_many_files_come_and_go(tmp_path: Path):
+def test_many_files_come_and_go(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"\x77" * 20_000)
     for _ in range(3):
@@ -76,7 +79,7 @@ def test_many_files_come_and_go(tmp_path: Path):
     assert {data[19_999] for data in kept} == {0}
 
 
-def test_other_bus_errors_still_end_the_process(tmp_path: Path):
+def test_other_bus_errors_still_end_the_process(tmp_path: Path) -> None:
     code = """
 import mmap, os, sys
 from pathlib import Path
@@ -101,7 +104,7 @@ others[15_000]
 @pytest.mark.parametrize("name", ["out.gguf", "out.bin"])
 def test_a_source_that_changes_while_it_is_converted(
     tmp_path: Path, harm: Callable[[Path], None], name: str
-):
+) -> None:
     source, out = write_gguf(tmp_path / "in.gguf", make_tiny()), tmp_path / name
     out.write_bytes(b"old")
     checkpoint = formats.read(source)
@@ -126,11 +129,11 @@ def test_a_source_that_changes_while_it_is_converted(
 @HARM
 def test_a_file_that_changes_while_it_is_loaded(
     tmp_path: Path, harm: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     path = write_gguf(tmp_path / "m.gguf", make_tiny())
     checkpoint, pack = formats.read(path), ops.pack
 
-    def harm_and_pack(tensor: ops.Tensor) -> ops.Matrix:
+    def harm_and_pack(tensor: Tensor) -> ops.Matrix:
         if path.stat().st_mtime_ns != 1 and path.stat().st_size > 5000:
             harm(path)
         return pack(tensor)
@@ -143,7 +146,7 @@ def test_a_file_that_changes_while_it_is_loaded(
 @HARM
 def test_a_file_that_changes_after_loading_changes_nothing(
     tmp_path: Path, harm: Callable[[Path], None]
-):
+) -> None:
     path = write_gguf(tmp_path / "m.gguf", make_tiny())
     llm = starcoder.LLM(path, n_threads=1)
     before = llm.logits([5, 6, 7, 300])
@@ -151,7 +154,7 @@ def test_a_file_that_changes_after_loading_changes_nothing(
     assert (llm.logits([5, 6, 7, 300]) == before).all()
 
 
-def test_the_command_says_it_in_one_line(tmp_path: Path, run: Run):
+def test_the_command_says_it_in_one_line(tmp_path: Path, run: Run) -> None:
     source, out = write_gguf(tmp_path / "in.gguf", make_tiny()), tmp_path / "out.gguf"
     stop = threading.Event()
 

@@ -4,31 +4,24 @@ where they are not; the same bytes on any machine and any number of threads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 
-from starcoder import _core, formats, ops, reference
+from starcoder import _core, formats, ops
 from starcoder.tensor import Tensor, TensorType
-from test_kernels import guarded
-from weights import random_tensor
+from tests import reference
+from tests.helpers.guarded import guarded
+from tests.helpers.weights import random_tensor
 
 TYPES = list(TensorType)
 FLOATS = [TensorType.F32, TensorType.F16, TensorType.BF16]
 PLAIN = [TensorType[name] for name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")]
 SEARCHED = [TensorType[name] for name in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL")]
 ISAS = ops.available_isas()
-
-
-@pytest.fixture(autouse=True)
-def _machine() -> Iterator[None]:
-    n_threads, isa = ops.n_threads(), ops.isa()
-    yield
-    ops.set_n_threads(n_threads)
-    ops.use_isa(isa)
+pytestmark = pytest.mark.usefixtures("core_restored")
 
 
 def normal(*shape: int, seed: int = 0, scale: float = 0.05) -> np.ndarray:
@@ -243,8 +236,9 @@ def test_weights_that_are_not_finite_stay_visible_in_their_block(
 def test_the_largest_and_smallest_floats_have_one_answer_too(kind: TensorType) -> None:
     rng = np.random.default_rng(3)
     bits = rng.integers(0, 1 << 32, (40, 512), dtype=np.uint32)
-    x = np.where(bits & 0x7F800000 == 0x7F800000, bits & 0x007FFFFF, bits).astype(np.uint32)
-    x = np.concatenate([x.view(np.float32), np.full((1, 512), 3.4e38, np.float32)])
+    finite = np.where(bits & 0x7F800000 == 0x7F800000, bits & 0x007FFFFF, bits)
+    x = finite.astype(np.uint32).view(np.float32)
+    x = np.concatenate([x, np.full((1, 512), 3.4e38, np.float32)])
     x = np.concatenate([x, x * np.float32(1e-38), np.full((1, 512), 1e-45, np.float32)])
     answers = []
     for isa in ISAS:

@@ -95,7 +95,7 @@ def alone(prompt: list[int], params: SamplingParams, n: int) -> tuple[list[int],
 # ---------------------------------------------------------------------------------------------
 
 
-def test_greedy_text_is_what_the_model_says_token_by_token():
+def test_greedy_text_is_what_the_model_says_token_by_token() -> None:
     tokens = [3, 1, 4]
     while len(tokens) < 13:
         tokens.append(int(np.argmax(logits_after(tokens))))
@@ -118,7 +118,7 @@ requests = st.lists(
 @given(requests, st.integers(1, 70), st.integers(1, 3), st.randoms(use_true_random=False))
 def test_neighbors_chunks_and_order_never_change_your_text(
     requests: list[tuple[list[int], int, int]], n_batch: int, n_parallel: int, rng: random.Random
-):
+) -> None:
     made = engine(n_batch, n_parallel)
     sequences = []
     for prompt, n, seed in requests:
@@ -134,7 +134,7 @@ def test_neighbors_chunks_and_order_never_change_your_text(
         assert outcome(sequence) == expected
 
 
-def test_many_sequences_share_one_batch():
+def test_many_sequences_share_one_batch() -> None:
     model = FakeModel()
     made = engine(model=model)
     for start in range(3):
@@ -143,7 +143,7 @@ def test_many_sequences_share_one_batch():
     assert [len(batch.tokens) for batch in model.batches] == [6, 3, 3, 3, 3]
 
 
-def test_logits_are_asked_for_only_where_a_token_is_sampled():
+def test_logits_are_asked_for_only_where_a_token_is_sampled() -> None:
     model = FakeModel()
     made = engine(n_batch=8, model=model)
     made.submit(list(range(20)), GREEDY, max_tokens=2)
@@ -151,7 +151,7 @@ def test_logits_are_asked_for_only_where_a_token_is_sampled():
     assert [len(batch.logit_rows) for batch in model.batches] == [0, 0, 1, 1]
 
 
-def test_an_end_id_stops_and_is_not_part_of_the_text():
+def test_an_end_id_stops_and_is_not_part_of_the_text() -> None:
     text, _ = alone([3, 1, 4], GREEDY, 10)
     stop = text[4]
     made = engine()
@@ -161,17 +161,17 @@ def test_an_end_id_stops_and_is_not_part_of_the_text():
     assert (events[-1].token, events[-1].finish_reason) == (None, "stop")
 
 
-def test_an_end_id_in_the_prompt_does_not_stop():
+def test_an_end_id_in_the_prompt_does_not_stop() -> None:
     assert len(alone([END, 2, END], GREEDY, 3)[0]) >= 1
 
 
-def test_text_ends_where_the_context_is_full():
+def test_text_ends_where_the_context_is_full() -> None:
     text, reason = alone([1] * 60, GREEDY, 100)
     assert (len(text), reason) == (N_CTX - 60, "length")
     assert alone([1] * N_CTX, GREEDY, 100) == ([], "length")
 
 
-def test_no_tokens_wanted_ends_without_running_the_model():
+def test_no_tokens_wanted_ends_without_running_the_model() -> None:
     model = FakeModel()
     made = engine(model=model)
     sequence = made.submit([1], GREEDY, max_tokens=0)
@@ -180,7 +180,7 @@ def test_no_tokens_wanted_ends_without_running_the_model():
 
 
 @pytest.mark.parametrize("n_batch", [1, 3, 512])
-def test_logits_of_every_position_come_whole_whatever_the_chunks(n_batch: int):
+def test_logits_of_every_position_come_whole_whatever_the_chunks(n_batch: int) -> None:
     made = engine(n_batch)
     prompt = [4, 8, 15, 16, 23, 42, 4, 8]
     made.submit([1, 2, 3], GREEDY, max_tokens=20)
@@ -193,7 +193,7 @@ def test_logits_of_every_position_come_whole_whatever_the_chunks(n_batch: int):
 
 
 @pytest.mark.parametrize("n_steps", [0, 1, 2, 5])
-def test_cancelling_ends_one_and_frees_its_blocks(n_steps: int):
+def test_cancelling_ends_one_and_frees_its_blocks(n_steps: int) -> None:
     made = engine(n_batch=8, n_parallel=1)
     first = made.submit([9] * 20, GREEDY, max_tokens=40)
     second = made.submit([9, 9], GREEDY, max_tokens=3)
@@ -208,7 +208,7 @@ def test_cancelling_ends_one_and_frees_its_blocks(n_steps: int):
     assert outcome(second) == alone([9, 9], GREEDY, 3)
 
 
-def test_a_request_with_bad_logits_ends_alone():
+def test_a_request_with_bad_logits_ends_alone() -> None:
     made = engine()
     good = made.submit([5, 6], GREEDY, max_tokens=6)
     bad = made.submit([5, POISON, 6], GREEDY, max_tokens=6)
@@ -218,7 +218,7 @@ def test_a_request_with_bad_logits_ends_alone():
     assert outcome(good) == alone([5, 6], GREEDY, 6)
 
 
-def test_a_step_that_is_interrupted_can_be_taken_again():
+def test_a_step_that_is_interrupted_can_be_taken_again() -> None:
     class Interrupted(FakeModel):
         def forward(self, batch: Batch, cache: KVCache) -> np.ndarray:
             logits = super().forward(batch, cache)
@@ -245,6 +245,6 @@ def test_a_step_that_is_interrupted_can_be_taken_again():
         ([-1], "found token id -1"),
     ],
 )
-def test_prompts_that_cannot_run_are_refused(prompt: list[int], message: str):
+def test_prompts_that_cannot_run_are_refused(prompt: list[int], message: str) -> None:
     with pytest.raises(InputError, match=message):
         engine().submit(prompt, GREEDY, max_tokens=1)

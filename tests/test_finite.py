@@ -8,11 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import WRITERS, Run, TinyModel, make_tiny, write_gguf, write_hf
 from starcoder import formats, ops
 from starcoder.errors import FormatError
 from starcoder.finite import check_rows
 from starcoder.tensor import Tensor, TensorType
+from tests.helpers.command import Run
+from tests.helpers.every_format import WRITERS
+from tests.helpers.gguf import write_gguf
+from tests.helpers.hf import write_hf
+from tests.helpers.tiny import TinyModel, make_tiny
 
 PLACES = [
     *("token_embd.weight", "position_embd.weight", "output.weight"),

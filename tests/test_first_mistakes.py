@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import Run, TinyModel, make_tiny, write_gguf
 from starcoder import LLM, InputError, pocket
 from starcoder.checkpoint import Checkpoint
 from starcoder.formats import read
 from starcoder.mix import all_mixes, find_mix
 from starcoder.type_plan import Choice, plan
+from tests.helpers.command import Run
+from tests.helpers.gguf import write_gguf
+from tests.helpers.tiny import TinyModel, make_tiny
 
 MODEL = str(pocket.PATH)
 
@@ -229,7 +231,7 @@ def test_arguments_of_another_kind_say_what_goes_there(
 
 def test_options_have_the_bounds_of_the_command_line(llm: LLM, run: Run) -> None:
     with pytest.raises(InputError, match="found 'hot', expected a number, at least 0"):
-        llm.generate("x", temperature="hot")  # type: ignore[arg-type]
+        llm.generate("x", temperature="hot")  # type: ignore[call-overload]
     for too_many in (1 << 31, -1):
         with pytest.raises(InputError, match="a whole number from 0 to 2147483647"):
             llm.generate("x", max_tokens=too_many)
@@ -237,8 +239,14 @@ def test_options_have_the_bounds_of_the_command_line(llm: LLM, run: Run) -> None
 
 
 def test_a_seed_of_minus_one_is_random(llm: LLM) -> None:
-    wild = {"temperature": 2.0, "top_k": 0, "top_p": 1.0, "max_tokens": 20, "seed": -1}
-    texts = {llm.generate("x", **wild).text for _ in range(3)}  # type: ignore[arg-type]
+    wild: dict[str, Any] = {
+        "temperature": 2.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "max_tokens": 20,
+        "seed": -1,
+    }
+    texts = {llm.generate("x", **wild).text for _ in range(3)}
     assert len(texts) == 3
     with pytest.raises(InputError, match="from -1 to"):
         llm.generate("x", seed=-2)

@@ -16,24 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import (
-    WRITERS,
-    GGUFTensor,
-    TinyModel,
-    Value,
-    as_f32,
-    gguf_tensors,
-    hf_tokenizer,
-    hf_weights,
-    make_tiny,
-    write_gguf,
-    write_hf,
-    write_legacy,
-)
 from starcoder import formats
 from starcoder.checkpoint import Checkpoint
 from starcoder.errors import FormatError
 from starcoder.tensor import Tensor, TensorType
+from tests.helpers.every_format import WRITERS
+from tests.helpers.gguf import GGUFTensor, Value, gguf_tensors, write_gguf
+from tests.helpers.hf import hf_tokenizer, hf_weights, write_hf
+from tests.helpers.legacy import as_f32, write_legacy
+from tests.helpers.tiny import TinyModel, make_tiny
 
 EDGES = (0, 1, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**61, 2**63, 2**64 - 1)
 

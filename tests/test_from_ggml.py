@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Result, TinyModel, write_gguf, write_hf
 from starcoder import formats
 from starcoder.mix import _GGML_NUMBERS
 from starcoder.tensor import TensorType
+from tests.helpers.command import Result
+from tests.helpers.gguf import write_gguf
+from tests.helpers.hf import write_hf
+from tests.helpers.tiny import TinyModel
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "from-ggml.md").read_text()

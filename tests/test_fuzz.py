@@ -12,21 +12,21 @@ from pathlib import Path
 
 import pytest
 
-import mutants
+from tests.fuzz import mutants
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux only")
 
 
 def run(*arguments: str) -> str:
     command = [sys.executable, *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=HERE)
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
 
 def test_damaged_models_never_surprise() -> None:
-    rows = run("fuzz.py", "--n", "11", "--seed", "100000").splitlines()[1:]
+    rows = run("-m", "tests.fuzz", "--n", "11", "--seed", "100000").splitlines()[1:]
     assert [row.split()[0] for row in rows] == [*mutants.FORMATS, "bombs"]
 
 
@@ -37,16 +37,18 @@ def test_a_damaged_model_comes_again_from_its_seed(name: str) -> None:
 
 
 JUDGE = """
-import json, fuzz, mutants
-from conftest import make_tiny, write_gguf
+import json
+from tests.fuzz import judge, mutants
+from tests.helpers.gguf import write_gguf
+from tests.helpers.tiny import make_tiny
 good = mutants.make(lambda path: write_gguf(path, make_tiny()))
-kinds = [fuzz.attempt(good).kind, fuzz.attempt({"m": b"x"}).kind]
+kinds = [judge.attempt(good).kind, judge.attempt({"m": b"x"}).kind]
 for action in ACTIONS:
     def read(path):
         exec(action)
-        raise fuzz.FormatError("x", "x", "x")
-    fuzz.formats.read = read
-    kinds.append(fuzz.attempt({"m": b"x"}).kind)
+        raise judge.FormatError("x", "x", "x")
+    judge.formats.read = read
+    kinds.append(judge.attempt({"m": b"x"}).kind)
 print(json.dumps(kinds))
 """
 
@@ -60,7 +62,7 @@ def test_the_judge_sees_every_kind_of_bug() -> None:
         "import ctypes; ctypes.string_at(8)": "signal 11",
         "import os, signal; os.kill(os.getpid(), signal.SIGALRM)": "hang",
         "x = bytearray(80 << 20)": "memory",
-        "raise fuzz.FormatError('a' * 2001, '', '')": "unclear message",
+        "raise judge.FormatError('a' * 2001, '', '')": "unclear message",
         "import os; os._exit(0)": "no answer",
     }
     answer = run("-c", JUDGE.replace("ACTIONS", repr(list(seen))))
@@ -68,5 +70,5 @@ def test_the_judge_sees_every_kind_of_bug() -> None:
 
 
 def test_the_judge_sees_what_is_slow() -> None:
-    code = "import fuzz; fuzz.MAX_SECONDS = 0.0; print(fuzz.attempt({'m': b'x'}).kind)"
-    assert run("-c", code) == "slow\n"
+    code = "from tests.fuzz import judge; judge.MAX_SECONDS = 0.0; "
+    assert run("-c", code + "print(judge.attempt({'m': b'x'}).kind)") == "slow\n"

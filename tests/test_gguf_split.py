@@ -15,20 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import (
-    Run,
-    TinyModel,
-    Value,
-    gguf_keys,
-    gguf_tensors,
-    make_tiny,
-    write_gguf,
-    write_legacy,
-)
-from gguf_files import U16, part, split, write_part
 from starcoder import LLM, FormatError, InputError, WriteError, formats
 from starcoder.checkpoint import Checkpoint
-from starcoder.formats import _write_parts
+from tests.helpers.command import Run
+from tests.helpers.gguf import Value, gguf_keys, gguf_tensors, write_gguf
+from tests.helpers.gguf_parts import U16, part, split, write_part
+from tests.helpers.legacy import write_legacy
+from tests.helpers.tiny import TinyModel, make_tiny
 
 
 def whole(tmp_path: Path, model: TinyModel) -> Path:
@@ -56,7 +49,11 @@ def test_one_part_of_one_is_a_whole_under_any_name(tmp_path: Path, tiny: TinyMod
 
 def test_a_merged_model_is_a_whole(tmp_path: Path, tiny: TinyModel) -> None:
     """llama-gguf-split leaves the keys of the first part, with a count of 0."""
-    marks = {"split.no": U16(0), "split.count": U16(0), "split.tensors.count": Value("i32", 28)}
+    marks: dict[str, Any] = {
+        "split.no": U16(0),
+        "split.count": U16(0),
+        "split.tensors.count": Value("i32", 28),
+    }
     merged = write_gguf(tmp_path / "merged.gguf", tiny, keys=marks)
     assert formats.read(merged) == formats.read(whole(tmp_path, tiny))
     formats.write(tmp_path / "again.gguf", formats.read(merged))
@@ -73,11 +70,11 @@ def test_our_model_may_be_cut_anew_by_others(tmp_path: Path, tiny: TinyModel) ->
 
 
 def test_the_parts_run_as_the_whole_does(tmp_path: Path, tiny: TinyModel) -> None:
-    logits = [
+    one, other = (
         LLM(path, n_threads=1).logits([7, 40, 261])
         for path in (split(tmp_path, tiny)[1], whole(tmp_path, tiny))
-    ]
-    assert np.array_equal(*logits)
+    )
+    assert np.array_equal(one, other)
 
 
 def test_links_to_the_parts_are_followed(tmp_path: Path, tiny: TinyModel) -> None:
@@ -377,7 +374,7 @@ def test_a_set_may_be_written_over_itself(tmp_path: Path, tiny: TinyModel) -> No
 
 
 def test_parts_of_another_number_are_not_mistaken(tmp_path: Path, tiny: TinyModel) -> None:
-    expected = {}
+    expected: dict[Path, np.ndarray] = {}
     for model, size in ((make_tiny(1), 60_000), (tiny, 80_000)):
         checkpoint = formats.read(whole(tmp_path, model))
         formats.write(tmp_path / "m.gguf", checkpoint, max_part_bytes=size)
@@ -400,9 +397,7 @@ def test_what_ends_writing_leaves_the_old_parts(
 
     with pytest.raises(KeyboardInterrupt):
         formats.write(paths[0], checkpoint, max_part_bytes=60_000, on_bytes=stop)
-    monkeypatch.setattr(
-        _write_parts.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 8, 1)
-    )
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 8, 1))
     with pytest.raises(WriteError, match=r"1 bytes free, expected room for .* in all parts"):
         formats.write(paths[0], checkpoint, max_part_bytes=60_000)
     assert [path.read_bytes() for path in paths] == before

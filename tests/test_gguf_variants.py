@@ -11,24 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import (
-    GGUFTensor,
-    Run,
-    TinyModel,
-    Value,
-    gguf_keys,
-    gguf_tensors,
-    make_tiny,
-    write_gguf,
-    write_hf,
-    write_legacy,
-)
-from gguf_files import raw_keys
 from starcoder import LLM, FormatError, InputError, MemoryLimitError, formats, machine, ops
 from starcoder.checkpoint import Checkpoint
 from starcoder.machine import Room
 from starcoder.tensor import TensorType
 from starcoder.tokenizer import Tokenizer
+from tests.helpers.command import Run
+from tests.helpers.gguf import GGUFTensor, Value, gguf_keys, gguf_tensors, write_gguf
+from tests.helpers.gguf_parts import raw_keys
+from tests.helpers.hf import write_hf
+from tests.helpers.legacy import write_legacy
+from tests.helpers.tiny import TinyModel, make_tiny
 
 PREFIX = "tokenizer.ggml"
 

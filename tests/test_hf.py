@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import TinyModel, hf_tokenizer, hf_weights, make_tiny, printable, write_hf
 from starcoder import formats
 from starcoder.errors import FormatError
 from starcoder.tokenizer import Tokenizer
+from tests.helpers.hf import hf_tokenizer, hf_weights, write_hf
+from tests.helpers.tiny import TinyModel, make_tiny, printable
 
 DASHES = ("<|endoftext|>", "<fim-prefix>", "<fim-middle>", "<fim-suffix>", "<fim-pad>")
 

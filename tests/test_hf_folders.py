@@ -15,11 +15,22 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from conftest import Run, TinyModel, hf_weights, make_tiny, write_hf
 from starcoder import formats
 from starcoder.checkpoint import Checkpoint
 from starcoder.errors import FormatError
-from torch_file import TABLE, storage, table, tensor, text, write_hf_bin, write_torch, write_zip
+from tests.helpers.command import Run
+from tests.helpers.hf import hf_weights, write_hf
+from tests.helpers.tiny import TinyModel, make_tiny
+from tests.helpers.torch_file import (
+    TABLE,
+    storage,
+    table,
+    tensor,
+    text,
+    write_hf_bin,
+    write_torch,
+    write_zip,
+)
 
 INDEX, TORCH_INDEX = "model.safetensors.index.json", "pytorch_model.bin.index.json"
 SHARDS = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
@@ -254,7 +265,7 @@ def test_a_whole_folder_gives_no_notice(whole: Checkpoint) -> None:
 # ------------------------------------------------------------------------------------------------
 # Names
 
-WRAP = {
+WRAP: dict[str, Callable[[str], str]] = {
     "bare": lambda name: name.removeprefix("transformer."),
     "module": lambda name: f"module.{name}",
     "peft": lambda name: f"base_model.model.{name}",

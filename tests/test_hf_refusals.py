@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import Run, TinyModel, Value, hf_weights, write_gguf, write_hf
 from starcoder import formats
 from starcoder.errors import FormatError
-from torch_file import write_hf_bin, write_torch
+from tests.helpers.command import Run
+from tests.helpers.gguf import Value, write_gguf
+from tests.helpers.hf import hf_weights, write_hf
+from tests.helpers.tiny import TinyModel
+from tests.helpers.torch_file import write_hf_bin, write_torch
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22e\n"
 PAGES = {

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from conftest import TinyModel, hf_tokenizer, make_tiny, printable, write_hf
 from starcoder import LLM, formats
 from starcoder.errors import FormatError
 from starcoder.tokenizer import Tokenizer
 from starcoder.vocab import Vocab
+from tests.helpers.hf import hf_tokenizer, write_hf
+from tests.helpers.tiny import TinyModel, make_tiny, printable
 
 PROMPT = "def f(x1, größer):\n    return 2048 + 1  # <fim_prefix>"
 
@@ -285,7 +286,7 @@ def chat(path: Path, config: Mapping[str, Any] | None = None, **files: Any) -> V
     ],
 )
 def test_generation_stops_at_every_end_that_a_file_names(
-    tmp_path: Path, config: dict[str, Any], files: dict[str, Any], eos: int | None, ends: set[int]
+    tmp_path: Path, config: dict[str, Any], files: dict[str, Any], eos: int | None, ends: Set[int]
 ) -> None:
     vocab = chat(tmp_path / "hf", config, **files)
     assert (vocab.eos_id, vocab.end_ids) == (eos, ends)

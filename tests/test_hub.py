@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from conftest import TinyModel, write_hf
-from fake_hub import COMMIT, ID, FakeHub, fails, folder_of, serving, starcoder
 from starcoder import formats, hub
-from torch_file import write_hf_bin
+from tests.helpers.fake_hub import COMMIT, ID, FakeHub, fails, folder_of, serving, starcoder
+from tests.helpers.hf import write_hf
+from tests.helpers.tiny import TinyModel
+from tests.helpers.torch_file import write_hf_bin
 
 
 @pytest.fixture

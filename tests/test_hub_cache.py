@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from conftest import TinyModel, write_hf
-from fake_hub import COMMIT, ID, FakeHub, fails, folder_of, serving
 from starcoder import formats, hub
 from starcoder.hub import _cache, _claim, _download
 from starcoder.hub._claim import Claim, LostError, Queue
+from tests.helpers.fake_hub import COMMIT, ID, FakeHub, fails, folder_of, serving
+from tests.helpers.hf import write_hf
+from tests.helpers.tiny import TinyModel
 
 NEWER = "f" * 40
 
@@ -362,7 +363,7 @@ def test_a_claim_of_another_machine_counts_until_it_gives_no_sign(
     queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr(_claim.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("starcoder.hub._claim.time.monotonic", lambda: now[0])
     other = claimed(tmp_path, "0" * 8, 1)
     for _ in range(5):
         now[0] += 30
@@ -424,7 +425,7 @@ def test_another_process_may_bring_the_file(
     name = f"{blob.name}.{1:016x}-{'0' * 8}-1-{'0' * 8}.partial"
     (blob.parent / name).write_bytes(raw[:100])
     monkeypatch.setattr(_download, "_SAY", 0.0)
-    monkeypatch.setattr(_download.time, "sleep", lambda _: blob.write_bytes(raw))
+    monkeypatch.setattr("starcoder.hub._download.time.sleep", lambda _: blob.write_bytes(raw))
     with caplog.at_level(logging.WARNING, "starcoder"):
         assert hub.resolve(ID) == path
     assert "model.safetensors: waiting for another process" in caplog.messages[0]

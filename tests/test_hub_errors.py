@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from conftest import TinyModel, write_hf
-from fake_hub import COMMIT, ID, FakeHub, fails, python, serving
 from starcoder import hub
 from starcoder.errors import InputError
 from starcoder.hub import _download, _library
+from tests.helpers.fake_hub import COMMIT, ID, FakeHub, fails, python, serving
+from tests.helpers.hf import write_hf
+from tests.helpers.tiny import TinyModel
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A session of the library that was made under this test's settings, and none after it."""
     from huggingface_hub import utils
 
-    close: Any = getattr(utils, "close_session", None) or utils._http.reset_sessions
+    close: Any = getattr(utils, "close_session", None) or vars(utils)["_http"].reset_sessions
     close()
     yield
     monkeypatch.undo()
@@ -211,7 +212,7 @@ def test_a_refusal_serves_from_the_cache_or_is_one_line(served: FakeHub, status:
 def test_a_server_that_stumbles_is_asked_again(
     served: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fake_hub import Handler
+    from tests.helpers.fake_hub import Handler
 
     send, failures = Handler.send_file, iter([True, True, False, True])
 
@@ -290,7 +291,7 @@ def test_the_token_stays_with_the_hub(
 def test_a_partial_file_that_is_too_long_is_begun_anew_whatever_happens(
     served: FakeHub, tmp_path: Path
 ) -> None:
-    from fake_hub import folder_of
+    from tests.helpers.fake_hub import folder_of
 
     path = hub.resolve(ID)
     for blob in (folder_of(tmp_path) / "blobs").iterdir():

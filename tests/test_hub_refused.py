@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from conftest import TinyModel, write_hf
-from fake_hub import ID, FakeHub, fails, serving, starcoder
 from starcoder import formats, hub
 from starcoder.errors import FormatError
+from tests.helpers.fake_hub import ID, FakeHub, fails, serving, starcoder
+from tests.helpers.hf import write_hf
+from tests.helpers.tiny import TinyModel
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from conftest import TinyModel, write_hf
-from fake_hub import ID, FakeHub, python, serving
+from tests.helpers.fake_hub import ID, FakeHub, python, serving
+from tests.helpers.hf import write_hf
+from tests.helpers.tiny import TinyModel
 
 
 @pytest.fixture

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import Run, TinyModel, Value, write_gguf
+from tests.helpers.command import Run
+from tests.helpers.gguf import Value, write_gguf
+from tests.helpers.tiny import TinyModel
 
 
 def test_it_shows_shape_vocabulary_and_tensors(run: Run, tiny_path: Path) -> None:

@@ -4,43 +4,27 @@ the bits are promised.
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 
-import operations
-from starcoder import _core, ops, reference
+from starcoder import _core, ops
 from starcoder.batch import Batch
 from starcoder.errors import InputError
 from starcoder.tensor import Tensor, TensorType
-from weights import SCALES, random_tensor
+from tests import reference
+from tests.helpers import operations
+from tests.helpers.guarded import guarded
+from tests.helpers.weights import SCALES, random_tensor
 
-PROT_NONE = 0  # as <sys/mman.h> has it
 ISAS = ops.available_isas()
 TYPES = list(TensorType)
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = ops.isa()
-    ops.use_isa(request.param)
-    yield request.param
-    ops.use_isa(before)
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    before = ops.n_threads()
-    yield
-    ops.set_n_threads(before)
+pytestmark = pytest.mark.usefixtures("core_restored")
 
 
 def random(*shape: int, seed: int = 1) -> np.ndarray:
@@ -131,7 +115,7 @@ def test_scales_of_any_size_are_packed_as_the_reference_packs_them(
     assert np.array_equal(found, expected, equal_nan=True)
     x = random(2, 512)
     y = operations.linear(x, ops.pack(tensor))
-    finite = np.isfinite(expected).all(axis=1)
+    finite = np.asarray(np.isfinite(expected).all(axis=1))
     assert np.array_equal(np.isfinite(y), np.broadcast_to(finite, y.shape))
     assert finite[:30].all()
     assert not finite[[30, 31]].any()
@@ -239,7 +223,7 @@ KV_TYPES = pytest.mark.parametrize("kv", [np.float16, np.uint16], ids=["f16", "b
 
 
 def empty_cache(
-    n_blocks: int, n_kv_heads: int, head_dim: int, kv: type = np.float16
+    n_blocks: int, n_kv_heads: int, head_dim: int, kv: type[np.generic] = np.float16
 ) -> tuple[np.ndarray, np.ndarray]:
     width = -(-head_dim // 16) * 16
     keys = np.zeros((n_blocks, n_kv_heads, width, 16), kv)
@@ -345,7 +329,7 @@ def test_what_stands_behind_a_token_is_not_seen(kv: type, n: int, isa: str) -> N
     for cache in (clean, dirty):
         operations.store_kv(qkv, 3, batch, *cache)
         answers.append(operations.attention(qkv, 3, batch, *cache))
-    assert np.array_equal(*answers)
+    assert np.array_equal(answers[0], answers[1])
 
 
 @KV_TYPES
@@ -524,21 +508,6 @@ def test_keys_and_values_beyond_the_cache_s_type_are_infinite_as_in_the_twin(
 # ---- the edges of memory -------------------------------------------------------------------------
 
 
-def guarded(array: np.ndarray, *, after: bool = True) -> np.ndarray:
-    """A copy of `array` that ends (or starts) at a page that cannot be read."""
-    page, nbytes = mmap.PAGESIZE, array.nbytes
-    pages = -(-nbytes // page)
-    area = mmap.mmap(-1, (pages + 2) * page)
-    base = ctypes.addressof(ctypes.c_char.from_buffer(area))
-    libc = ctypes.CDLL(None, use_errno=True)
-    for at in (0, pages + 1):
-        assert libc.mprotect(ctypes.c_void_p(base + at * page), page, PROT_NONE) == 0
-    start = (pages + 1) * page - nbytes if after else page
-    copy = np.frombuffer(area, array.dtype, array.size, start).reshape(array.shape)
-    copy[...] = array
-    return copy
-
-
 @pytest.mark.parametrize("after", [True, False])
 @pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
 def test_no_kernel_touches_memory_beyond_its_arrays(
@@ -610,10 +579,10 @@ def test_an_unknown_instruction_set_is_refused_by_name() -> None:
 def test_a_forked_child_can_compute() -> None:
     code = f"""
 import os, sys, numpy as np
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-import operations
+sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
 from starcoder import ops
 from starcoder.tensor import Tensor, TensorType
+from tests.helpers import operations
 ops.set_n_threads(3)
 w = ops.pack(Tensor(TensorType.F32, (96, 8), np.ones(768, np.float32).view(np.uint8)))
 x = np.ones((5, 8), np.float32)

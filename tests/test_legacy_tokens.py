@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import Run, TinyModel, Value, gguf_keys, hf_tokenizer, make_tiny, write_gguf, write_hf
 from starcoder import formats
 from starcoder.errors import WriteError
 from starcoder.tokenizer import Tokenizer
+from tests.helpers.command import Run
+from tests.helpers.gguf import Value, gguf_keys, write_gguf
+from tests.helpers.hf import hf_tokenizer, write_hf
+from tests.helpers.tiny import TinyModel, make_tiny
 
 
 def chat_model(path: Path, *added: str, config: Mapping[str, Any] | None = None) -> Path:

@@ -15,7 +15,7 @@ import starcoder.long_text
 from starcoder import LLM, InputError, pocket
 from starcoder.formats import read
 from starcoder.tokenizer import Tokenizer
-from test_tokenizer import NUMBERS_TOGETHER, TRAINED, code_like, few_words, make_vocab
+from tests.helpers.vocabularies import NUMBERS_TOGETHER, TRAINED, code_like, few_words, make_vocab
 
 POCKET = Tokenizer(read(pocket.PATH).vocab)
 POCKET_NUMBERS = Tokenizer(replace(POCKET.vocab, split_digits=False))

@@ -67,7 +67,7 @@ def siblings(root: Path, *lists: str) -> Path:
 # Threads -------------------------------------------------------------------------------------
 
 
-def test_by_default_every_cpu_has_a_thread(tmp_path: Path):
+def test_by_default_every_cpu_has_a_thread(tmp_path: Path) -> None:
     assert machine.threads(root=tmp_path) == machine.Threads(8)
 
 
@@ -82,13 +82,17 @@ def test_by_default_every_cpu_has_a_thread(tmp_path: Path):
         (["what?", "", "9" * 5000, "0-1", "-", "5,", ",", "\n"], 8),
     ],
 )
-def test_by_default_hyperthreads_of_a_core_share_a_thread(tmp_path: Path, lists: list[str], n: int):
+def test_by_default_hyperthreads_of_a_core_share_a_thread(
+    tmp_path: Path, lists: list[str], n: int
+) -> None:
     found = machine.threads(root=siblings(tmp_path, *lists))
     cores = "1 physical core" if n == 1 else f"{n} physical cores"
     assert found == machine.Threads(n, f"of 8 CPUs: {cores}" if n < 8 else "")
 
 
-def test_only_cores_of_the_affinity_mask_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_only_cores_of_the_affinity_mask_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     siblings(tmp_path, "0,4", "1,5", "2,6", "3,7", "0,4", "1,5", "2,6", "3,7")
     affinity(monkeypatch, range(4))
     assert machine.threads(root=tmp_path) == machine.Threads(4, "of 8 CPUs: affinity to 4 CPUs")
@@ -96,7 +100,9 @@ def test_only_cores_of_the_affinity_mask_count(tmp_path: Path, monkeypatch: pyte
     assert machine.threads(root=tmp_path) == machine.Threads(1, "of 8 CPUs: 1 physical core")
 
 
-def test_a_system_without_affinity_says_its_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_system_without_affinity_says_its_cpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     assert machine.threads(root=tmp_path) == machine.Threads(8)
     monkeypatch.setattr(os, "cpu_count", lambda: None)
@@ -113,7 +119,9 @@ def test_a_system_without_affinity_says_its_cpus(tmp_path: Path, monkeypatch: py
     ],
 )
 @pytest.mark.parametrize("version", [1, 2])
-def test_a_cpu_quota_is_rounded_up_to_threads(tmp_path: Path, version: int, text: str, n: int):
+def test_a_cpu_quota_is_rounded_up_to_threads(
+    tmp_path: Path, version: int, text: str, n: int
+) -> None:
     if version == 2:
         root = v2(tmp_path, "/a", a__cpu_max=text)
     else:
@@ -123,21 +131,21 @@ def test_a_cpu_quota_is_rounded_up_to_threads(tmp_path: Path, version: int, text
     assert machine.threads(root=root).n == n
 
 
-def test_the_reason_for_fewer_threads_is_said(tmp_path: Path):
+def test_the_reason_for_fewer_threads_is_said(tmp_path: Path) -> None:
     root = v2(tmp_path, "/a", a__cpu_max="50000 100000")
     assert machine.threads(root=root).note == "of 8 CPUs: CPU quota of 0.5"
     assert machine.threads(1, root=root) == machine.Threads(1)
 
 
 @pytest.mark.parametrize("limited", ["cpu_max", "a__cpu_max", "a__b__cpu_max"])
-def test_the_least_quota_of_all_groups_above_counts(tmp_path: Path, limited: str):
+def test_the_least_quota_of_all_groups_above_counts(tmp_path: Path, limited: str) -> None:
     quotas = {"cpu_max": "max 100000", "a__cpu_max": "700000 100000", "a__b__cpu_max": "max"}
     root = v2(tmp_path, "/a/b", **quotas | {limited: "300000 100000"})
     make(root, {"sys/fs/cgroup/a/other/cpu.max": "100000 100000"})
     assert machine.threads(root=root).n == 3
 
 
-def test_each_controller_of_version_1_has_its_own_path(tmp_path: Path):
+def test_each_controller_of_version_1_has_its_own_path(tmp_path: Path) -> None:
     root = v1(tmp_path, "/a", "cpu,cpuacct", a__cpu_cfs_quota_us="200000")
     make(root, {"sys/fs/cgroup/cpu,cpuacct/a/cpu.cfs_period_us": "100000"})
     make(root, {"sys/fs/cgroup/cpu,cpuacct/elsewhere/cpu.cfs_quota_us": "100000"})
@@ -145,7 +153,7 @@ def test_each_controller_of_version_1_has_its_own_path(tmp_path: Path):
     assert machine.threads(root=root).n == 2
 
 
-def test_both_versions_side_by_side_count(tmp_path: Path):
+def test_both_versions_side_by_side_count(tmp_path: Path) -> None:
     """A hybrid: version 1 with the controllers, version 2 without, or with some of them."""
     mounts = V1 + "33 22 0:32 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n"
     lines = "7:cpu,cpuacct:/a\n0::/b c\n"
@@ -166,7 +174,7 @@ def test_both_versions_side_by_side_count(tmp_path: Path):
         ("/", "/../../other"),  # a namespace that the process has left
     ],
 )
-def test_in_a_container_the_mount_is_its_own_group(tmp_path: Path, inside: str, own: str):
+def test_in_a_container_the_mount_is_its_own_group(tmp_path: Path, inside: str, own: str) -> None:
     mount = PLAIN + f"30 22 0:26 {inside} /c\\040g rw - cgroup2 cgroup2 rw\n"
     root = make(tmp_path, {"proc/self/mountinfo": mount, "proc/self/cgroup": f"0::{own}\n"})
     make(root, {"c g/cpu.max": "200000 100000"})
@@ -177,18 +185,19 @@ def test_in_a_container_the_mount_is_its_own_group(tmp_path: Path, inside: str, 
 @pytest.mark.parametrize(
     "text", ["", "\n\n", "0::", "::::\n0:\n:", " - \n1 2 3 4 5 - cgroup2", "\0" * 99, "/ - / " * 50]
 )
-def test_garbage_in_files_of_the_system_is_no_limit(tmp_path: Path, name: str, text: str):
+def test_garbage_in_files_of_the_system_is_no_limit(tmp_path: Path, name: str, text: str) -> None:
     root = v2(tmp_path, "/a", a__cpu_max="100000 100000", a__memory_max="1")
     make(root, {name: text, "proc/meminfo": "MemAvailable: many kB\nx", "proc/self/statm": "a b"})
     assert machine.threads(root=root) == machine.Threads(8)
-    assert machine.memory_room(root=root) is None or machine.memory_room(root=root).nbytes > GB / 4
+    room = machine.memory_room(root=root)
+    assert room is None or room.nbytes > GB / 4
     (root / name).write_bytes(b"\xff\xfe:" * 99)
     assert machine.threads(root=root).n == 8
 
 
 def test_more_threads_than_can_run_at_once_are_not_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     assert machine.threads(8, root=tmp_path) == machine.Threads(8)
     expected = machine.Threads(8, "of the 9 asked for: the machine has 8 CPUs")
     assert machine.threads(9, root=tmp_path) == expected
@@ -202,7 +211,7 @@ def test_more_threads_than_can_run_at_once_are_not_started(
     assert machine.threads(2, root=root) == expected
 
 
-def test_who_asks_for_hyperthreads_gets_them(tmp_path: Path):
+def test_who_asks_for_hyperthreads_gets_them(tmp_path: Path) -> None:
     siblings(tmp_path, *["0,4", "1,5", "2,6", "3,7"] * 2)
     assert machine.threads(6, root=tmp_path) == machine.Threads(6)
 
@@ -223,12 +232,12 @@ def room(root: Path) -> int:
     return found.nbytes
 
 
-def test_without_cgroups_the_machine_s_free_memory_counts(tmp_path: Path):
+def test_without_cgroups_the_machine_s_free_memory_counts(tmp_path: Path) -> None:
     expected = machine.Room(5 * GB, "free memory of this machine")
     assert machine.memory_room(root=meminfo(tmp_path, 5 * GB)) == expected
 
 
-def test_swap_takes_what_idle_programs_hold_and_no_model(tmp_path: Path):
+def test_swap_takes_what_idle_programs_hold_and_no_model(tmp_path: Path) -> None:
     assert room(meminfo(tmp_path, 5 * GB, swap=2 * GB)) == 7 * GB
     assert room(meminfo(tmp_path, 5 * GB, total=6 * GB, swap=100 * GB)) == 6 * GB
 
@@ -236,7 +245,7 @@ def test_swap_takes_what_idle_programs_hold_and_no_model(tmp_path: Path):
 @pytest.mark.parametrize("text", ["", "MemTotal: 1 kB\n", "MemAvailable:\n", "x" * 99])
 def test_without_figures_the_physical_memory_counts(
     tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     make(tmp_path, {"proc/meminfo": text})
     sizes = {"SC_PHYS_PAGES": 1000, "SC_PAGE_SIZE": 16384}
     monkeypatch.setattr(os, "sysconf", sizes.__getitem__)
@@ -249,7 +258,7 @@ def test_without_figures_the_physical_memory_counts(
 STAT = "anon 5\ninactive_file 3000\nactive_file 200\ntotal_inactive_file 40\ntotal_active_file 5\n"
 
 
-def test_a_cgroup_of_version_2_has_its_limit_less_what_cannot_be_dropped(tmp_path: Path):
+def test_a_cgroup_of_version_2_has_its_limit_less_what_cannot_be_dropped(tmp_path: Path) -> None:
     meminfo(tmp_path, 5 * GB)
     files = {"a__memory_max": f"{GB}\n", "a__memory_current": "700000\n", "a__memory_stat": STAT}
     root = v2(tmp_path, "/a", **files)
@@ -257,7 +266,7 @@ def test_a_cgroup_of_version_2_has_its_limit_less_what_cannot_be_dropped(tmp_pat
     assert machine.memory_room(root=root) == expected
 
 
-def test_a_cgroup_of_version_1_has_its_limit_less_what_cannot_be_dropped(tmp_path: Path):
+def test_a_cgroup_of_version_1_has_its_limit_less_what_cannot_be_dropped(tmp_path: Path) -> None:
     meminfo(tmp_path, 5 * GB)
     root = v1(tmp_path, "/a", "memory", **{"a__memory_stat": STAT})
     at = "sys/fs/cgroup/memory/a/memory."
@@ -268,7 +277,7 @@ def test_a_cgroup_of_version_1_has_its_limit_less_what_cannot_be_dropped(tmp_pat
     assert room(root) == 5 * GB
 
 
-def test_swap_of_a_cgroup_is_no_more_than_it_may_use(tmp_path: Path):
+def test_swap_of_a_cgroup_is_no_more_than_it_may_use(tmp_path: Path) -> None:
     meminfo(tmp_path, 5 * GB, swap=3 * GB)
     files = {"a__memory_max": str(2 * GB), "a__memory_current": str(GB + GB // 2)}
     assert room(v2(tmp_path, "/a", **files)) == 2 * GB
@@ -284,7 +293,9 @@ def test_swap_of_a_cgroup_is_no_more_than_it_may_use(tmp_path: Path):
 
 @pytest.mark.parametrize("limited", ["", "a/", "a/b/"])
 @pytest.mark.parametrize("current", [GB // 2, 9 * GB])
-def test_the_least_room_of_all_groups_above_counts(tmp_path: Path, limited: str, current: int):
+def test_the_least_room_of_all_groups_above_counts(
+    tmp_path: Path, limited: str, current: int
+) -> None:
     root = v2(meminfo(tmp_path, 5 * GB), "/a/b")
     for folder in ("", "a/", "a/b/"):
         limit = str(GB) if folder == limited else "max\n"
@@ -295,7 +306,7 @@ def test_the_least_room_of_all_groups_above_counts(tmp_path: Path, limited: str,
 
 def test_addresses_are_counted_where_they_are_limited(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     make(tmp_path, {"proc/self/statm": "1000 7 7 7 0 7 0\n"})
     limits = {resource.RLIMIT_AS: (2000 * resource.getpagesize(), resource.RLIM_INFINITY)}
     monkeypatch.setattr(resource, "getrlimit", limits.__getitem__)
@@ -306,7 +317,7 @@ def test_addresses_are_counted_where_they_are_limited(
     assert machine.address_room(root=tmp_path) is None
 
 
-def test_this_machine_has_threads_and_memory():
+def test_this_machine_has_threads_and_memory() -> None:
     assert machine.threads().n >= 1
     room = machine.memory_room()
     assert room is None or 0 <= room.nbytes < math.inf

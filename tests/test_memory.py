@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import GGUFTensor, Run, TinyModel, gguf_tensors, make_tiny, write_gguf
 from starcoder import (
     LLM,
     FormatError,
@@ -28,10 +27,14 @@ from starcoder import (
 )
 from starcoder.bench import synthetic
 from starcoder.bench.runner import Runner, Task
+from starcoder.checkpoint import Checkpoint
 from starcoder.kv_cache import KVCache, cache_bytes
 from starcoder.machine import Room
 from starcoder.memory import Use
 from starcoder.tensor import Tensor, TensorType
+from tests.helpers.command import Run
+from tests.helpers.gguf import GGUFTensor, gguf_tensors, write_gguf
+from tests.helpers.tiny import TinyModel, make_tiny
 
 MB, GB = 1 << 20, 1 << 30
 
@@ -65,10 +68,11 @@ def large_in_memory(path: Path) -> Path:
     for norm in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"):
         model.weights[f"{norm}.weight"] = model.weights[f"{norm}.bias"] = np.zeros(1, np.float32)
     model.weights["blk.0.ffn_down.bias"] = np.zeros(1, np.float32)
-    hollow = {"ffn_up.weight": (n, 1), "ffn_up.bias": (n,), "ffn_down.weight": (1, n)}
+    hollow: dict[str, tuple[int, ...]] = {"ffn_up.weight": (n, 1), "ffn_up.bias": (n,)}
+    hollow["ffn_down.weight"] = (1, n)
     tensors = gguf_tensors(model)
-    for i, (name, shape) in enumerate(hollow.items()):
-        tensors.append(GGUFTensor(f"blk.0.{name}", shape, 0, b"", (i << 24) + (1 << 16)))
+    for i, (name, sizes) in enumerate(hollow.items()):
+        tensors.append(GGUFTensor(f"blk.0.{name}", sizes, 0, b"", (i << 24) + (1 << 16)))
     write_gguf(path, model, tensors=tensors)
     os.truncate(path, path.stat().st_size + (3 << 24) + (1 << 16))
     return path
@@ -84,13 +88,15 @@ def to_come(need: memory.Need) -> int:
 
 @pytest.mark.parametrize("kind", TensorType)
 @pytest.mark.parametrize(("n_rows", "n_cols"), [(1, 256), (32, 512), (33, 256), (97, 1280)])
-def test_packed_bytes_are_those_of_a_packed_matrix(kind: TensorType, n_rows: int, n_cols: int):
+def test_packed_bytes_are_those_of_a_packed_matrix(
+    kind: TensorType, n_rows: int, n_cols: int
+) -> None:
     shape = (n_rows, n_cols)
     tensor = Tensor(kind, shape, np.zeros(kind.nbytes(shape), np.uint8))
     assert ops.packed_bytes(kind, shape) == ops.pack(tensor).nbytes
 
 
-def test_packed_bytes_of_odd_columns_are_those_of_a_packed_matrix():
+def test_packed_bytes_of_odd_columns_are_those_of_a_packed_matrix() -> None:
     for shape in [(1, 1), (32, 128), (33, 129), (5, 32), (64, 96)]:
         tensor = Tensor(TensorType.F16, shape, np.zeros(2 * math.prod(shape), np.uint8))
         assert ops.packed_bytes(TensorType.F16, shape) == ops.pack(tensor).nbytes
@@ -102,14 +108,14 @@ def test_packed_bytes_of_odd_columns_are_those_of_a_packed_matrix():
 @pytest.mark.parametrize("n_kv_heads", [1, 4])
 def test_cache_bytes_are_those_of_a_cache(
     path: Path, n_positions: int, n_kv_heads: int, tiny: TinyModel
-):
+) -> None:
     config = replace(formats.read(path).config, n_kv_heads=n_kv_heads)
     cache = KVCache(config, -(-n_positions // 16))
     assert cache_bytes(config, n_positions) == cache.nbytes
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_weights_of_a_model_are_what_it_packs(tmp_path: Path, tied: bool):
+def test_weights_of_a_model_are_what_it_packs(tmp_path: Path, tied: bool) -> None:
     checkpoint = formats.read(write_gguf(tmp_path / "x", make_tiny(tied=tied)))
     need = memory.need_of(checkpoint, Use(4, 16))  # all positions are copied, used or not
     assert need.weights == models.build(checkpoint).nbytes
@@ -119,7 +125,9 @@ def test_weights_of_a_model_are_what_it_packs(tmp_path: Path, tied: bool):
 
 
 @pytest.mark.parametrize("name", ["f16", "q8_0", "q2_k", "q4_k_m"])
-def test_what_a_type_would_take_is_what_its_file_takes(name: str, monkeypatch: pytest.MonkeyPatch):
+def test_what_a_type_would_take_is_what_its_file_takes(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(synthetic.SHAPES, "small", (256, 4, 2, 64))
     monkeypatch.setattr(synthetic, "_N_VOCAB", 512)
     config = synthetic.config_of("small")
@@ -131,7 +139,7 @@ def test_what_a_type_would_take_is_what_its_file_takes(name: str, monkeypatch: p
     assert memory.need_of(made, use).weights == models.build(made).nbytes
 
 
-def test_inspect_says_what_a_model_takes(run: Run, path: Path):
+def test_inspect_says_what_a_model_takes(run: Run, path: Path) -> None:
     checkpoint = formats.read(path)
     total = memory.need_of(checkpoint, Use(512, 512)).total
     assert f"memory_bytes   {total:,}" in run("inspect", str(path)).out.splitlines()
@@ -142,7 +150,7 @@ def test_inspect_says_what_a_model_takes(run: Run, path: Path):
 
 def test_a_small_file_that_takes_much_memory_is_refused_unread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     pretend(monkeypatch, 1 * GB)
     monkeypatch.setattr(ops, "pack", lambda tensor: pytest.fail("packed"))
     path = large_in_memory(tmp_path / "large.gguf")
@@ -152,7 +160,9 @@ def test_a_small_file_that_takes_much_memory_is_refused_unread(
     assert "no type makes it small enough" in str(caught.value)
 
 
-def test_what_just_fits_runs_and_a_byte_less_does_not(path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_just_fits_runs_and_a_byte_less_does_not(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     left = to_come(memory.need_of(formats.read(path), Use(512, 512)))
     pretend(monkeypatch, left, 10 * GB)
     assert len(LLM(path).generate("x", max_tokens=3).tokens) == 3
@@ -161,12 +171,14 @@ def test_what_just_fits_runs_and_a_byte_less_does_not(path: Path, monkeypatch: p
         LLM(path)
 
 
-def test_where_nothing_is_known_everything_may_run(path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_where_nothing_is_known_everything_may_run(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pretend(monkeypatch, None)
     assert len(LLM(path).generate("x", max_tokens=3).tokens) == 3
 
 
-def shape_1b(monkeypatch: pytest.MonkeyPatch, name: str):
+def shape_1b(monkeypatch: pytest.MonkeyPatch, name: str) -> Checkpoint:
     """StarCoderBase-1B of which no weight is in memory."""
     hollow = lambda kind, shape, _: Tensor(  # noqa: E731
         kind, shape, np.broadcast_to(np.uint8(0), (kind.nbytes(shape),))
@@ -191,7 +203,7 @@ def refusal(monkeypatch: pytest.MonkeyPatch, name: str, use: Use, **room: int | 
 )
 def test_the_type_that_fits_and_keeps_most_is_named(
     name: str, megabytes: int, best: str, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     use = Use(8192, 8192)
     line = refusal(monkeypatch, name, use, nbytes=megabytes * MB)
     fitting = re.search(rf"; as {best} it would take ([0-9.]+) (GB|MB): ", line)
@@ -201,12 +213,12 @@ def test_the_type_that_fits_and_keeps_most_is_named(
     memory.check(shape_1b(monkeypatch, best), use)
 
 
-def test_where_no_type_fits_that_is_said(monkeypatch: pytest.MonkeyPatch):
+def test_where_no_type_fits_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     line = refusal(monkeypatch, "f32", Use(8192, 8192), nbytes=500 * MB)
     assert line.endswith("use a smaller model, or a machine with more memory")
 
 
-def test_a_context_that_fits_is_named_before_a_type(monkeypatch: pytest.MonkeyPatch):
+def test_a_context_that_fits_is_named_before_a_type(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = memory.need_of(shape_1b(monkeypatch, "q8_0"), Use(8192, 8192))
     room = to_come(weights) - weights.cache // 2
     line = refusal(monkeypatch, "q8_0", Use(8192, 8192), nbytes=room)
@@ -214,7 +226,7 @@ def test_a_context_that_fits_is_named_before_a_type(monkeypatch: pytest.MonkeyPa
     memory.check(shape_1b(monkeypatch, "q8_0"), Use(4096, 4096))
 
 
-def test_what_is_only_reserved_counts_as_addresses(monkeypatch: pytest.MonkeyPatch):
+def test_what_is_only_reserved_counts_as_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     left = to_come(memory.need_of(shape_1b(monkeypatch, "q4_0"), Use(8192, 8192)))
     pretend(monkeypatch, left)
     memory.check(shape_1b(monkeypatch, "q4_0"), Use(8192, 100 * 8192))
@@ -222,14 +234,14 @@ def test_what_is_only_reserved_counts_as_addresses(monkeypatch: pytest.MonkeyPat
     assert line.endswith("choose a smaller n_parallel")
 
 
-def test_both_figures_differ_however_close_they_are(monkeypatch: pytest.MonkeyPatch):
+def test_both_figures_differ_however_close_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     left = to_come(memory.need_of(shape_1b(monkeypatch, "f16"), Use(8192, 8192)))
     line = refusal(monkeypatch, "f16", Use(8192, 8192), nbytes=left - 1)
     needed, room = re.findall(r"([0-9.]+) GB", line)[:2]
     assert float(needed) > float(room)
 
 
-def test_bench_is_refused_with_its_own_options(monkeypatch: pytest.MonkeyPatch):
+def test_bench_is_refused_with_its_own_options(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "build", lambda checkpoint: pytest.fail("packed"))
     pretend(monkeypatch, 1000 * MB)
     with pytest.raises(MemoryLimitError, match=r"as q6_k it would take .*: --type q6_k$"):
@@ -239,7 +251,7 @@ def test_bench_is_refused_with_its_own_options(monkeypatch: pytest.MonkeyPatch):
         Runner(checkpoint, Task(n_decode=4096, batch=64))
 
 
-def test_damaged_shapes_are_left_to_the_model(tmp_path: Path, tiny: TinyModel):
+def test_damaged_shapes_are_left_to_the_model(tmp_path: Path, tiny: TinyModel) -> None:
     tiny.weights["blk.0.ffn_up.weight"] = tiny.weights["blk.0.ffn_up.weight"][:64]
     tiny.weights["blk.0.ffn_down.weight"] = np.zeros(3, np.float32)
     del tiny.weights["blk.1.ffn_up.weight"]
@@ -278,7 +290,7 @@ def limited(path: Path, megabytes: int) -> tuple[str, int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux only")
-def test_a_limit_of_addresses_is_kept(tmp_path: Path):
+def test_a_limit_of_addresses_is_kept(tmp_path: Path) -> None:
     line, peak = limited(large_in_memory(tmp_path / "large.gguf"), 1000)
     assert "would take 2.8 GB, expected at most " in line
     assert "MB, the address space left (ulimit -v)" in line

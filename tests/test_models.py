@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,79 +11,28 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import operations
-from conftest import make_tiny, write_gguf
-from starcoder import formats, models, ops, reference, reference_graph
+from starcoder import formats, models, ops
 from starcoder.batch import BLOCK_LEN, Batch
 from starcoder.checkpoint import Checkpoint
 from starcoder.config import ModelConfig
 from starcoder.errors import FormatError
-from starcoder.kv_cache import RUN_LEN, KVCache
+from starcoder.kv_cache import KVCache
 from starcoder.models import Model, layers
 from starcoder.tensor import Tensor, TensorType
+from tests import reference
+from tests.helpers import operations
+from tests.helpers.gguf import write_gguf
+from tests.helpers.run_model import QUANTIZED_LIMIT, cache_for, divergence, greedy, limit, logits
+from tests.helpers.tiny import make_tiny
+from tests.reference import graph as reference_graph
 
-# Mean KL divergence from the logits of float32 arithmetic on the same weights, in nats. llama.cpp
-# has 2e-7, 4e-7, 1.5e-5 and 3e-4.
-LIMITS = {"f32": 1e-6, "f16": 1e-6, "bf16": 3e-5}
-QUANTIZED_LIMIT = 3e-4
+pytestmark = pytest.mark.usefixtures("core_restored")
 
 ORACLE_FILES = (
     *(f"{name}.gguf" for name in ("f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0")),
     *(f"{name}.gguf" for name in ("q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "q6_k", "iq4_nl")),
     *(f"legacy-{name}.bin" for name in ("f32", "f16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0")),
 )
-
-
-def limit(file: str) -> float:
-    kind = Path(file).stem.removeprefix("legacy-")
-    return LIMITS.get(kind, QUANTIZED_LIMIT)
-
-
-def divergence(expected: np.ndarray, found: np.ndarray) -> float:
-    """Mean over rows of KL(softmax(expected) || softmax(found))."""
-
-    def log_softmax(x: np.ndarray) -> np.ndarray:
-        x = x.astype(np.float64) - x.max(axis=1, keepdims=True)
-        return x - np.log(np.exp(x).sum(axis=1, keepdims=True))
-
-    p, q = log_softmax(expected), log_softmax(found)
-    return float((np.exp(p) * (p - q)).sum(axis=1).mean())
-
-
-def cache_for(model: Model, n: int, seed: int = 3) -> tuple[KVCache, list[int]]:
-    """A cache of several runs of blocks, and a table for `n` positions, out of order in them."""
-    cache = KVCache(model.config, -(-2 * n // BLOCK_LEN) + 2 * RUN_LEN)
-    order = np.random.default_rng(seed).permutation(cache.n_blocks)
-    return cache, order[: -(-n // BLOCK_LEN)].tolist()
-
-
-def logits(model: Model, ids: Sequence[int], sizes: Sequence[int] = ()) -> np.ndarray:
-    """Logits of every position, from chunks of these sizes (one of all, if none are given)."""
-    cache, table = cache_for(model, len(ids))
-    out, at = [], 0
-    for size in sizes or [len(ids)]:
-        batch = Batch.of([(ids[at : at + size], at, table)], list(range(size)))
-        out.append(model.forward(batch, cache))
-        at += size
-    return np.concatenate(out)
-
-
-def greedy(model: Model, ids: Sequence[int], n: int) -> list[int]:
-    cache, table = cache_for(model, len(ids) + n)
-    out, at, new = [], 0, list(ids)
-    for _ in range(n):
-        rows = model.forward(Batch.of([(new, at, table)], [len(new) - 1]), cache)
-        at, new = at + len(new), [int(rows[0].argmax())]
-        out += new
-    return out
-
-
-@pytest.fixture(autouse=True)
-def _machine() -> Iterator[None]:
-    isa, n_threads = ops.isa(), ops.n_threads()
-    yield
-    ops.use_isa(isa)
-    ops.set_n_threads(n_threads)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -93,7 +94,9 @@ def test_every_instruction_set_of_this_machine_has_been_looked_at() -> None:
         ("inline int kept = 5; int two() { return kept; }", shared_symbols),
     ],
 )
-def test_what_is_looked_for_would_be_found(source: str, finds, tmp_path: Path) -> None:
+def test_what_is_looked_for_would_be_found(
+    source: str, finds: Callable[[Path], list[str]], tmp_path: Path
+) -> None:
     compiler = shutil.which("c++") or shutil.which("g++")
     if not compiler:
         pytest.skip("no compiler")

@@ -14,9 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import Run, TinyModel, Value, write_gguf, write_hf
 from starcoder import LLM, FormatError, InputError, formats
 from starcoder.sampler import Sampler, SamplingParams
+from tests.helpers.command import Run
+from tests.helpers.gguf import Value, write_gguf
+from tests.helpers.hf import write_hf
+from tests.helpers.tiny import TinyModel
 
 FULL = Path("/dev/full")
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="no /dev/full")
@@ -104,7 +107,7 @@ def test_a_penalty_beyond_the_range_keeps_the_order_of_the_rest() -> None:
 def test_a_number_of_a_file_beyond_its_range_is_one_line(
     run: Run, tmp_path: Path, tiny: TinyModel, epsilon: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from conftest import _PACK, GGUF_TYPES
+    from tests.helpers.gguf import _PACK, GGUF_TYPES
 
     monkeypatch.setitem(GGUF_TYPES, "f64", 12)
     monkeypatch.setitem(_PACK, 12, "<d")

@@ -16,9 +16,11 @@ import pytest
 from gguf import GGMLQuantizationType, GGUFWriter, quantize
 
 import starcoder
-from conftest import Run, TinyModel, gguf_keys, make_tiny, write_gguf
 from starcoder import formats
 from starcoder.tokenizer import Tokenizer
+from tests.helpers.command import Run
+from tests.helpers.gguf import gguf_keys, write_gguf
+from tests.helpers.tiny import TinyModel, make_tiny
 
 ARCHIVE = Path(__file__).parent / "data" / "writers.tar.xz"
 with tarfile.open(ARCHIVE) as archive:
@@ -44,7 +46,7 @@ def logits(path: Path, ids: list[int] = IDS) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", LOADED)
-def test_a_folder_answers_as_transformers_did(written: Path, name: str):
+def test_a_folder_answers_as_transformers_did(written: Path, name: str) -> None:
     theirs = np.load((written / name).parent / "logits.npz")
     found, expected = logits(written / name), theirs["logits"]
     assert theirs["ids"].tolist() == IDS
@@ -54,7 +56,7 @@ def test_a_folder_answers_as_transformers_did(written: Path, name: str):
 
 
 @pytest.mark.parametrize("name", LOADED)
-def test_a_folder_reads_text_as_transformers_did(written: Path, name: str):
+def test_a_folder_reads_text_as_transformers_did(written: Path, name: str) -> None:
     tokens = json.loads((written / name).parent.joinpath("tokens.json").read_text())
     expected = tokens["ids"][name.partition("/")[2]] or tokens["ids"]["safetensors"]
     tokenizer = Tokenizer(formats.read(written / name).vocab)
@@ -62,7 +64,9 @@ def test_a_folder_reads_text_as_transformers_did(written: Path, name: str):
 
 
 @pytest.mark.parametrize("name", LOADED)
-def test_a_folder_goes_through_every_command(written: Path, name: str, tmp_path: Path, run: Run):
+def test_a_folder_goes_through_every_command(
+    written: Path, name: str, tmp_path: Path, run: Run
+) -> None:
     source, out, small = str(written / name), tmp_path / "f32.gguf", tmp_path / "q8_0.gguf"
     assert run("inspect", source, "--check").code == 0
     assert run("convert", source, str(out), "--type", "f32").code == 0
@@ -79,7 +83,7 @@ def test_a_folder_goes_through_every_command(written: Path, name: str, tmp_path:
 
 
 @pytest.mark.parametrize("name", [name for name in FOLDERS if name.endswith("/adapter")])
-def test_an_adapter_is_refused_by_name(written: Path, name: str, run: Run):
+def test_an_adapter_is_refused_by_name(written: Path, name: str, run: Run) -> None:
     result = run("-m", str(written / name), "-p", "x")
     assert (result.code, result.out) == (2, "")
     assert "adapter" in result.err
@@ -121,7 +125,9 @@ def write_with_gguf(path: Path, model: TinyModel, kind: str, **options: Any) -> 
 
 @pytest.mark.parametrize("kind", ["f32", "f16", "q8_0", "q4_0"])
 @pytest.mark.parametrize("first", [False, True])
-def test_parts_of_the_gguf_package_answer_as_the_whole(tmp_path: Path, kind: str, first: bool):
+def test_parts_of_the_gguf_package_answer_as_the_whole(
+    tmp_path: Path, kind: str, first: bool
+) -> None:
     model = make_tiny()
     whole = write_with_gguf(tmp_path / "whole.gguf", model, kind)
     write_with_gguf(
@@ -137,6 +143,6 @@ def test_parts_of_the_gguf_package_answer_as_the_whole(tmp_path: Path, kind: str
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("llama-gguf-split/")])
-def test_parts_of_llama_gguf_split_answer_as_the_whole(written: Path, name: str):
+def test_parts_of_llama_gguf_split_answer_as_the_whole(written: Path, name: str) -> None:
     expected = logits(written / "transformers-5" / "safetensors")
     assert np.array_equal(logits(written / name), expected)

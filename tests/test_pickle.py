@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import TinyModel, hf_weights, make_tiny, write_hf
 from starcoder import formats
 from starcoder.errors import FormatError
 from starcoder.formats._torch import read_torch
 from starcoder.tensor import TensorType
-from torch_file import (
+from tests.helpers.hf import hf_weights, write_hf
+from tests.helpers.tiny import TinyModel, make_tiny
+from tests.helpers.torch_file import (
     END,
     HEAD,
     TABLE,
@@ -85,7 +86,7 @@ def test_halves_keep_their_type(tmp_path: Path, tiny: TinyModel) -> None:
 
 
 def test_masks_of_old_versions_are_left_out(tmp_path: Path, tiny: TinyModel) -> None:
-    masks: dict[str, np.ndarray] = {"transformer.h.0.attn.bias": np.ones((1, 1, 16, 16), bool)}
+    masks: dict[str, Any] = {"transformer.h.0.attn.bias": np.ones((1, 1, 16, 16), bool)}
     masks["transformer.h.0.attn.masked_bias"] = np.float32(-1e4).reshape(())
     path = write_hf_bin(tmp_path / "m", tiny, weights=hf_weights(tiny) | masks)
     assert formats.read(path) == formats.read(write_hf(tmp_path / "plain", tiny))
@@ -291,14 +292,14 @@ def test_entries_over_each_other_are_refused(tmp_path: Path) -> None:
 def test_big_entries_with_64_bit_sizes_are_read(tmp_path: Path) -> None:
     path = tmp_path / "m.bin"
     with zipfile.ZipFile(path, "w") as file:
-        for name, raw in (("m/data.pkl", table({"a": GOOD})), ("m/data/0", FLOATS.tobytes())):
-            file.writestr(name, raw)
+        for entry, content in (("m/data.pkl", table({"a": GOOD})), ("m/data/0", FLOATS.tobytes())):
+            file.writestr(entry, content)
     # As torch writes beyond 4 GB: the directory's numbers in an extra field, and an end record.
     raw = path.read_bytes()
     start = raw.index(b"PK\1\2")
     records, place = b"", start
     for _ in range(2):
-        fields = list(struct.unpack_from("<4s6H3I5H2I", raw, place))
+        fields: list[Any] = list(struct.unpack_from("<4s6H3I5H2I", raw, place))
         name = raw[place + 46 : place + 46 + fields[10]]
         wide = struct.pack("<2H3Q", 1, 24, fields[9], fields[8], fields[16])
         fields[8] = fields[9] = fields[16] = 0xFFFFFFFF

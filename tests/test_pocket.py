@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Iterator
 
 import pytest
 
-from starcoder import LLM, ops, pocket
+from starcoder import LLM, pocket
 
 PREFIX, SUFFIX = "def area(width, height):\n    return ", "\n\n\ndef volume("
 GREEDY = {
@@ -22,14 +21,6 @@ GREEDY = {
 @pytest.fixture(scope="module")
 def llm() -> LLM:
     return LLM()
-
-
-@pytest.fixture(params=ops.available_isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = ops.isa()
-    ops.use_isa(request.param)
-    yield request.param
-    ops.use_isa(before)
 
 
 def test_it_is_the_default_and_fits_into_a_wheel() -> None:

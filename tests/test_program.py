@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -40,20 +41,24 @@ def model(data: Path) -> str:
     return str(data / "gpt_bigcode-q4_0.gguf")
 
 
-def start(where: str, *args: str) -> subprocess.Popen[bytes]:
+def start(where: str, *args: str) -> tuple[subprocess.Popen[bytes], IO[bytes], IO[bytes]]:
+    """A run of the command that dawdles somewhere, its stdout and its stderr."""
     code = [sys.executable, "-c", SLOW.format(where=where)]
     # A shell without job control starts background jobs deaf to Ctrl-C; be sure to hear it.
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [*code, *args],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    return process, process.stdout, process.stderr
 
 
-def test_ctrl_c_ends_with_what_is_there_and_the_times(model: str):
-    process = start("step", "-m", model, "-p", "def f(", "-n", "400", "--temp", "0")
-    head = process.stdout.read(12)
+def test_ctrl_c_ends_with_what_is_there_and_the_times(model: str) -> None:
+    process, stdout, _ = start("step", "-m", model, "-p", "def f(", "-n", "400", "--temp", "0")
+    head = stdout.read(12)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     text = (head + out).decode()
@@ -64,9 +69,11 @@ def test_ctrl_c_ends_with_what_is_there_and_the_times(model: str):
     assert b"Traceback" not in err
 
 
-def test_ctrl_c_with_json_gives_the_object(model: str):
-    process = start("step", "-m", model, "-p", "def f(", "-n", "400", "--temp", "0", "--json")
-    while b"number of tokens" not in process.stderr.readline():
+def test_ctrl_c_with_json_gives_the_object(model: str) -> None:
+    process, _, stderr = start(
+        "step", "-m", model, "-p", "def f(", "-n", "400", "--temp", "0", "--json"
+    )
+    while b"number of tokens" not in stderr.readline():
         pass
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=30)
@@ -74,26 +81,28 @@ def test_ctrl_c_with_json_gives_the_object(model: str):
     assert json.loads(out)["finish_reason"] == "cancelled"
 
 
-def test_ctrl_c_while_loading_is_quiet(model: str):
-    process = start("load", "-m", model, "-p", "x")
-    assert process.stdout.readline() == b"loading\n"
+def test_ctrl_c_while_loading_is_quiet(model: str) -> None:
+    process, stdout, _ = start("load", "-m", model, "-p", "x")
+    assert stdout.readline() == b"loading\n"
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (130, b"")
 
 
-def test_a_reader_that_goes_away_is_no_news(model: str):
-    process = start("step", "-m", model, "-p", "def f(", "-n", "400", "--ignore-eos")
+def test_a_reader_that_goes_away_is_no_news(model: str) -> None:
+    process, stdout, stderr = start(
+        "step", "-m", model, "-p", "def f(", "-n", "400", "--ignore-eos"
+    )
     with process:
-        process.stdout.read(8)
-        process.stdout.close()
-        err = process.stderr.read()
+        stdout.read(8)
+        stdout.close()
+        err = stderr.read()
     assert process.returncode == 141
     assert b"Traceback" not in err
     assert b"rror" not in err
 
 
-def test_python_m_starcoder_is_the_command_in_any_locale(model: str):
+def test_python_m_starcoder_is_the_command_in_any_locale(model: str) -> None:
     command = [sys.executable, "-m", "starcoder", "-m", model, "-p", "größe", "-n", "2"]
     environment = {**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
     result = subprocess.run(command, capture_output=True, env=environment)
@@ -102,7 +111,7 @@ def test_python_m_starcoder_is_the_command_in_any_locale(model: str):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_a_full_disk_is_one_line(model: str):
+def test_a_full_disk_is_one_line(model: str) -> None:
     command = [sys.executable, "-m", "starcoder", "-m", model, "-p", "x"]
     with open("/dev/full", "w") as full:
         result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE)
@@ -122,7 +131,7 @@ finally:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="Linux only")
-def test_one_thread_is_the_only_one_of_the_process(model: str):
+def test_one_thread_is_the_only_one_of_the_process(model: str) -> None:
     """Where a container allows no more, none that nobody needs is in the way."""
     command = [sys.executable, "-c", THREADS, "-m", model, "-p", "x", "-n", "1", "-t", "1"]
     env = {k: v for k, v in os.environ.items() if k != "OPENBLAS_NUM_THREADS"}

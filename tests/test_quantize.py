@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import TinyModel, make_tiny, write_gguf
 from starcoder import formats, ops
 from starcoder.checkpoint import Checkpoint
 from starcoder.errors import FormatError, InputError
 from starcoder.mix import find_mix, find_type
 from starcoder.quantize import Choice, check_finite, plan, quantize
 from starcoder.tensor import Tensor, TensorType
+from tests.helpers.gguf import write_gguf
+from tests.helpers.tiny import TinyModel, make_tiny
 
 EXACT = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0")
 SEARCHED = ("q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "q6_k", "iq4_nl")
@@ -160,8 +161,10 @@ def test_a_pattern_gives_position_embeddings_float_types_alone(
 
 
 def test_the_output_type_holds_for_a_tied_embedding(checkpoint: Checkpoint) -> None:
-    for option in ("output_type", "embedding_type"):
-        choice = Choice(mix=find_mix("q4_0"), **{option: TensorType.F32})
+    for choice in (
+        Choice(mix=find_mix("q4_0"), output_type=TensorType.F32),
+        Choice(mix=find_mix("q4_0"), embedding_type=TensorType.F32),
+    ):
         assert kinds(checkpoint, choice, ["token_embd"]) == ["F32"]
 
 
@@ -204,17 +207,15 @@ def test_tensors_that_no_model_has_are_refused(checkpoint: Checkpoint, tmp_path:
 
 
 @pytest.mark.parametrize("name", ["q4_0", "q4_k_m", "iq4_nl"])
+@pytest.mark.usefixtures("core_restored")
 def test_the_bytes_depend_on_no_number_of_threads(
     original: Checkpoint, tmp_path: Path, name: str
 ) -> None:
-    before, files = ops.n_threads(), []
-    try:
-        for n in (1, 2, 5):
-            ops.set_n_threads(n)
-            requantized(tmp_path / "x.gguf", original, name)
-            files.append((tmp_path / "x.gguf").read_bytes())
-    finally:
-        ops.set_n_threads(before)
+    files = []
+    for n in (1, 2, 5):
+        ops.set_n_threads(n)
+        requantized(tmp_path / "x.gguf", original, name)
+        files.append((tmp_path / "x.gguf").read_bytes())
     assert files[0] == files[1] == files[2]
 
 

@@ -38,11 +38,11 @@ def run(chunks: list[tuple[Sequence, int]]) -> None:
             one.tokens.append(1)
 
 
-def test_nothing_to_do_is_an_empty_schedule():
+def test_nothing_to_do_is_an_empty_schedule() -> None:
     assert scheduler().schedule() == []
 
 
-def test_long_prompts_run_in_chunks_of_the_budget():
+def test_long_prompts_run_in_chunks_of_the_budget() -> None:
     long = sequence(20)
     made = scheduler(long, n_batch=8)
     sizes = []
@@ -53,7 +53,7 @@ def test_long_prompts_run_in_chunks_of_the_budget():
     assert sizes == [[8], [8], [4], [1]]
 
 
-def test_single_tokens_go_before_prompts_and_prompts_share_the_rest():
+def test_single_tokens_go_before_prompts_and_prompts_share_the_rest() -> None:
     decoding, first, second = sequence(1), sequence(5), sequence(6)
     made = scheduler(decoding, n_batch=8)
     run(made.schedule())
@@ -62,7 +62,7 @@ def test_single_tokens_go_before_prompts_and_prompts_share_the_rest():
     assert made.schedule() == [(decoding, 1), (first, 5), (second, 2)]
 
 
-def test_a_step_never_exceeds_the_budget_and_always_moves():
+def test_a_step_never_exceeds_the_budget_and_always_moves() -> None:
     made = scheduler(*(sequence(n) for n in (3, 11, 1, 2, 9, 1)), n_batch=4)
     for _ in range(12):
         chunks = made.schedule()
@@ -71,7 +71,7 @@ def test_a_step_never_exceeds_the_budget_and_always_moves():
         run(chunks)
 
 
-def test_a_sequence_waits_until_all_its_blocks_are_free():
+def test_a_sequence_waits_until_all_its_blocks_are_free() -> None:
     first, second = sequence(16, 16), sequence(16, 17)  # 2 and 3 blocks of 16
     made = scheduler(first, second, n_blocks=4, n_batch=64)
     assert [one for one, _ in made.schedule()] == [first]
@@ -81,7 +81,7 @@ def test_a_sequence_waits_until_all_its_blocks_are_free():
     assert len(second.block_table) == 3
 
 
-def test_nobody_overtakes_a_big_request_that_waits():
+def test_nobody_overtakes_a_big_request_that_waits() -> None:
     running, big, small = sequence(16, 16), sequence(40, 8), sequence(1, 1)
     made = scheduler(running, big, small, n_blocks=4, n_batch=64)
     assert [one for one, _ in made.schedule()] == [running]
@@ -89,7 +89,7 @@ def test_nobody_overtakes_a_big_request_that_waits():
     assert [one for one, _ in made.schedule()] == [small, big]
 
 
-def test_finishing_gives_the_blocks_back_whether_running_or_waiting():
+def test_finishing_gives_the_blocks_back_whether_running_or_waiting() -> None:
     first, second = sequence(30, 30), sequence(30, 30)
     made = scheduler(first, second, n_blocks=4)
     made.schedule()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from conftest import Run, TinyModel, Value, make_tiny, write_gguf, write_legacy
 from starcoder import FormatError, formats
+from tests.helpers.command import Run
+from tests.helpers.gguf import Value, write_gguf
+from tests.helpers.legacy import write_legacy
+from tests.helpers.tiny import TinyModel, make_tiny
 
 DAMAGED = "damaged"
 
@@ -94,7 +98,9 @@ def llama(path: Path) -> Path:
         *((replit, "Replit"), (mpt, "MPT"), (mpt_early, "MPT"), (llama, "LLaMA or BLOOM")),
     ],
 )
-def test_ggml_files_of_other_models_are_named(tmp_path: Path, write, model: str) -> None:
+def test_ggml_files_of_other_models_are_named(
+    tmp_path: Path, write: Callable[[Path], Path], model: str
+) -> None:
     refused(
         write(tmp_path / "ggml-model.bin"),
         f"a ggml file of the kind {model}",

@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from starcoder import LLM
+from starcoder.engine.engine import Event
 
 PROMPTS = ["def fibonacci(n):\n", "class A:", "x = [1, 2, 3]\nfor y in x:\n    print(", "{"]
 
@@ -25,7 +27,7 @@ def n_free(llm: LLM) -> int:
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "seed": 5}])
-def test_a_stream_is_the_completion_in_pieces(llm: LLM, options: dict):
+def test_a_stream_is_the_completion_in_pieces(llm: LLM, options: dict[str, Any]) -> None:
     whole = llm.generate("def f(", max_tokens=60, **options)
     pieces = list(llm.stream("def f(", max_tokens=60, **options))
     assert "".join(piece.text for piece in pieces) == whole.text
@@ -33,14 +35,14 @@ def test_a_stream_is_the_completion_in_pieces(llm: LLM, options: dict):
     assert [piece.finish_reason for piece in pieces] == [None] * 59 + ["length"]
 
 
-def test_streams_may_be_read_in_turn(llm: LLM):
+def test_streams_may_be_read_in_turn(llm: LLM) -> None:
     streams = [llm.stream(prompt, max_tokens=12) for prompt in PROMPTS]
     turns = list(zip(*streams, strict=True))  # one piece of each stream, then the next of each
     texts = ["".join(turn[i].text for turn in turns) for i in range(len(PROMPTS))]
     assert texts == [llm.generate(prompt, max_tokens=12).text for prompt in PROMPTS]
 
 
-def test_threads_may_share_an_llm(llm: LLM):
+def test_threads_may_share_an_llm(llm: LLM) -> None:
     expected = [llm.generate(prompt, max_tokens=30).tokens for prompt in PROMPTS]
     found: dict[int, tuple[int, ...]] = {}
 
@@ -55,7 +57,7 @@ def test_threads_may_share_an_llm(llm: LLM):
     assert [found[i] for i in range(len(PROMPTS))] == expected
 
 
-def test_closing_a_stream_cancels_and_keeps_what_was_read(llm: LLM):
+def test_closing_a_stream_cancels_and_keeps_what_was_read(llm: LLM) -> None:
     n = n_free(llm)
     with llm.stream("def f(", max_tokens=100) as stream:
         tokens = [next(stream).token for _ in range(5)]
@@ -67,7 +69,7 @@ def test_closing_a_stream_cancels_and_keeps_what_was_read(llm: LLM):
     assert n_free(llm) == n
 
 
-def test_a_stream_that_is_dropped_gives_its_memory_back(llm: LLM):
+def test_a_stream_that_is_dropped_gives_its_memory_back(llm: LLM) -> None:
     n = n_free(llm)
     for _ in llm.stream("def f(", max_tokens=100):
         break
@@ -77,19 +79,19 @@ def test_a_stream_that_is_dropped_gives_its_memory_back(llm: LLM):
     assert llm._desk._inboxes == {}
 
 
-def test_an_interrupted_stream_can_go_on(llm: LLM, monkeypatch: pytest.MonkeyPatch):
+def test_an_interrupted_stream_can_go_on(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = llm.generate("def f(", max_tokens=10).tokens
     stream = llm.stream("def f(", max_tokens=10)
     step = llm._desk._engine.step
     interrupts = iter([True, False, False, True])
 
-    def interrupted():
+    def interrupted() -> list[Event]:
         if next(interrupts, False):
             raise KeyboardInterrupt
         return step()
 
     monkeypatch.setattr(llm._desk._engine, "step", interrupted)
-    tokens = []
+    tokens: list[int | None] = []
     while len(tokens) < 10:
         try:
             tokens.append(next(stream).token)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Result
-from conftest import Run as RunOf
 from starcoder import LLM
+from tests.helpers.command import Result
+from tests.helpers.command import Run as RunOf
 
 TEXT = "# größe\ndef f(x):\n    return x"
 ODD_BREAKS = ["\f", "\v", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029", "\r", "a\rb"]

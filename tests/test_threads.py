@@ -16,21 +16,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import operations
 from starcoder import _core, ops
 from starcoder.tensor import TensorType
-from weights import random_tensor
+from tests.helpers import operations
+from tests.helpers.weights import random_tensor
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits and signals of Linux")
 
 PRELUDE = f"""
 import os, resource, signal, sys, threading, time
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
 import numpy as np
-import operations
 import starcoder
 from starcoder import _core, ops
 from starcoder.tensor import Tensor, TensorType
+from tests.helpers import operations
 
 def matrix(n_rows, n_cols):
     w = np.random.default_rng(1).standard_normal((n_rows, n_cols)).astype(np.float32)
@@ -63,7 +63,7 @@ def run(code: str, *, isa: str = "", first: str = "") -> str:
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, 3])
-def test_after_a_step_without_memory_the_next_one_works(n_threads: int):
+def test_after_a_step_without_memory_the_next_one_works(n_threads: int) -> None:
     run(f"""
     ops.set_n_threads({n_threads})
     w, few = matrix(64, 1 << 20), np.ones((1, 1 << 20), np.float32)
@@ -83,7 +83,7 @@ def test_after_a_step_without_memory_the_next_one_works(n_threads: int):
     """)
 
 
-def test_threads_that_cannot_start_are_done_without():
+def test_threads_that_cannot_start_are_done_without() -> None:
     printed = run("""
     w, x = matrix(256, 512), np.ones((5, 512), np.float32)
     expected = operations.linear(x, w)
@@ -96,7 +96,7 @@ def test_threads_that_cannot_start_are_done_without():
     assert 1 <= int(printed) < 64
 
 
-def test_a_model_says_how_many_threads_could_start():
+def test_a_model_says_how_many_threads_could_start() -> None:
     printed = run("""
     llm = starcoder.LLM(n_threads=1)
     expected = llm.generate("def f", max_tokens=4).text
@@ -112,7 +112,7 @@ def test_a_model_says_how_many_threads_could_start():
 
 
 @pytest.mark.parametrize("n_threads", [1, 2])
-def test_the_process_ends_while_a_daemon_thread_generates(n_threads: int):
+def test_the_process_ends_while_a_daemon_thread_generates(n_threads: int) -> None:
     for _ in range(4):
         run(f"""
         llm = starcoder.LLM(n_threads={n_threads})
@@ -125,7 +125,7 @@ def test_the_process_ends_while_a_daemon_thread_generates(n_threads: int):
         """)
 
 
-def test_functions_that_run_at_exit_may_still_generate():
+def test_functions_that_run_at_exit_may_still_generate() -> None:
     printed = run("""
     import atexit
     llm = starcoder.LLM(n_threads=2)
@@ -140,7 +140,7 @@ def test_functions_that_run_at_exit_may_still_generate():
 
 
 @pytest.mark.parametrize("n_threads", [1, 2])
-def test_functions_at_exit_may_use_the_model_of_a_thread_that_ended(n_threads: int):
+def test_functions_at_exit_may_use_the_model_of_a_thread_that_ended(n_threads: int) -> None:
     first = """
     import atexit
     atexit.register(lambda: print(len(llm.generate("def f", max_tokens=3).tokens)))
@@ -160,7 +160,7 @@ def test_functions_at_exit_may_use_the_model_of_a_thread_that_ended(n_threads: i
 
 
 @pytest.mark.parametrize("n_threads", [1, 2])
-def test_a_child_forked_beside_a_generating_thread_works(n_threads: int):
+def test_a_child_forked_beside_a_generating_thread_works(n_threads: int) -> None:
     run(f"""
     llm = starcoder.LLM(n_threads={n_threads})
     expected = llm.generate("import ", max_tokens=5).text
@@ -182,7 +182,7 @@ def test_a_child_forked_beside_a_generating_thread_works(n_threads: int):
 
 
 @pytest.mark.parametrize("n_threads", [1, 2])
-def test_an_interrupt_is_heard_inside_a_call(n_threads: int):
+def test_an_interrupt_is_heard_inside_a_call(n_threads: int) -> None:
     """The call would take a minute; nothing else ends it."""
     run(
         f"""
@@ -201,7 +201,7 @@ def test_an_interrupt_is_heard_inside_a_call(n_threads: int):
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, 3])
-def test_a_model_works_after_interrupts_in_the_middle_of_a_step(n_threads: int):
+def test_a_model_works_after_interrupts_in_the_middle_of_a_step(n_threads: int) -> None:
     run(
         f"""
         class Stop(Exception): pass
@@ -224,7 +224,7 @@ def test_a_model_works_after_interrupts_in_the_middle_of_a_step(n_threads: int):
 
 
 @pytest.mark.parametrize("n_threads", [1, 2])
-def test_the_process_ends_in_the_middle_of_a_long_step(n_threads: int):
+def test_the_process_ends_in_the_middle_of_a_long_step(n_threads: int) -> None:
     for delay in (0.1, 0.3):
         run(
             f"""
@@ -239,7 +239,7 @@ def test_the_process_ends_in_the_middle_of_a_long_step(n_threads: int):
         )
 
 
-def test_a_handler_may_compute_while_a_call_waits_for_it():
+def test_a_handler_may_compute_while_a_call_waits_for_it() -> None:
     run(
         """
         ops.set_n_threads(2)
@@ -257,7 +257,7 @@ def test_a_handler_may_compute_while_a_call_waits_for_it():
 
 
 @pytest.mark.parametrize("n_threads", [1, 3])
-def test_a_handler_that_forks_leaves_a_child_that_works(n_threads: int):
+def test_a_handler_that_forks_leaves_a_child_that_works(n_threads: int) -> None:
     """With one thread the child goes on with the call; others are not there, and it ends."""
     run(
         f"""
@@ -280,7 +280,7 @@ def test_a_handler_that_forks_leaves_a_child_that_works(n_threads: int):
     )
 
 
-def test_a_signal_whose_handler_returns_ends_nothing():
+def test_a_signal_whose_handler_returns_ends_nothing() -> None:
     run(
         """
         ops.set_n_threads(2)
@@ -297,7 +297,7 @@ def test_a_signal_whose_handler_returns_ends_nothing():
     )
 
 
-def test_a_library_that_flushes_small_numbers_to_zero_changes_nothing(tmp_path: Path):
+def test_a_library_that_flushes_small_numbers_to_zero_changes_nothing(tmp_path: Path) -> None:
     compiler = shutil.which("g++") or shutil.which("c++")
     if compiler is None:
         pytest.skip("no compiler")
@@ -322,7 +322,7 @@ def test_a_library_that_flushes_small_numbers_to_zero_changes_nothing(tmp_path: 
     """)
 
 
-def test_calls_from_many_threads_with_changing_numbers_of_threads_agree():
+def test_calls_from_many_threads_with_changing_numbers_of_threads_agree() -> None:
     w = ops.pack(random_tensor(TensorType.Q4_0, 320, 256))
     x = np.random.default_rng(3).standard_normal((70, 256)).astype(np.float32)
     before = ops.n_threads()
@@ -353,7 +353,7 @@ def test_calls_from_many_threads_with_changing_numbers_of_threads_agree():
         ops.set_n_threads(before)
 
 
-def test_measurements_wait_for_every_thread_on_a_busy_machine():
+def test_measurements_wait_for_every_thread_on_a_busy_machine() -> None:
     """Threads that wait long for a processor are sent to sleep; these calls need them all."""
     before = ops.n_threads()
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3)]

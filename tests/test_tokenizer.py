@@ -3,43 +3,29 @@ from __future__ import annotations
 import json
 import random
 import struct
-from collections.abc import Iterable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
-import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from starcoder.errors import FormatError, InputError
 from starcoder.tokenizer import StreamDecoder, Tokenizer
 from starcoder.vocab import BYTE_TEXT, Vocab, recover_merges
-
-SPECIALS = ("<|endoftext|>", "<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<fim_pad>")
-BYTES = [bytes([i]) for i in range(256)]
-SAMPLE = """def fibonacci(n):\n    if n < 2:\n        return n\n    return fibonacci(n - 1)
-class Größe:\n    '''Naïve 日本語 text, 🦙 and 🧑‍🚀; it's 2048.'''\n\n
-    def __init__(self): pass\n"""
-
-
-def id_pairs(pairs: Iterable[tuple[int, int]]) -> NDArray[np.int32]:
-    return np.array(list(pairs), np.int32).reshape(-1, 2)
-
-
-def make_vocab(merges: list[tuple[bytes, bytes]], n_padding: int = 3) -> Vocab:
-    """Special tokens, then 256 bytes, then what the merges make, then padding."""
-    tokens = [*(name.encode() for name in SPECIALS), *BYTES]
-    tokens += [left + right for left, right in merges]
-    ids = {token: i for i, token in enumerate(tokens)}
-    pairs = id_pairs((ids[left], ids[right]) for left, right in merges)
-    special_ids = frozenset(range(len(SPECIALS)))
-    return Vocab(tuple(tokens + [b""] * n_padding), pairs, special_ids, eos_id=0)
+from tests.helpers.tiny import SPECIALS
+from tests.helpers.vocabularies import (
+    BYTES,
+    LIBRARY,
+    TRAINED,
+    code_like,
+    id_pairs,
+    make_vocab,
+    marked_up,
+)
 
 
 def byte_id(char: str) -> int:
@@ -48,47 +34,6 @@ def byte_id(char: str) -> int:
 
 AB = make_vocab([(b"a", b"b"), (b"b", b"c"), (b"ab", b"c"), (b" ", b"abc")])
 A_B, BC, ABC, SPACE_ABC = range(261, 265)
-
-
-def library_tokenizer() -> tokenizers.Tokenizer:
-    """A vocabulary as the library itself trains and runs it: our slow twin."""
-    trained = tokenizers.Tokenizer(models.BPE())
-    digits = pre_tokenizers.Digits(individual_digits=True)
-    words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    trained.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
-    trained.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=500,
-        show_progress=False,
-        special_tokens=list(SPECIALS),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-    )
-    trained.train_from_iterator([SAMPLE * 3, Path(__file__).read_text("utf-8")], trainer)
-    return trained
-
-
-LIBRARY = library_tokenizer()
-
-
-def library_vocab() -> Vocab:
-    """The same vocabulary as ours: an id's bytes are what its characters stand for."""
-    byte_of = {char: bytes([byte]) for byte, char in enumerate(BYTE_TEXT)}
-    n_special = len(SPECIALS)
-    texts = [LIBRARY.id_to_token(i) for i in range(LIBRARY.get_vocab_size())]
-    tokens = [text.encode() for text in texts[:n_special]]
-    tokens += [b"".join(byte_of[char] for char in text) for text in texts[n_special:]]
-    special_ids = frozenset(range(n_special))
-    return Vocab(tuple(tokens), recover_merges(tokens, special_ids), special_ids, eos_id=0)
-
-
-TRAINED = Tokenizer(library_vocab())
-NUMBERS_TOGETHER = Tokenizer(
-    replace(make_vocab([(b"1", b"2"), (b" ", b" "), (b"\n", b"\n")]), split_digits=False)
-)
-
-code_like = st.text(st.sampled_from("abcdef \n\t_(12'sé日🦙\u00a0\u3000\x1c\u200d"), max_size=60)
-few_words = st.text("  \n12a", max_size=30)
-marked_up = st.lists(st.sampled_from(SPECIALS) | code_like | st.text(), max_size=8).map("".join)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -269,7 +214,7 @@ def test_merges_of_ids_that_no_token_has_are_refused(merge: tuple[int, int]) -> 
         {"split_digits": False},
     ],
 )
-def test_vocabularies_are_equal_only_in_everything(change: dict[str, object]) -> None:
+def test_vocabularies_are_equal_only_in_everything(change: dict[str, Any]) -> None:
     assert replace(AB, merges=AB.merges.copy()) == AB
     assert replace(AB, **change) != AB
 
@@ -287,13 +232,13 @@ def replayed_merges(tokens: list[bytes], special_ids: frozenset[int]) -> list[tu
     for token_id, token in enumerate(tokens):
         if not token or token in ids or token_id in special_ids:
             continue
-        word = [ids.get(bytes([byte])) for byte in token]
+        word = [ids.get(bytes([byte]), -1) for byte in token]
         while found := [merges[pair] for pair in pairwise(word) if pair in merges]:
             at = next(i for i, pair in enumerate(pairwise(word)) if merges.get(pair) == min(found))
             word[at : at + 2] = [min(found)]
         if len(token) == 1:
             ids[token] = token_id
-        elif len(word) == 2 and None not in word:
+        elif len(word) == 2 and -1 not in word:
             merges[word[0], word[1]] = ids[token] = token_id
     return list(merges)
 
@@ -312,8 +257,8 @@ def test_recovered_merges_equal_a_replay_for_any_tokens(
 
 
 def test_recovered_merges_equal_the_trained_ones() -> None:
-    merges = json.loads(LIBRARY.to_str())["model"]["merges"]
-    trained = id_pairs(tuple(map(LIBRARY.token_to_id, merge)) for merge in merges)
+    merges, ids = json.loads(LIBRARY.to_str())["model"]["merges"], LIBRARY.get_vocab()
+    trained = id_pairs((ids[left], ids[right]) for left, right in merges)
     assert len(trained) > 200
     assert np.array_equal(TRAINED.vocab.merges, trained)
 
@@ -386,7 +331,7 @@ def read_vocab(path: Path) -> Vocab:
         if i in padding
         else text.encode()
         if i in special_ids
-        else bytes(map(byte_of.get, text))
+        else bytes(byte_of[char] for char in text)
         for i, text in enumerate(texts)
     ]
     ids = {text: i for i, text in enumerate(texts)}

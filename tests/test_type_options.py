@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Run, make_tiny, write_gguf
 from starcoder import formats
 from starcoder.tensor import TensorType
+from tests.helpers.command import Run
+from tests.helpers.gguf import write_gguf
+from tests.helpers.tiny import make_tiny
 
 
 @pytest.fixture(scope="module")

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import platform
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import operations
 from starcoder import _core, ops
 from starcoder.tensor import TensorType
-from weights import random_tensor
+from tests.helpers import operations
+from tests.helpers.weights import random_tensor
 
 SHAPE = 2048, 4096  # 32 MB of F32, 4.5 MB of Q4_0
 HUGE_KB = 2 << 10
@@ -21,7 +22,7 @@ THP = Path("/sys/kernel/mm/transparent_hugepage")
 
 
 @pytest.fixture
-def small_pages():
+def small_pages() -> Iterator[None]:
     ops.collapse_pages()  # of other tests
     _core.testing.begin_small(True)
     yield
@@ -29,7 +30,7 @@ def small_pages():
     ops.collapse_pages()
 
 
-def product(w: ops.Matrix):
+def product(w: ops.Matrix) -> np.ndarray:
     x = np.random.default_rng(1).standard_normal((2, SHAPE[1])).astype(np.float32)
     return operations.linear(x, w)
 
@@ -51,7 +52,7 @@ def huge_kb() -> int:
 
 
 @pytest.mark.parametrize("kind", [TensorType.Q4_0, TensorType.Q6_K, TensorType.BF16])
-def test_pages_change_no_number(small_pages: None, kind: TensorType):
+def test_pages_change_no_number(small_pages: None, kind: TensorType) -> None:
     tensor = random_tensor(kind, *SHAPE)
     small = ops.pack(tensor)
     before = product(small)
@@ -61,7 +62,7 @@ def test_pages_change_no_number(small_pages: None, kind: TensorType):
     np.testing.assert_array_equal(product(ops.pack(tensor)), before)
 
 
-def test_collapsing_ends(small_pages: None):
+def test_collapsing_ends(small_pages: None) -> None:
     weights = [ops.pack(random_tensor(TensorType.F32, *SHAPE)) for _ in range(3)]
     rounds = 0
     while ops.collapse_pages(1e-4):
@@ -72,7 +73,7 @@ def test_collapsing_ends(small_pages: None):
 
 
 @pytest.mark.skipif(not can_collapse(), reason="needs MADV_COLLAPSE (Linux 6.1) and huge pages")
-def test_small_pages_become_huge(small_pages: None):
+def test_small_pages_become_huge(small_pages: None) -> None:
     start = huge_kb()
     weights = ops.pack(random_tensor(TensorType.F32, *SHAPE))
     assert huge_kb() - start < HUGE_KB * 2
@@ -80,9 +81,9 @@ def test_small_pages_become_huge(small_pages: None):
     assert huge_kb() - start >= weights.nbytes >> 10
 
 
-def test_products_while_pages_are_collapsed(small_pages: None):
+def test_products_while_pages_are_collapsed(small_pages: None) -> None:
     weights = [ops.pack(random_tensor(TensorType.F32, *SHAPE)) for _ in range(3)]
-    expected, found = product(weights[0]).tobytes(), set()
+    expected, found = product(weights[0]).tobytes(), set[bytes]()
     running = threading.Thread(target=ops.collapse_pages)
     running.start()
     while running.is_alive():
@@ -92,14 +93,14 @@ def test_products_while_pages_are_collapsed(small_pages: None):
     assert found == {expected}
 
 
-def test_weights_let_go_are_not_collapsed(small_pages: None):
+def test_weights_let_go_are_not_collapsed(small_pages: None) -> None:
     weights = ops.pack(random_tensor(TensorType.F32, *SHAPE))
     del weights
     assert not ops.collapse_pages()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_child_packs_while_its_parent_collapses(small_pages: None):
+def test_a_forked_child_packs_while_its_parent_collapses(small_pages: None) -> None:
     weights = [ops.pack(random_tensor(TensorType.F32, *SHAPE)) for _ in range(3)]
     expected = product(weights[0]).tobytes()
     collapsing = threading.Thread(target=ops.collapse_pages)

@@ -13,20 +13,15 @@ import gguf
 import numpy as np
 import pytest
 
-from conftest import (
-    TinyModel,
-    Value,
-    hf_tokenizer,
-    make_tiny,
-    write_gguf,
-    write_hf,
-    write_legacy,
-)
 from starcoder import formats
 from starcoder.errors import WriteError
 from starcoder.formats import _write
 from starcoder.formats._write import write_file
 from starcoder.tensor import Tensor, TensorType
+from tests.helpers.gguf import Value, write_gguf
+from tests.helpers.hf import hf_tokenizer, write_hf
+from tests.helpers.legacy import write_legacy
+from tests.helpers.tiny import TinyModel, make_tiny
 
 
 @pytest.mark.parametrize("tied", [True, False])

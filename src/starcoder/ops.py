@@ -1,8 +1,8 @@
 """The core's Python face: weights packed and converted, and the graph that runs a model.
 
 A model records its operations in a `Graph` once, and every batch runs through it in a single call.
-What they compute, and how it is rounded, is said in `csrc/kernels.h`; `reference` has a slow twin
-of each, and `reference_graph` one of the graph.
+What they compute, and how it is rounded, is said in `csrc/kernels.h`; tests call the operations one
+by one, and hold them against slow twins of the same names in `tests/reference`.
 """
 
 from __future__ import annotations

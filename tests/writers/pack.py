@@ -1,6 +1,6 @@
 """Makes `tests/data/writers.tar.xz`: one tiny model as other programs write it.
 
-    python tests/writers/pack.py --python transformers-5=PYTHON ... --gguf-split LLAMA_GGUF_SPLIT
+    python -m tests.writers.pack --python transformers-5=PYTHON ... --gguf-split LLAMA_GGUF_SPLIT
 
 Each PYTHON has some transformers, and peft or not; LLAMA_GGUF_SPLIT is llama.cpp's program.
 """
@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import subprocess
-import sys
 import tarfile
 import tempfile
 from pathlib import Path
@@ -19,11 +18,11 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+from tests.helpers.gguf import write_gguf
+from tests.helpers.hf import hf_weights, write_hf
+from tests.helpers.tiny import make_tiny
+
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
-
-from conftest import hf_weights, make_tiny, write_gguf, write_hf  # noqa: E402
-
 ARCHIVE = HERE.parent / "data" / "writers.tar.xz"
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from conftest import TinyModel, hf_weights, write_hf
+from tests.helpers.hf import hf_weights, write_hf
+from tests.helpers.tiny import TinyModel
 
 STORAGES = {"float32": "Float", "float16": "Half", "uint16": "BFloat16", "bool": "Bool"}
 STORAGES |= {"uint8": "Byte", "int64": "Long"}
@@ -98,7 +99,7 @@ def write_hf_bin(
     if n_shards == 1:
         write(path / "pytorch_model.bin", arrays)
         return path
-    names, placed = sorted(arrays), {}
+    names, placed = sorted(arrays), dict[str, str]()
     for i in range(n_shards):
         shard = f"pytorch_model-{i + 1:05}-of-{n_shards:05}.bin"
         placed |= dict.fromkeys(names[i::n_shards], shard)

@@ -1,7 +1,7 @@
 """Another program that runs the same model, in a process and a Python of its own.
 
 It loads once, and then runs whatever it is asked, so that its runs and ours can take turns. A
-request and its answer are a line of JSON each, over stdin and stdout: see `rivals/__main__.py`.
+request and its answer are a line of JSON each, over stdin and stdout: see `programs/__main__.py`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from starcoder.errors import InputError
 
 __all__ = ["RIVALS", "Rival"]
 
-_PROGRAMS = Path(__file__).with_name("rivals")
+_PROGRAMS = Path(__file__).with_name("programs")
 _PATIENCE = 5.0  # seconds for a program to end that has nothing more to answer
 RIVALS = {  # what the user calls it: the module of ours, and what to install
     "llama-cpp": ("on_llama_cpp", "llama-cpp-python"),
@@ -44,9 +44,9 @@ class Rival:
 
     def __init__(self, kind: str, python: str) -> None:
         if kind not in RIVALS:
-            raise InputError("--against", repr(kind[:40]), " or ".join(RIVALS))
+            raise InputError("program", repr(kind[:40]), " or ".join(RIVALS))
         module, package = RIVALS[kind]
-        self._where, self._needs_file = f"--against {kind}", kind == "llama-cpp"
+        self._where, self._needs_file = kind, kind == "llama-cpp"
         self._folder = TemporaryDirectory(prefix="starcoder-bench-", ignore_cleanup_errors=True)
         self._log = Path(self._folder.name, "stderr")
         own = "OPENBLAS_NUM_THREADS"  # set by our command for numpy; a rival may multiply with it
@@ -64,13 +64,13 @@ class Rival:
         except OSError as error:
             self._folder.cleanup()
             found = f"{python}: {error.strerror}"
-            raise InputError("--rival-python", found, "a Python that can run") from None
+            raise InputError("--python", found, "a Python that can run") from None
         try:
             hello = self._receive()
             if "missing" in hello:
                 found = f"no package {hello['missing']} for {python}"
                 advice = f"{python} -m pip install {package}, or name a Python that has it with"
-                raise InputError(self._where, found, package, f"{advice} --rival-python")
+                raise InputError(self._where, found, package, f"{advice} --python")
         except BaseException:
             self.close()
             raise

@@ -18,25 +18,23 @@ from typing import Any
 
 import numpy as np
 
-from conftest import (
-    GGUF_TYPES,
-    GGUFTensor,
-    TinyModel,
-    Value,
-    as_f32,
-    gguf_keys,
-    gguf_tensors,
-    make_tiny,
-    write_gguf,
-    write_hf,
-    write_legacy,
-)
-from damage import EDGES, damage_bytes, damage_json, gguf_fields, header_fields, legacy_fields
-from gguf_files import U16, raw_keys, split
-from mutant_folders import disagree, older_vocab
 from starcoder.tensor import TensorType
-from torch_file import number, storage, table, tensor, write_hf_bin, write_zip
-from weights import random_tensor
+from tests.fuzz.damage import (
+    EDGES,
+    damage_bytes,
+    damage_json,
+    gguf_fields,
+    header_fields,
+    legacy_fields,
+)
+from tests.fuzz.mutant_folders import disagree, older_vocab
+from tests.helpers.gguf import GGUF_TYPES, GGUFTensor, Value, gguf_keys, gguf_tensors, write_gguf
+from tests.helpers.gguf_parts import U16, raw_keys, split
+from tests.helpers.hf import write_hf
+from tests.helpers.legacy import as_f32, write_legacy
+from tests.helpers.tiny import TinyModel, make_tiny
+from tests.helpers.torch_file import number, storage, table, tensor, write_hf_bin, write_zip
+from tests.helpers.weights import random_tensor
 
 Files = dict[str, bytes]
 
@@ -72,7 +70,8 @@ def untrue(rng: random.Random) -> TinyModel:
     for _ in range(rng.choice((0, 0, 1, 2))):
         name = rng.choice(("n_vocab", "n_ctx", "dim", "hidden_dim", "n_heads", "n_layers"))
         small = (1, 2, 3, 5, 16, 31, 33, 319, 321, 1000, getattr(model, name) + 1)
-        model = replace(model, **{name: rng.choice(small)})
+        changed: dict[str, Any] = {name: rng.choice(small)}
+        model = replace(model, **changed)
     for _ in range(rng.choice((0, 0, 1, 2))):
         name = rng.choice(list(model.weights))
         array = model.weights[name]
@@ -101,7 +100,7 @@ def _quantized(array: np.ndarray, rng: random.Random) -> tuple[int, bytes]:
     kind = rng.choice(list(TensorType) if rng.random() < 0.1 else _SMALL_BLOCKS)
     if array.ndim != 2 or array.shape[1] % kind.block_len or array.size == 0:
         return rng.choice((kind.value, 0, 1)), np.ascontiguousarray(array, "<f4").tobytes()
-    raw = random_tensor(kind, *array.shape, seed=rng.randrange(9)).data.tobytes()
+    raw = random_tensor(kind, array.shape[0], array.shape[1], seed=rng.randrange(9)).data.tobytes()
     return kind.value, raw
 
 
@@ -123,7 +122,8 @@ def damage_gguf(rng: random.Random, version: int) -> Files:
         tensors = [
             GGUFTensor(t.name, t.shape, *_quantized(model.weights[t.name], rng)) for t in tensors
         ]
-    rng.random() < 0.3 and rng.shuffle(tensors)
+    if rng.random() < 0.3:
+        rng.shuffle(tensors)
     if tensors and rng.random() < 0.2:
         tensors += rng.choices(tensors)
     return make(lambda path: write_gguf(path, model, version=version, keys=keys, tensors=tensors))
@@ -244,9 +244,10 @@ def damage_pickle(rng: random.Random) -> Files:
         code = table(items)
         if rng.random() < 0.7:
             steps = b"cosystem\nRQbqrhjXKMJ\x8a\x88\x89N)\x85\x86\x87t}su(." + number(1 << 40)
-            code = bytearray(code)
+            changed = bytearray(code)
             for _ in range(rng.randint(1, 4)):
-                code[rng.randrange(len(code))] = rng.choice(steps)
+                changed[rng.randrange(len(changed))] = rng.choice(steps)
+            code = bytes(changed)
         return write_zip(path, bytes(code), raws)
 
     return make(lambda path: write_hf_bin(path, untrue(rng), write=write))

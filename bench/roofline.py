@@ -1,22 +1,24 @@
 """The roofline as an SVG file: what memory and arithmetic allow, and where each run stands.
 
+    starcoder bench --json | python -m bench.roofline roof.svg
+
 x: multiply-adds for a byte that is read, y: multiply-adds a second, both logarithmic. Left of the
 corners memory is the limit (the slope), right of them arithmetic (the ceilings).
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import reduce
 from html import escape
 from pathlib import Path
+from typing import Any
 
-from starcoder.bench.result import Result, Speed
-from starcoder.errors import InputError, WriteError
 from starcoder.limits import Limits
-
-__all__ = ["check_path", "draw", "write"]
 
 _WIDTH, _HEIGHT = 860, 560
 _LEFT, _RIGHT, _TOP, _BOTTOM = 76, 222, 58, 58  # margins; labels of points stand to the right
@@ -29,59 +31,83 @@ _STYLE = (
 )
 
 
-def check_path(path: Path) -> None:
-    """Before anything is measured: the drawing can be made there.
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One run: where it stands, and what is written beside it."""
 
-    Raises:
-        InputError: a name of another kind, or no such folder.
-    """
-    if path.suffix.lower() != ".svg":
-        raise InputError("--plot", f"the suffix {path.suffix!r}", "a name that ends in .svg")
-    if not path.parent.is_dir():
-        raise InputError("--plot", f"no folder {path.parent}", "one that is there")
+    intensity: float  # multiply-adds for a byte
+    gmacs: float
+    tps: float
+    share: float
 
 
-def write(path: Path, results: Sequence[Result], title: str) -> None:
-    """Writes the drawing.
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A type's prompt and decoding."""
 
-    Raises:
-        WriteError: the file cannot be written.
-    """
-    try:
-        path.write_text(draw(results, title), encoding="utf-8")
-    except OSError as error:
-        raise WriteError(str(path), str(error.strerror), "a file that can be written") from None
+    type_name: str
+    prompt: Point
+    decode: Point
+
+    @classmethod
+    def of(cls, result: Mapping[str, Any]) -> Row:
+        """From the fields of docs/bench.md."""
+        prompt, decode = (
+            Point(
+                result[f"{kind}_gmacs"] / result[f"{kind}_gbps"],
+                result[f"{kind}_gmacs"],
+                result[f"{kind}_tps"],
+                result[f"{kind}_limit_share"],
+            )
+            for kind in ("prompt", "decode")
+        )
+        return cls(result["type"], prompt, decode)
 
 
-def draw(results: Sequence[Result], title: str) -> str:
-    """The drawing: one point for the prompt and one for decoding, of each result.
+def draw(answer: Mapping[str, Any]) -> str:
+    """The drawing of one object that `starcoder bench --json` has printed.
 
     The roof is the highest that was measured; shares are of what each result met in its minutes.
     """
-    limits = reduce(Limits.larger, (result.limits for result in results))
-    axes = _Axes(results, limits)
+    results = answer.get("results", [answer])
+    limits = reduce(Limits.larger, (_limits(result) for result in results))
+    rows = [Row.of(result) for result in results]
+    axes = _Axes(rows, limits)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
         f'width="{_WIDTH}" height="{_HEIGHT}">',
         f'<style>{_STYLE}</style><rect width="100%" height="100%" fill="#fff"/>',
-        _text(_LEFT - 60, 26, title, "title"),
+        _text(_LEFT - 60, 26, _title(answer), "title"),
         *_grid(axes),
         *_roof(axes, limits),
-        *_points(axes, results),
+        *_points(axes, rows),
         "</svg>",
     ]
     return "\n".join(parts) + "\n"
 
 
+def _limits(result: Mapping[str, Any]) -> Limits:
+    return Limits(**{field.name: result[field.name] for field in fields(Limits)})
+
+
+def _title(answer: Mapping[str, Any]) -> str:
+    """The model and how it runs."""
+    n = answer["threads"]
+    words = [answer["model"], f"{n} thread{'s' if n > 1 else ''} ({answer['isa']})"]
+    words += [f"depth {answer['depth']}"] if answer["depth"] else []
+    words += [f"batch {answer['batch']}"] if answer["batch"] > 1 else []
+    return ", ".join(words)
+
+
 class _Axes:
     """From values to places, over whole powers of ten."""
 
-    def __init__(self, results: Sequence[Result], limits: Limits) -> None:
-        speeds = [speed for r in results for speed in (r.prompt, r.decode)]
+    def __init__(self, rows: Sequence[Row], limits: Limits) -> None:
+        points = [point for row in rows for point in (row.prompt, row.decode)]
         tops = limits.int8_gmacs, limits.bf16_gmacs, limits.f32_gmacs
         corners = [top / limits.read_gbps for top in tops]
-        self.x = _powers([*(s.intensity for s in speeds), *corners])
-        self.y = _powers([*(s.gmacs for s in speeds), *tops])
+        self.x = _powers([*(point.intensity for point in points), *corners])
+        self.y = _powers([*(point.gmacs for point in points), *tops])
 
     def at_x(self, value: float) -> float:
         """Of an intensity."""
@@ -162,16 +188,13 @@ def _along_slope(axes: _Axes, limits: Limits, start: float) -> str:
     return f"<g {turn}>{_text(14, -8, f'read: {limits.read_gbps:.1f} GB/s', 'small')}</g>"
 
 
-def _points(axes: _Axes, results: Sequence[Result]) -> Iterator[str]:
+def _points(axes: _Axes, rows: Sequence[Row]) -> Iterator[str]:
     marks: list[tuple[float, float, str, str, str]] = []  # x, y, color, shape, label
-    for i, result in enumerate(results):
+    for i, row in enumerate(rows):
         color = _COLORS[i % len(_COLORS)]
-        for speed, share, name in (
-            (result.prompt, result.prompt_share, "prompt"),
-            (result.decode, result.decode_share, "decode"),
-        ):
-            label = f"{result.type_name} {name}: {_figure(speed)} t/s, {share:.0%}"
-            place = axes.at_x(speed.intensity), axes.at_y(speed.gmacs)
+        for point, name in ((row.prompt, "prompt"), (row.decode, "decode")):
+            label = f"{row.type_name} {name}: {_figure(point.tps)} t/s, {point.share:.0%}"
+            place = axes.at_x(point.intensity), axes.at_y(point.gmacs)
             marks.append((*place, color, name, label))
     marks.sort(key=lambda mark: mark[1])
     labels = _spread([mark[1] for mark in marks])
@@ -209,8 +232,8 @@ def _spread(heights: Sequence[float]) -> list[float]:
 # ---- SVG -----------------------------------------------------------------------------------------
 
 
-def _figure(speed: Speed) -> str:
-    return f"{speed.tps:.0f}" if speed.tps >= 100 else f"{speed.tps:.3g}"
+def _figure(tps: float) -> str:
+    return f"{tps:.0f}" if tps >= 100 else f"{tps:.3g}"
 
 
 def _text(x: float, y: float, words: str, style: str = "", anchor: str = "start") -> str:
@@ -223,3 +246,9 @@ def _line(a: tuple[float, float], b: tuple[float, float], style: str) -> str:
     return (
         f'<line class="{style}" x1="{a[0]:.1f}" y1="{a[1]:.1f}" x2="{b[0]:.1f}" y2="{b[1]:.1f}"/>'
     )
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: starcoder bench --json | python -m bench.roofline FILE.svg")
+    Path(sys.argv[1]).write_text(draw(json.load(sys.stdin)), encoding="utf-8")

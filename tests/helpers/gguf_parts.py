@@ -8,15 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conftest import (
-    GGUFTensor,
-    TinyModel,
-    Value,
-    gguf_keys,
-    gguf_tensors,
-    printable,
-    write_gguf,
-)
+from tests.helpers.gguf import GGUFTensor, Value, gguf_keys, gguf_tensors, write_gguf
+from tests.helpers.tiny import TinyModel, printable
 
 
 @dataclass

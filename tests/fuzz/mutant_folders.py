@@ -10,7 +10,7 @@ import random
 import struct
 from typing import Any
 
-from damage import WORDS, damage_json
+from tests.fuzz.damage import WORDS, damage_json
 
 Files = dict[str, bytes]
 

@@ -8,19 +8,13 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from conftest import (
-    GGUFTensor,
-    Value,
-    hf_tokenizer,
-    make_tiny,
-    printable,
-    write_gguf,
-    write_hf,
-    write_legacy,
-)
-from mutant_folders import older_vocab
-from mutants import Files, make, mutant
-from torch_file import TABLE, text, write_zip
+from tests.fuzz.mutant_folders import older_vocab
+from tests.fuzz.mutants import Files, make, mutant
+from tests.helpers.gguf import GGUFTensor, Value, write_gguf
+from tests.helpers.hf import hf_tokenizer, write_hf
+from tests.helpers.legacy import write_legacy
+from tests.helpers.tiny import make_tiny, printable
+from tests.helpers.torch_file import TABLE, text, write_zip
 
 Bomb = Callable[[random.Random, int], Files]
 
@@ -66,7 +60,7 @@ def vocabularies(rng: random.Random, n: int) -> Files:
     special = rng.choice((1, 3))
     kinds = [3] * 5 + [1] * 256 + [special] * (model.n_vocab - 261)
     texts = [*model.specials, *map(printable, model.tokens[5:])]
-    keys = {"tokenizer.ggml.tokens": Value("str", texts)}
+    keys: dict[str, Value | None] = {"tokenizer.ggml.tokens": Value("str", texts)}
     keys |= {"tokenizer.ggml.token_type": Value("i32", kinds)}
     keys |= {"tokenizer.ggml.merges": Value("str", ["a a"] * rng.choice((0, n // 11)))}
     return _gguf(keys)
@@ -138,7 +132,7 @@ def older_files(rng: random.Random, n: int) -> Files:
 
 def safetensors(rng: random.Random, n: int) -> Files:
     entry = {"dtype": "F32", "shape": [0] * rng.choice((1, 8)), "data_offsets": [0, 0]}
-    values = {f"{i:x}": rng.choice((entry, {}, [[]] * 20)) for i in range(n // 80)}
+    values: dict[str, Any] = {f"{i:x}": rng.choice((entry, {}, [[]] * 20)) for i in range(n // 80)}
     raw = json.dumps(values).encode() if rng.random() < 0.5 else _dense(rng, n).encode()
     return _directory(model__safetensors=struct.pack("<Q", len(raw)) + raw)
 

@@ -1,7 +1,7 @@
 """A tape: calls of the core with their answers, in a file that another machine can replay.
 
-    python tests/tape.py TAPE       with the core of this Python
-    replay TAPE                     without Python: replay.cpp
+    python -m tests.helpers.tape TAPE   with the core of this Python
+    replay TAPE                         without Python: replay.cpp
 
 Both print the instruction set and the number of calls, and fail if an answer has other bits. What a
 file is made of, in numbers of eight bytes (texts and contents are filled up to eight):
@@ -29,8 +29,8 @@ from unittest import mock
 
 import numpy as np
 
-import operations
 from starcoder import _core, ops
+from tests.helpers import operations
 
 KINDS = enum.IntEnum("KINDS", "NONE INT BOOL FLOAT OBJECT ARRAY ANSWER STATE", start=0)
 DTYPES = [np.uint8, np.int32, np.float32, np.uint16]
@@ -77,7 +77,7 @@ class Tape:
         path.write_bytes(b"".join(self._pieces))
 
     def _call(self, name: str, *args: Any) -> Any:
-        plain = [arg.of if isinstance(arg, Methods) else arg for arg in args]
+        plain: list[Any] = [arg.of if isinstance(arg, Methods) else arg for arg in args]
         result = function(name)(*plain)
         self.names.add(name)
         self._text(name)
@@ -152,7 +152,10 @@ class Methods:
 
 
 def function(name: str) -> Callable[..., Any]:
-    return functools.reduce(getattr, name.split("."), _core)
+    found: Any = _core
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
 
 
 def told(result: Any) -> Any:

@@ -1,0 +1,1 @@
+"""The tests, their helpers, the slow reference and the fuzzer, as a package."""
