@@ -216,6 +216,48 @@ def test_layer_norm_equals_the_reference(dim: int, isa: str) -> None:
     assert np.array_equal(operations.layer_norm(x[3:4], weight, bias, 1e-5), found[3:4])
 
 
+# ---- RMS norm, gates, rotary positions -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("dim", [1, 5, 16, 40, 768, 2049])
+def test_rms_norm_has_the_bits_of_the_reference(dim: int, isa: str) -> None:
+    x, weight = random(9, dim) * 3 + 1, random(dim, seed=2)
+    found = operations.rms_norm(x, weight, 1e-5)
+    assert np.array_equal(found, reference.rms_norm(x, weight, 1e-5))
+    assert np.array_equal(operations.rms_norm(x[3:4], weight, 1e-5), found[3:4])
+
+
+@pytest.mark.parametrize("activation", [*ops.ACTIVATIONS])
+def test_a_gate_equals_the_reference(activation: str | None, isa: str) -> None:
+    for m in (1, 7, 512, 1300):
+        gate, up = random(3, m, seed=m) * 4, random(3, m, seed=2)
+        opened = operations.gated(gate, np.ones_like(up), activation)
+        assert_close(opened, reference.gated(gate, np.ones_like(up), activation))
+        assert np.array_equal(operations.gated(gate, up, activation), opened * up)
+
+
+def test_a_gate_has_one_answer_on_every_instruction_set() -> None:
+    gate, up = random(3, 1300) * 4, random(3, 1300, seed=2)
+    for activation in ops.ACTIVATIONS:
+        answers = set()
+        for name in ISAS:
+            ops.use_isa(name)
+            answers.add(operations.gated(gate, up, activation).tobytes())
+        assert len(answers) == 1
+
+
+@pytest.mark.parametrize(("n_heads", "n_kv_heads"), [(1, 1), (6, 2)])
+def test_turned_by_their_positions_queries_and_keys_have_the_bits_of_the_reference(
+    n_heads: int, n_kv_heads: int, isa: str
+) -> None:
+    d, batch = 20, Batch.of([([0] * 3, 5, [0]), ([0] * 2, 0, [1])], [])
+    qkv, table = random(5, (n_heads + 2 * n_kv_heads) * d), random(9, 2, d // 2, seed=2)
+    found = operations.rotate(qkv, n_heads, n_kv_heads, batch, table)
+    assert np.array_equal(found, reference.rotate(qkv, n_heads, n_kv_heads, batch, table))
+    values = slice((n_heads + n_kv_heads) * d, None)
+    assert np.array_equal(found[:, values], qkv[:, values])
+
+
 # ---- attention -----------------------------------------------------------------------------------
 
 
@@ -404,6 +446,18 @@ def test_what_is_not_finite_stays_visible_in_gelu(activation: str, isa: str) -> 
     with quiet():
         expected = reference.linear(x, one, activation=activation)
     assert_as_visible(operations.linear(x, ops.pack(one), activation=activation), expected)
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_what_is_not_finite_stays_visible_in_rms_norms_and_gates(bad: float, isa: str) -> None:
+    x, one = random(1, 70), np.ones((1, 70), np.float32)
+    x[0, 40] = bad
+    assert not np.isfinite(operations.rms_norm(x, one[0], 1e-5)).any()
+    with np.errstate(over="ignore"):
+        assert not np.isfinite(operations.rms_norm(one * 1e30, one[0], 1e-5)).any()
+    assert not np.isfinite(operations.gated(one, x)[0, 40])
+    if not bad < 0:  # x / (1 + e^-x) is nearly nothing there
+        assert not np.isfinite(operations.gated(x, one)[0, 40])
 
 
 @pytest.mark.parametrize("bad", BAD)

@@ -36,10 +36,11 @@ void write_step(std::ostream& out, const Steps& steps, const std::vector<Fused>&
     if (numbers.activation != Activation::None) out << ' ' << name_of(numbers.activation);
     if (step.op == Op::Linear && step.inputs.size() > 1) out << " residual";
     if (numbers.eps > 0) out << "  eps " << numbers.eps;
+    if (step.op == Op::Attention || step.op == Op::Rotate)
+        out << "  " << numbers.heads.n_heads << " heads on " << numbers.heads.n_kv_heads
+            << " of keys and values";
     if (step.op == Op::Attention)
-        out << "  layer " << numbers.layer << ", " << numbers.heads.n_heads << " heads on "
-            << numbers.heads.n_kv_heads << " of keys and values, "
-            << (numbers.heads.bf16 ? "bf16" : "f32");
+        out << (numbers.heads.bf16 ? ", bf16" : ", f32") << ", layer " << numbers.layer;
     out << "  -> " << step.width;
     if (step.selected) out << " of the selected rows";
     if (fused[i].is_folded) out << "; folded into the products that take it";

@@ -1,7 +1,7 @@
 """The slow twin of `ops.Graph`: the same steps, one call of an operation after the other.
 
 Which operations is the caller's choice: those of `reference` give what numpy makes of a model,
-those of `ops` the very bits that the graph must give.
+those of `helpers.operations` the very bits that the graph must give.
 """
 
 from __future__ import annotations
