@@ -171,10 +171,10 @@ def record_norms(tape: Tape) -> None:
     for dim in (1, 5, 16, 40, 768, 2049):
         tape.label = f"k = {dim}"
         x = random(9, dim) * 3 + 1
-        operations.layer_norm(x, random(dim, seed=2), random(dim, seed=3), 1e-5)
         operations.rms_norm(x, random(dim, seed=2), 1e-5)
         for activation in ops.ACTIVATIONS:
             operations.gated(x, random(9, dim, seed=4), activation)
+        operations.layer_norm(x, random(dim, seed=2), random(dim, seed=3), 1e-5)
 
 
 def empty_cache(
@@ -209,6 +209,13 @@ def record_attention(tape: Tape, dtype: type) -> None:
     qkv = random(n, (heads + 2) * head_dim, seed=9)
     operations.store_kv(qkv, heads, Batch.of([([0] * n, 0, table)], []), *cache)
     attend(qkv[:1], heads, [([0], n, table)], cache)
+
+
+def record_rotation(tape: Tape) -> None:
+    for heads, kv_heads, head_dim in ((4, 1, 64), (6, 2, 20)):
+        tape.label = f"{heads} heads of {head_dim}"
+        qkv, table = random(9, (heads + 2 * kv_heads) * head_dim), random(20, 2, head_dim // 2)
+        operations.rotate(qkv, heads, kv_heads, Batch.of([([0] * 9, 11, [0, 1])], []), table)
 
 
 def attend(
@@ -325,6 +332,7 @@ def recorded() -> Tape:
         for dtype in (np.float16, np.uint16):
             record_attention(tape, dtype)
         record_norms(tape)
+        record_rotation(tape)
         record_limits(tape)
         record_pocket(tape)
     return tape
@@ -409,7 +417,7 @@ def test_one_wrong_bit_is_told(machine: Machine, tmp_path: Path) -> None:
     path.write_bytes(data)
     run = emulated(machine, *replayer(machine), path)
     assert run.returncode == 1
-    assert "layer_norm k = 2049: " in run.stderr
+    assert "testing.layer_norm k = 2049: " in run.stderr
 
 
 @pytest.mark.skipif(not FULL, reason="for make test-cpus-full")

@@ -45,7 +45,7 @@ std::vector<size_t> last_readers(const Steps& steps, const std::vector<Fused>& f
     return last;
 }
 
-// Memory of results that nobody reads any more.
+// Memory of results that no later step reads.
 class FreeList {
   public:
     void add(int64_t nbytes, uint8_t* at) { pieces_.push_back({nbytes, at}); }

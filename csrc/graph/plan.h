@@ -33,7 +33,7 @@ const Matrix* reader_of(const Steps& steps, const Fused& fused);
 // Bytes of the result of step i.
 int64_t result_bytes(const Steps& steps, const std::vector<Fused>& fused, size_t i, Shape shape);
 
-// Where each result lies; that of the last step at `out`. Memory of results that nobody reads any
+// Where each result lies; the last step's at `out`. Memory of results that no later step reads any
 // more is used again.
 std::vector<uint8_t*> place(const Steps& steps, const std::vector<Fused>& fused, Shape shape,
                             uint8_t* out, Cutter& cutter);

@@ -17,7 +17,7 @@ class Runner {
 
     void run(const Batch& batch, float* out);
 
-    // In a forked child: a run that nobody ends may have been changing this, so it is not to be
+    // In a forked child: a run that never ends may have been changing this, so it is not to be
     // used, nor freed.
     bool is_of_a_parent() const { return forks_ != fork_count(); }
 

@@ -15,7 +15,7 @@ namespace starcoder {
 inline constexpr int64_t kCacheBlock = 16;  // positions in a block of the cache
 
 // Keys that one softmax spans. Longer contexts are merged from parts of this length, always counted
-// from position 0, so that a row's result does not depend on who computes it.
+// from position 0, so that a row's result does not depend on how the work is shared.
 inline constexpr int64_t kPart = 256;
 inline int64_t n_parts(int64_t position) { return position / kPart + 1; }
 

@@ -79,8 +79,8 @@ Products f32_peak(const float* w, const float* x, int64_t rounds) {
 constexpr int kLinesAtOnce = 3;
 
 // All 64-byte lines at `data`, or-ed together into `line` (64 bytes), each also multiplied, by 0.
-// Two threads on Zen 4 read 5 to 8 percent less without the product: a processor that has nothing
-// to do between two lines waits for them itself, instead of fetching them ahead (docs/log.md).
+// Without the product two threads on Zen 4 read 5 to 8 percent less: a processor with nothing to do
+// between two lines waits for each instead of fetching ahead.
 template <bool Prefetch>
 void read_each(const uint8_t* data, int64_t n_lines, uint8_t* line) {
     constexpr int kPieces = 16 / W;

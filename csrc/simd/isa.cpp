@@ -1,4 +1,4 @@
-// Which instruction sets this machine has; the best is used until another is asked for.
+// Which instruction sets this machine has; the best is used until another is chosen.
 #include "simd/isa.h"
 
 #include <vector>

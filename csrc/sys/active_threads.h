@@ -1,7 +1,7 @@
 // How many threads take part, on a machine that others use too.
 //
 // The system lets a thread wait while others run on its processor, for 3 ms and more: a thousand
-// times as long as a piece of one token takes. Whoever needs the piece waits with it. Where threads
+// times as long as a piece of one token takes. All others wait for the piece. Where threads
 // wait more than they bring, some are sent to sleep, and tried again a while later.
 #pragma once
 

@@ -1,7 +1,7 @@
 // The floating-point environment of the core: rounding to nearest, numbers below 2^-126 kept.
 //
-// A thread inherits it from whoever started it, and a library compiled with -ffast-math changes it
-// when it is loaded; results must not depend on that.
+// A thread inherits it from the thread that starts it, and a library compiled with -ffast-math
+// changes it when it is loaded; results must not depend on that.
 #pragma once
 
 #if defined(__x86_64__)

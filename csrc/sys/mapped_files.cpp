@@ -14,7 +14,7 @@ namespace starcoder {
 
 namespace {
 
-// Read by a signal handler, which may wait for nobody: slots are never moved, only added and
+// Read by a signal handler, which may take no lock: slots are never moved, only added and
 // reused. `start` is written last and cleared first.
 struct Mapping {
     std::atomic<uintptr_t> start{0};  // 0: free
@@ -25,10 +25,10 @@ struct Mapping {
 constexpr int kBlockLen = 64, kMaxBlocks = 1024;
 using Block = std::array<Mapping, kBlockLen>;
 
-std::mutex mutex;  // of those who add
+std::mutex mutex;  // of adding
 std::array<std::atomic<Block*>, kMaxBlocks> blocks{};
 
-struct sigaction previous;                    // whoever handles the signal where it is not ours
+struct sigaction previous;                    // the handler of signals elsewhere
 std::atomic<const void*> passed_on{nullptr};  // the last address of which `previous` was told
 
 Mapping& mapping_of(int number) { return (*blocks[number / kBlockLen])[number % kBlockLen]; }

@@ -1,6 +1,6 @@
-// Files that are cut while they are mapped. Whoever reads a page beyond a file's new end gets a
-// signal, SIGBUS, which would end the process; here the page becomes zeros instead, and whoever
-// maps the file can ask whether that happened.
+// Files that are truncated while they are mapped. Reading a page beyond a file's new end raises
+// SIGBUS, which would end the process; here the page becomes zeros instead, and the owner of the
+// mapping can ask whether that happened.
 #pragma once
 
 #include <cstddef>

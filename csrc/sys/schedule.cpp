@@ -12,13 +12,13 @@ namespace starcoder {
 
 namespace {
 
-// Who waits spins for kSpin first, then looks whether the others run, and again after each pause. A
-// phase of decoding takes 5 to 500 microseconds.
+// A waiting thread spins for kSpin, then checks whether the threads it waits for are running, and
+// again after each pause. A phase of decoding takes 5 to 500 microseconds.
 constexpr auto kSpin = std::chrono::microseconds(50);
 constexpr auto kPause = std::chrono::microseconds(25),
                kLongestPause = std::chrono::microseconds(200);
 
-// Who waits for threads that do not run yields for this long, then sleeps.
+// If they are not, it yields for this long, then sleeps.
 constexpr auto kYield = std::chrono::milliseconds(1);
 constexpr auto kSleep = std::chrono::microseconds(100);
 
@@ -89,9 +89,8 @@ void Run::prefetch(size_t i, int thread) const {
     for (int64_t at = 0; at < nbytes; at += 64) __builtin_prefetch(begin + at);
 }
 
-// Who has done its own pieces first waits a moment before it takes those of others: mostly the
-// others are done too, and to look at what they have taken would cost them the line in which they
-// say so.
+// A thread that has done its own pieces waits a moment before it takes pieces of other threads: in
+// most cases they are done too, and reading their counters would take the cache line from them.
 void Run::wait(const Phase& phase, int thread) {
     constexpr int kMoment = 32;
     for (int i = 0; i < kMoment; ++i) {
@@ -110,9 +109,9 @@ void Run::wait(const Phase& phase, int thread) {
     wait_long(phase, thread);
 }
 
-// Threads with pieces that run are worth waiting for. One that does not may wait for this very
-// processor, which it is given then; to give it away otherwise would cost as long as somebody else
-// runs on it.
+// A thread that runs its pieces is worth spinning for. One that does not run may be waiting for
+// this very processor: only then is it worth giving away, since another program may keep it for
+// long.
 void Run::wait_long(const Phase& phase, int thread) {
     Watch watch(*active_, thread);
     const auto begin = Clock::now();
@@ -124,7 +123,7 @@ void Run::wait_long(const Phase& phase, int thread) {
                 relax();
             }
         if (thread == 0) poll(coarse_ms());
-        if (forks_ != fork_count()) {  // the handler of a signal has forked: nobody else is here
+        if (forks_ != fork_count()) {  // a signal handler has forked: there is no other thread
             fail(std::make_exception_ptr(std::runtime_error("this process was forked in a call")));
             done_.store(phase.first + phase.n, std::memory_order_relaxed);
         }
@@ -136,8 +135,8 @@ void Run::wait_long(const Phase& phase, int thread) {
     }
 }
 
-// Looks at the clock at every take, or at every eighth where pieces are quick: those of one token
-// take a microsecond, those of a prompt a millisecond and more.
+// Looks at the clock at every take, or at every eighth where pieces are quick: a piece takes a
+// microsecond with one token, and a millisecond or more with a prompt.
 void Run::count_take() {
     if (++n_takes_ < takes_a_poll_) return;
     const int64_t now = coarse_ms();
@@ -187,7 +186,7 @@ bool Pieces::take() {
     for (;;) {
         if (claim(range_)) {
             if (!run_.failed_.load(std::memory_order_relaxed)) return true;
-            continue;  // nobody does what is left after a failure, and nobody waits for it
+            continue;  // after a failure the rest is claimed, and not done
         }
         if (--n_ranges_ <= 0) return false;
         range_ = run_.next(range_);

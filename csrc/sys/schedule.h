@@ -187,7 +187,7 @@ class Pieces {
 };
 
 // One call of the core; it is in threads.cpp, beside the pool. Calls of several threads take turns,
-// unless one thread is asked for.
+// unless they use one thread.
 //
 //     Call call;
 //     call.schedule().add(n, 16, [=](Pieces& pieces) {

@@ -1,4 +1,4 @@
-// Memory for what lives no longer than an operation.
+// Memory that is needed for the length of an operation.
 #pragma once
 
 #include <cstddef>
@@ -11,8 +11,8 @@
 
 namespace starcoder {
 
-// A buffer of the calling thread, at least `n` long; `which` tells apart those in use at once. It
-// lives as long as the thread: a step of decoding allocates nothing.
+// A buffer of the calling thread, at least `n` long; `which`, 0 or 1, tells apart two that are in
+// use at once. It lives as long as the thread, so that decoding allocates nothing.
 template <class T>
 T* scratch(size_t n, int which) {
     thread_local std::vector<T> buffers[2];
@@ -27,7 +27,7 @@ inline uint8_t* cache_lines(size_t nbytes, int which) {  // `nbytes`: whole line
     return scratch<CacheLine>(nbytes / sizeof(CacheLine), which)->bytes;
 }
 
-// Whole cache lines that grow when more are asked for; what was in them is lost then. Large ones
+// Whole cache lines. A larger request replaces the memory, and loses what was in it. Large buffers
 // are huge pages: rows of results lie pages apart.
 class Buffer {
   public:

@@ -36,8 +36,8 @@ void wait_change(const std::atomic<uint32_t>& value, uint32_t old) {
     }
 }
 
-// Workers wait for calls. One that comes late, or sleeps, keeps nobody waiting: a call ends without
-// it, and `Run`s are used again only when nobody is inside.
+// Workers wait for calls. A call does not wait for a worker that is late or asleep: it ends without
+// it, and a `Run` is used again only when no thread is inside.
 class Pool {
   public:
     explicit Pool(int wanted) : wanted_(wanted), active_(wanted) {
@@ -148,7 +148,7 @@ Turn& turn = *new Turn;
 Pool* pool = nullptr;
 uint32_t pool_forks = 0;
 
-// The pool, of the threads that were asked for and could be started. To be called in turn.
+// The pool, with as many of the wanted threads as could be started. The caller has its turn.
 Pool& started_pool() {
     if (pool && pool_forks != fork_count()) pool = nullptr;  // its threads cannot be joined
     if (!pool || pool->wanted() != wanted) {

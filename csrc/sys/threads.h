@@ -14,8 +14,8 @@ namespace starcoder {
 void set_n_threads(int n);  // 1 or more; takes effect with the next call
 int n_threads();
 
-// Starts the threads that were asked for, and says how many there are, the caller among them: fewer
-// if the system starts no more.
+// Starts the threads that were set, and returns how many there are, the caller among them: fewer if
+// the system starts no more.
 int start_threads();
 
 // What the calling thread does every 50 ms of a long call, between two pieces or while it waits.
@@ -27,7 +27,7 @@ void check_poll();
 // under way at an earlier count belongs to threads that are not here.
 uint32_t fork_count();
 
-// A mutex that a forked child finds free, whoever held it.
+// A mutex that a forked child finds free, even if a thread of its parent held it.
 class Turn {
   public:
     void lock();
