@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from starcoder import LLM, InputError, SamplingParams, pocket
+from starcoder import LLM, GenerationOptions, InputError, pocket
 
 SAMPLED = {"temperature": 1.0, "max_tokens": 5}
 
@@ -49,9 +49,9 @@ def llm() -> LLM:
 
 @pytest.mark.parametrize("make", [Index, np.uint8, np.int64, np.uint64, lambda n: np.array(n)])
 def test_whole_numbers_of_any_kind_are_ints(llm: Any, make: Callable[[int], Any]) -> None:
-    params = SamplingParams(top_k=make(7), repeat_last_n=make(9), seed=make(200))
-    assert (params.top_k, params.repeat_last_n, params.seed) == (7, 9, 200)
-    assert {type(n) for n in (params.top_k, params.repeat_last_n, params.seed)} == {int}
+    options = GenerationOptions(top_k=make(7), repeat_last_n=make(9), seed=make(200))
+    assert (options.top_k, options.repeat_last_n, options.seed) == (7, 9, 200)
+    assert {type(n) for n in (options.top_k, options.repeat_last_n, options.seed)} == {int}
     found = llm.generate("def f", max_tokens=make(3), temperature=1, top_k=make(7), seed=make(200))
     assert (
         found.tokens == llm.generate("def f", max_tokens=3, temperature=1, top_k=7, seed=200).tokens
@@ -62,9 +62,10 @@ def test_whole_numbers_of_any_kind_are_ints(llm: Any, make: Callable[[int], Any]
     "half", [Decimal("0.5"), Fraction(1, 2), np.float32(0.5), np.float16(0.5), np.array(0.5)]
 )
 def test_numbers_of_any_kind_are_floats(llm: Any, half: Any) -> None:
-    params = SamplingParams(temperature=half, top_p=half, repeat_penalty=half)
-    assert params == SamplingParams(temperature=0.5, top_p=0.5, repeat_penalty=0.5)
-    assert {type(x) for x in (params.temperature, params.top_p, params.repeat_penalty)} == {float}
+    options = GenerationOptions(temperature=half, top_p=half, repeat_penalty=half)
+    assert options == GenerationOptions(temperature=0.5, top_p=0.5, repeat_penalty=0.5)
+    found = (options.temperature, options.top_p, options.repeat_penalty)
+    assert {type(x) for x in found} == {float}
     found = llm.generate("x", temperature=half, top_p=half, seed=1, max_tokens=5)
     assert (
         found.tokens == llm.generate("x", temperature=0.5, top_p=0.5, seed=1, max_tokens=5).tokens
@@ -158,9 +159,8 @@ def test_options_that_are_no_numbers_are_one_line(llm: Any, name: str, value: An
         with pytest.raises(InputError, match=f"^{name}: found .*expected ") as caught:
             call("x", **{name: value})
         assert is_one_line(caught.value)
-    if name != "max_tokens":
-        with pytest.raises(InputError, match=f"^{name}: "):
-            SamplingParams(**{name: value})
+    with pytest.raises(InputError, match=f"^{name}: "):
+        GenerationOptions(**{name: value})
 
 
 @pytest.mark.parametrize("value", [v for v in ODD if v is not None] + [None, 2, 0.0], ids=kind)

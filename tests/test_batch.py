@@ -1,13 +1,18 @@
-"""Batches: what they hold, and what they refuse."""
+"""Batches: what they hold, and which ones the core refuses."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from starcoder import formats, models
 from starcoder.batch import BLOCK_LEN, Batch
+from starcoder.kv_cache import KVCache
+from starcoder.models import Model
 
 # A prompt of three tokens, one more token of a longer text, and a chunk that ends with its block.
 RAGGED = Batch.of(
@@ -42,24 +47,37 @@ def test_logits_of_nobody() -> None:
     assert Batch.of([([1], 0, [0])], []).logit_rows.shape == (0,)
 
 
+@pytest.fixture(scope="module")
+def model(data: Path) -> Model:
+    return models.build(formats.read(data / "gpt_bigcode-q4_0.gguf"))
+
+
+def test_the_core_takes_a_ragged_batch(model: Model) -> None:
+    assert model.forward(RAGGED, KVCache(model.config, 16)).shape == (2, model.config.n_vocab)
+
+
 @pytest.mark.parametrize(
-    ("name", "numbers", "message"),
+    ("name", "numbers"),
     [
-        ("positions", [0], "one position per token"),
-        ("block_tables", [[0]], "one block table per sequence"),
-        ("row_starts", [0, 3, 3, 20], "rise from 0 to 20"),
-        ("row_starts", [1, 3, 4, 20], "rise from 0 to 20"),
-        ("row_starts", [0, 3, 4, 19], "rise from 0 to 20"),
-        ("block_tables", [[4], [0], [9]], "beyond its block table"),
-        ("logit_rows", [-1], "lie in 0 to 19"),
-        ("logit_rows", [20], "lie in 0 to 19"),
+        ("tokens", [1 << 20] * 20),
+        ("tokens", [-1] * 20),
+        ("positions", [0]),
+        ("positions", [-1] * 20),
+        ("positions", [3 * BLOCK_LEN] * 20),  # beyond the block table
+        ("row_starts", [0, 3, 2, 20]),
+        ("row_starts", [1, 3, 4, 20]),
+        ("row_starts", [0, 3, 4, 19]),
+        ("row_starts", [0, 20]),
+        ("block_tables", [[0]]),
+        ("block_tables", [[4, 0, 0], [0, 1, 16], [9, 0, 0]]),  # beyond the cache
+        ("block_tables", [[4, 0, 0], [0, -1, 2], [9, 0, 0]]),
+        ("logit_rows", [0, -1]),
+        ("logit_rows", [0, 20]),
     ],
 )
-def test_arrays_that_do_not_fit(name: str, numbers: list[int], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        replace(RAGGED, **{name: np.array(numbers, np.int32)})
-
-
-def test_a_table_too_short_for_its_tokens() -> None:
-    with pytest.raises(ValueError, match="beyond its block table"):
-        Batch.of([([1], BLOCK_LEN, [3])], [0])
+def test_the_core_refuses_arrays_that_do_not_fit(
+    model: Model, name: str, numbers: list[Any]
+) -> None:
+    batch = replace(RAGGED, **{name: np.array(numbers, np.int32)})
+    with pytest.raises(ValueError, match=r"^(graph|attention): "):
+        model.forward(batch, KVCache(model.config, 16))

@@ -107,7 +107,7 @@ def test_a_missing_shard_is_named(
     lost.unlink()
     if not has_index:
         next(path.glob("*.index.json")).unlink()
-    refused(path, f"{lost}: found no such file", "download it")
+    refused(path, f"{lost}: no such file", "download it")
 
 
 def test_an_index_of_other_shards_is_not_believed(
@@ -192,7 +192,7 @@ def test_whole_weights_of_either_kind_count_beside_broken_off_ones(
     write_torch(path / "pytorch_model.bin", hf_weights(tiny))
     found = formats.read(path)
     assert found == whole
-    assert f"{SHARDS[lost - 1]}: found no such file" in found.notices[0]
+    assert f"{SHARDS[lost - 1]}: no such file" in found.notices[0]
 
 
 def test_a_pointer_does_not_count_as_weights(

@@ -96,7 +96,7 @@ def test_a_pointer_that_is_there_is_named_and_not_shards_of_an_index_of_another_
     (path / name).write_text(LFS)
     refused(path, f"{name}: found a git-lfs pointer")
     (path / name).unlink()
-    refused(path, f"{name}: found no such file")
+    refused(path, f"{name}: no such file")
 
 
 def test_pointers_of_shards_without_an_index_are_named(tmp_path: Path, tiny: TinyModel) -> None:
@@ -320,7 +320,7 @@ def test_an_empty_folder_says_what_it_lacks(tmp_path: Path) -> None:
 
 def test_a_folder_without_config_says_what_it_lacks(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
-    refused(tmp_path, "config.json: found no such file", "the tokenizer and the weights")
+    refused(tmp_path, "config.json: no such file", "the tokenizer and the weights")
 
 
 def test_names_of_any_bytes_do_no_harm(tmp_path: Path, tiny: TinyModel) -> None:

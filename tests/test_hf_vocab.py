@@ -204,7 +204,7 @@ def test_files_that_contradict_each_other_are_refused(tmp_path: Path, tiny: Tiny
 def test_one_file_of_the_two_is_not_enough(tmp_path: Path, tiny: TinyModel, name: str) -> None:
     path = write_vocab(tmp_path / "hf", tiny)
     (path / name).unlink()
-    refused(path, "tokenizer.json: found no such file", "vocab.json and merges.txt")
+    refused(path, "tokenizer.json: no such file", "vocab.json and merges.txt")
 
 
 # ------------------------------------------------------------------------------------------------

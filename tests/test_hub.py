@@ -239,5 +239,5 @@ def test_the_command_runs_a_model_by_its_id(served: FakeHub, tmp_path: Path) -> 
     assert result.stdout.startswith("def")
     result = starcoder(served, tmp_path, "-m", "owner/none", *options)
     assert result.returncode == 2
-    assert result.stderr.startswith("starcoder: error: owner/none: found no such path")
+    assert result.stderr.startswith("starcoder: error: owner/none: no such path")
     assert result.stderr.count("\n") == 1

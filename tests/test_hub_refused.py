@@ -70,10 +70,10 @@ def test_what_the_check_lets_through_is_what_is_read(served: FakeHub) -> None:
 
 
 def test_a_file_that_is_not_there_is_told_with_those_that_are(served: FakeHub) -> None:
-    line = fails("found no file nope.gguf", name=f"{ID}:nope.gguf")
+    line = fails("no file nope.gguf", name=f"{ID}:nope.gguf")
     assert line.endswith("expected one of config.json, model.safetensors, tokenizer.json")
     served.files |= {"a-q4_0.gguf": b"GGUF", "b-q4_0.gguf": b"GGUF"}
-    line = fails("found no file nope.gguf", name=f"{ID}:nope.gguf")
+    line = fails("no file nope.gguf", name=f"{ID}:nope.gguf")
     assert line.endswith("expected one of a-q4_0.gguf, b-q4_0.gguf")
 
 

@@ -624,10 +624,21 @@ def test_arrays_that_do_not_fit_are_refused_before_anything_runs() -> None:
 def test_an_unknown_instruction_set_is_refused_by_name() -> None:
     with pytest.raises(InputError, match="found 'sse9', expected"):
         ops.use_isa("sse9")
-    code = "import starcoder.ops as ops; print(ops.isa())"
-    environment = {**os.environ, "STARCODER_ISA": "scalar"}
-    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
-    assert run.stdout.decode().strip() == "scalar"
+
+
+def test_the_environment_names_an_instruction_set_for_the_first_operation() -> None:
+    code = """
+import starcoder.ops as ops  # which reads nothing yet
+from starcoder import InputError
+try:
+    print(ops.isa())
+except InputError as error:
+    print(error)
+"""
+    for name, expected in (("scalar", "scalar"), ("sse9", "STARCODER_ISA: found 'sse9', expected")):
+        environment = {**os.environ, "STARCODER_ISA": name}
+        run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+        assert run.stdout.decode().startswith(expected)
 
 
 def test_a_forked_child_can_compute() -> None:

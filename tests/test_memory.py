@@ -265,14 +265,14 @@ def test_damaged_shapes_are_left_to_the_model(tmp_path: Path, tiny: TinyModel) -
 
 LIMITED = """
 import resource, sys
-from starcoder import llm, machine
+from starcoder import MemoryLimitError, llm, machine
 in_use = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 limit = in_use + (int(sys.argv[2]) << 20)
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 try:
     model = llm.LLM(sys.argv[1], n_threads=1, n_parallel=1)
     print(len(model.generate("x", max_tokens=3, ignore_eos=True).tokens), "tokens")
-except llm.MemoryLimitError as error:
+except MemoryLimitError as error:
     print(error)
 with open("/proc/self/status") as file:
     print(*(line.split()[1] for line in file if line.startswith("VmHWM")))

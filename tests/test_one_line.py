@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from starcoder import LLM, FormatError, InputError, formats
-from starcoder.sampler import Sampler, SamplingParams
+from starcoder.options import GenerationOptions
+from starcoder.sampler import Sampler
 from tests.helpers.command import Run
 from tests.helpers.gguf import Value, write_gguf
 from tests.helpers.hf import write_hf
@@ -81,7 +82,7 @@ def test_logits_of_any_size_are_penalized_without_a_warning(
     logits = (np.array([-1, 1, 0.5, -0.5, 0, 0.99]) * size).astype(np.float32)
     for top_k, top_p in ((0, 1), (2, 1), (0, 0.5)):
         sampler = Sampler(
-            SamplingParams(
+            GenerationOptions(
                 temperature=temperature,
                 repeat_penalty=penalty,
                 top_k=top_k,
@@ -97,9 +98,9 @@ def test_logits_of_any_size_are_penalized_without_a_warning(
 
 def test_a_penalty_beyond_the_range_keeps_the_order_of_the_rest() -> None:
     logits = np.array([3e38, -3e38, 1e38, 0], np.float32)
-    greedy = SamplingParams(temperature=0, repeat_penalty=0.01)
+    greedy = GenerationOptions(temperature=0, repeat_penalty=0.01)
     assert Sampler(greedy).sample(logits, [2]) == 2  # it is the likeliest now
-    strict = SamplingParams(temperature=0, repeat_penalty=100)
+    strict = GenerationOptions(temperature=0, repeat_penalty=100)
     assert Sampler(strict).sample(logits, [0, 1]) == 2
 
 
@@ -162,7 +163,7 @@ def test_what_a_file_names_does_nothing_to_a_terminal(
     (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed}))
     result = run("inspect", str(path))
     assert result.code == 2
-    assert "?[31mred.safetensors: found no such file" in result.err
+    assert "?[31mred.safetensors: no such file" in result.err
     assert result.err.rstrip("\n").isprintable()
 
 
@@ -205,3 +206,17 @@ def test_a_path_may_be_bytes(tmp_path: Path, tiny: TinyModel) -> None:
 def test_a_pre_tokenizer_is_named_by_a_text(pre: Any) -> None:
     with pytest.raises(InputError, match=r"^pre: found [a-z]+, expected text"):
         LLM(pre=pre)
+
+
+@pytest.mark.parametrize(
+    ("facts", "line"),
+    [
+        (("x", "3", "4", "do"), "x: found 3, expected 4; do"),
+        (("x", "3", "4"), "x: found 3, expected 4"),
+        (("x", "no such file", "a model"), "x: no such file, expected a model"),
+        (("x", "not enough memory", "", "do"), "x: not enough memory; do"),
+        (("x", "nothing", "4"), "x: found nothing, expected 4"),
+    ],
+)
+def test_an_error_is_a_sentence_of_its_facts(facts: tuple[str, ...], line: str) -> None:
+    assert str(InputError(*facts)) == line

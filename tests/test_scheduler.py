@@ -7,7 +7,8 @@ import itertools
 from starcoder.engine.block_pool import BlockPool
 from starcoder.engine.scheduler import Scheduler
 from starcoder.engine.sequence import Sequence, Status
-from starcoder.sampler import Sampler, SamplingParams
+from starcoder.options import GenerationOptions
+from starcoder.sampler import Sampler
 
 _ids = itertools.count()
 
@@ -18,7 +19,7 @@ def sequence(n_prompt: int, max_tokens: int = 4) -> Sequence:
         tokens=[1] * n_prompt,
         n_prompt=n_prompt,
         max_tokens=max_tokens,
-        sampler=Sampler(SamplingParams()),
+        sampler=Sampler(GenerationOptions()),
         stop_ids=frozenset(),
     )
 
@@ -76,7 +77,7 @@ def test_a_sequence_waits_until_all_its_blocks_are_free() -> None:
     made = scheduler(first, second, n_blocks=4, n_batch=64)
     assert [one for one, _ in made.schedule()] == [first]
     assert second.status is Status.WAITING
-    made.finish(first, "stop")
+    made.finish(first)
     assert [one for one, _ in made.schedule()] == [second]
     assert len(second.block_table) == 3
 
@@ -85,7 +86,7 @@ def test_nobody_overtakes_a_big_request_that_waits() -> None:
     running, big, small = sequence(16, 16), sequence(40, 8), sequence(1, 1)
     made = scheduler(running, big, small, n_blocks=4, n_batch=64)
     assert [one for one, _ in made.schedule()] == [running]
-    made.finish(running, "stop")
+    made.finish(running)
     assert [one for one, _ in made.schedule()] == [small, big]
 
 
@@ -93,8 +94,8 @@ def test_finishing_gives_the_blocks_back_whether_running_or_waiting() -> None:
     first, second = sequence(30, 30), sequence(30, 30)
     made = scheduler(first, second, n_blocks=4)
     made.schedule()
-    made.finish(second, "cancelled")
-    made.finish(first, "length")
+    made.finish(second)
+    made.finish(first)
     assert (made.pool.n_free, first.block_table, second.block_table) == (4, [], [])
-    assert (first.finish_reason, second.finish_reason) == ("length", "cancelled")
+    assert first.status is second.status is Status.FINISHED
     assert made.schedule() == []

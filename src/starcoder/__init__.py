@@ -19,21 +19,23 @@ if TYPE_CHECKING:
     from starcoder.completion import Completion as Completion
     from starcoder.completion import Piece as Piece
     from starcoder.completion import Timings as Timings
+    from starcoder.engine import EngineStats as EngineStats
     from starcoder.facts import Facts as Facts
     from starcoder.llm import LLM as LLM
+    from starcoder.options import GenerationOptions as GenerationOptions
     from starcoder.sampler import LogitsError as LogitsError
-    from starcoder.sampler import SamplingParams as SamplingParams
     from starcoder.stream import Stream as Stream
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Completion": "completion",
+    "EngineStats": "engine",
     "Facts": "facts",
+    "GenerationOptions": "options",
     "LLM": "llm",
     "LogitsError": "sampler",
     "Piece": "completion",
-    "SamplingParams": "sampler",
     "Stream": "stream",
     "Timings": "completion",
 }
@@ -41,13 +43,14 @@ _HOMES = {
 __all__ = [
     "LLM",
     "Completion",
+    "EngineStats",
     "Facts",
     "FormatError",
+    "GenerationOptions",
     "InputError",
     "LogitsError",
     "MemoryLimitError",
     "Piece",
-    "SamplingParams",
     "StarcoderError",
     "Stream",
     "Timings",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from starcoder.engine import Sequence
+from starcoder.engine import RequestStats
 
 __all__ = ["Completion", "Piece", "Timings"]
 
@@ -16,7 +16,6 @@ class Timings:
     Steps that a request shares with others count in full for each of them.
     """
 
-    load_ms: float  # reading the model, once
     prompt_ms: float  # forward passes over the prompt
     predict_ms: float  # forward passes over single tokens, one for each but the first
     sample_ms: float  # choosing tokens
@@ -24,18 +23,15 @@ class Timings:
     predict_per_second: float
 
     @classmethod
-    def of(cls, sequence: Sequence, load_ms: float) -> Timings:
-        """The times that a sequence has gathered so far."""
-        prompt, decode = sequence.prompt_seconds, sequence.decode_seconds
+    def of(cls, stats: RequestStats) -> Timings:
+        """The times and speeds of a request so far."""
+        prompt, decode = stats.prompt_seconds, stats.decode_seconds
         return cls(
-            load_ms=load_ms,
             prompt_ms=prompt * 1e3,
             predict_ms=decode * 1e3,
-            sample_ms=sequence.sample_seconds * 1e3,
-            prompt_per_second=min(sequence.n_computed, sequence.n_prompt) / prompt
-            if prompt
-            else 0.0,
-            predict_per_second=sequence.n_decoded / decode if decode else 0.0,
+            sample_ms=stats.sample_seconds * 1e3,
+            prompt_per_second=stats.prompt_tokens / prompt if prompt else 0.0,
+            predict_per_second=stats.decoded_tokens / decode if decode else 0.0,
         )
 
 

@@ -33,9 +33,12 @@ class Facts:
     n_threads: int
     threads_note: str  # why there are no more: "of 2 CPUs: CPU quota of 0.5"; may be empty
     isa: str  # instruction set of the kernels: "avx2"
+    load_ms: float  # milliseconds that reading the model took
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, *, n_ctx: int, threads: Threads, nbytes: int) -> Facts:
+    def of(
+        cls, checkpoint: Checkpoint, *, n_ctx: int, threads: Threads, nbytes: int, load_ms: float
+    ) -> Facts:
         """The facts of a model that runs with these choices; `nbytes` of weights in memory."""
         config = checkpoint.config
         return cls(
@@ -56,4 +59,5 @@ class Facts:
             n_threads=threads.n,
             threads_note=threads.note,
             isa=ops.isa(),
+            load_ms=load_ms,
         )

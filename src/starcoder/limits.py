@@ -49,8 +49,8 @@ class Limits:
 class Memory:
     """1 GB to read, more than any cache. Keep one while a model is measured.
 
-    Memory that is given back costs the next seconds: a virtual machine reports it to its host, and
-    what runs meanwhile had three quarters of its speed (docs/log.md).
+    Freeing it would slow the next measurements: a virtual machine reports freed memory to its host,
+    and programs ran at three quarters of their speed meanwhile (docs/log.md).
 
     Raises:
         MemoryLimitError: there is not as much.

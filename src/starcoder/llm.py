@@ -1,64 +1,32 @@
-"""LLM: text in, text out. It joins a model, its tokenizer and an engine behind a few verbs.
+"""LLM: text in, text out. A model, its tokenizer and an engine behind a few verbs.
 
-Files are opened by `formats`, batches are made by `engine`; front ends see this module only.
+Models come from `loading`, batches are made by `engine`; front ends see this module only.
 """
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence as Ids
 from contextlib import ExitStack
-from dataclasses import replace
-from typing import TYPE_CHECKING, NoReturn, TypedDict, overload
+from typing import TYPE_CHECKING, NoReturn, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from starcoder import arguments, formats, hub, machine, memory, models, ops, pocket
+from starcoder import arguments, pocket
 from starcoder.completion import Completion
-from starcoder.engine import Engine
-from starcoder.errors import InputError, MemoryLimitError
+from starcoder.engine import EngineStats
+from starcoder.errors import InputError
 from starcoder.facts import Facts
-from starcoder.sampler import MOST_TOKENS, SamplingParams
+from starcoder.loading import load, out_of_memory
+from starcoder.options import GenerationOptions, Options
+from starcoder.prompts import check_is_one, is_many, prompt_ids, token_ids
 from starcoder.stream import Desk, Stream
-from starcoder.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from typing import TypeGuard
-
     from typing_extensions import Unpack
 
-__all__ = ["LLM", "Options"]
-
-_PROMPT = "text, a list of token ids, or a list of these"
-_MANY = (str, list, tuple)  # what makes a list of prompts of a list
-_SHORTEN = "shorten it, or raise the context with -c or n_ctx if the model allows"
-
-
-class Options(TypedDict, total=False):
-    """How to answer a prompt. What is left out has the default that is given here."""
-
-    max_tokens: int  # 200: most tokens to generate; clamped to what the context has left
-    ignore_eos: bool  # False; True: go on after the model's end token, as part of the text
-    temperature: float  # 0.0: always the most likely token, the usual choice for code
-    top_k: int  # 40: choose among this many most likely tokens; 0: among all
-    top_p: float  # 0.9: then among the fewest that together have this probability
-    repeat_last_n: int  # 64: tokens back that are penalized; -1: all
-    repeat_penalty: float  # 1.0: above it, tokens seen lately become less likely
-    seed: int | None  # None or -1: random; prompt number i of a list uses seed + i
-
-
-_DEFAULTS: Options = {
-    "max_tokens": 200,
-    "ignore_eos": False,
-    "temperature": 0.0,
-    "top_k": 40,
-    "top_p": 0.9,
-    "repeat_last_n": 64,
-    "repeat_penalty": 1.0,
-    "seed": None,
-}
+__all__ = ["LLM"]
 
 
 class LLM:
@@ -67,8 +35,9 @@ class LLM:
     >>> llm = LLM("starcoderbase-1b-q4_0.gguf")  # doctest: +SKIP
     >>> llm.generate("def fibonacci(", max_tokens=64).text  # doctest: +SKIP
 
-    Methods may be called from several threads, and streams may be read in turn: whoever waits
-    runs the steps of all. The thread count is one for the process; the last LLM sets it.
+    Methods may be called from several threads, and streams may be read in turn. There is no
+    background thread: a caller that waits for a token runs the next step for all requests.
+    `n_threads` is for the whole process; the LLM made last sets it.
 
     Args:
         model: a GGUF file, a legacy ggml file, a Hugging Face directory, or a name on the Hub:
@@ -90,7 +59,6 @@ class LLM:
     """
 
     facts: Facts
-    load_ms: float
 
     def __init__(
         self,
@@ -102,28 +70,11 @@ class LLM:
         n_parallel: int = 8,
         pre: str | None = None,
     ) -> None:
-        started = time.perf_counter()
-        source = arguments.path("model", model)
-        if n_threads is not None:
-            n_threads = arguments.whole("n_threads", n_threads, 1, 1024)
-        n_batch = arguments.whole("n_batch", n_batch, 1, 1 << 20)
-        n_parallel = arguments.whole("n_parallel", n_parallel, 1, 1 << 12)
-        try:
-            checkpoint = formats.read(hub.resolve(source), pre)
-            max_ctx, advice = checkpoint.config.n_ctx, "choose -c or n_ctx within the model's"
-            n_ctx = max_ctx if n_ctx is None else n_ctx
-            n_ctx = arguments.whole("n_ctx", n_ctx, 1, max_ctx, advice)
-            memory.check(checkpoint, memory.Use(n_ctx, n_parallel * n_ctx, n_batch))
-            threads = machine.threads(n_threads)
-            threads = threads.started(ops.set_n_threads(threads.n))
-            net = models.build(checkpoint)
-            engine = Engine(net, n_ctx=n_ctx, n_batch=n_batch, n_parallel=n_parallel)
-            self._tokenizer = Tokenizer(checkpoint.vocab)
-        except MemoryError:
-            raise _out_of_memory(source) from None
-        self._desk = Desk(engine)
-        self.facts = Facts.of(checkpoint, n_ctx=n_ctx, threads=threads, nbytes=net.nbytes)
-        self.load_ms = (time.perf_counter() - started) * 1e3
+        loaded = load(
+            model, n_threads=n_threads, n_ctx=n_ctx, n_batch=n_batch, n_parallel=n_parallel, pre=pre
+        )
+        self.facts, self._tokenizer = loaded.facts, loaded.tokenizer
+        self._desk = Desk(loaded.engine)
 
     @overload
     def generate(self, prompt: str | list[int], **options: Unpack[Options]) -> Completion: ...
@@ -139,19 +90,21 @@ class LLM:
         Args:
             prompt: text, in which special tokens are recognized, or token ids. An empty text
                 stands for the token that opens a document; an empty list is no prompts.
-            **options: see `Options`.
+            **options: see `GenerationOptions`. Prompt number i of a list uses seed + i.
 
         Raises:
             InputError: an option outside its bounds, a prompt longer than the context; of a list,
                 none is answered then.
             LogitsError: the model gave no numbers; its file is probably damaged.
         """
-        if not _is_many(prompt):
-            return self._start(prompt, 0, options).drain()
-        with ExitStack() as streams:  # one that cannot run takes none of the others along
-            ids = [self._prompt_ids(one) for one in prompt]
+        chosen = GenerationOptions.of(options)
+        if not is_many(prompt):
+            return self._start(self._prompt_ids(prompt), chosen).drain()
+        all_ids = [self._prompt_ids(one) for one in prompt]
+        with ExitStack() as streams:  # which ends the others when one cannot start
             started = [
-                streams.enter_context(self._start(one, i, options)) for i, one in enumerate(ids)
+                streams.enter_context(self._start(ids, chosen.nth(i)))
+                for i, ids in enumerate(all_ids)
             ]
             return [stream.drain() for stream in started]
 
@@ -160,10 +113,8 @@ class LLM:
 
         It takes one prompt: a list is one of token ids.
         """
-        if isinstance(prompt, (list, tuple)) and prompt and isinstance(prompt[0], _MANY):
-            advice = "stream() takes one prompt; generate() takes a list"
-            raise InputError("prompt", "a list of prompts", "one prompt", advice)
-        return self._start(prompt, 0, options)
+        check_is_one(prompt)
+        return self._start(self._prompt_ids(prompt), GenerationOptions.of(options))
 
     def logits(self, tokens: Ids[int]) -> NDArray[np.float32]:
         """Scores (n, n_vocab) of the token that follows each of `tokens` (n).
@@ -174,20 +125,21 @@ class LLM:
             InputError: no tokens, more than the context, or an id that no token has.
             MemoryLimitError: no memory for the 4 * n * n_vocab bytes.
         """
-        ids = _token_ids(tokens)
-        sequence = self._desk.submit(ids, SamplingParams(temperature=0), wants_logits=True)
+        ids = token_ids(tokens)
+        request = self._desk.submit(ids, GenerationOptions(), wants_logits=True)
         try:
             out = np.empty((len(ids), self.facts.n_vocab), np.float32)
             n_done = 0
             while n_done < len(ids):
-                rows = self._desk.next_event(sequence).logits  # (r, n_vocab)
-                assert rows is not None
-                out[n_done : n_done + len(rows)] = rows
-                n_done += len(rows)
+                event = self._desk.next_event(request)
+                assert event is not None
+                assert event.logits is not None  # (r, n_vocab)
+                out[n_done : n_done + len(event.logits)] = event.logits
+                n_done += len(event.logits)
         except MemoryError:
-            raise _out_of_memory("logits") from None
+            raise out_of_memory("logits") from None
         finally:
-            self._desk.cancel(sequence)
+            self._desk.cancel(request)
         return out
 
     def tokenize(self, text: str) -> list[int]:
@@ -204,83 +156,21 @@ class LLM:
         Raises:
             InputError: an id that no token has.
         """
-        return self._tokenizer.decode(_token_ids(tokens))
+        return self._tokenizer.decode(token_ids(tokens))
+
+    def stats(self) -> EngineStats:
+        """How many requests run and wait, and how much of the cache is free."""
+        return self._desk.stats()
 
     # -----------------------------------------------------------------------------------------
 
-    def _start(self, prompt: object, index: int, options: Options) -> Stream:
-        """Hand in prompt number `index` of a list."""
-        chosen = _DEFAULTS | options
-        unknown = chosen.keys() - _DEFAULTS.keys()
-        if unknown:
-            raise InputError(f"option {min(unknown)!r}", "no such option", ", ".join(_DEFAULTS))
-        params = SamplingParams(
-            temperature=chosen["temperature"],
-            top_k=chosen["top_k"],
-            top_p=chosen["top_p"],
-            repeat_last_n=chosen["repeat_last_n"],
-            repeat_penalty=chosen["repeat_penalty"],
-            seed=chosen["seed"],
-        )
-        if index and params.seed is not None:
-            params = replace(params, seed=params.seed + index)
-        ignore_eos = arguments.flag("ignore_eos", chosen["ignore_eos"])
-        sequence = self._desk.submit(
-            self._prompt_ids(prompt),
-            params,
-            max_tokens=arguments.whole("max_tokens", chosen["max_tokens"], 0, MOST_TOKENS),
-            stop_ids=() if ignore_eos else self._tokenizer.vocab.end_ids,
-        )
-        return Stream(self._desk, sequence, self._tokenizer, self.load_ms)
+    def _start(self, ids: list[int], options: GenerationOptions) -> Stream:
+        return Stream(self._desk, ids, options, self._tokenizer)
 
     def _prompt_ids(self, prompt: object) -> list[int]:
-        if isinstance(prompt, str):
-            self._check_fits(prompt)
-            ids = self._tokenizer.encode(prompt)
-        else:
-            ids = arguments.token_ids("prompt", prompt, _PROMPT)
-        if ids:
-            return ids
-        vocab = self._tokenizer.vocab
-        start = vocab.eos_id if vocab.bos_id is None else vocab.bos_id
-        if start is None:
-            found, expected = "nothing", "text: this model has no token that opens a document"
-            raise InputError("prompt", found, expected)
-        return [start]
-
-    def _check_fits(self, text: str) -> None:
-        """Refuse what no tokens could make short enough, before the work of finding them."""
-        longest, n_ctx = self._tokenizer.max_token_bytes, self.facts.n_ctx
-        n_bytes = len(text)  # at least; counting may take four times as much
-        if n_bytes <= n_ctx * longest:
-            n_bytes = len(text.encode("utf-8", "surrogatepass"))
-        if n_bytes > n_ctx * longest:
-            found = f"{len(text):,} characters"
-            expected = f"at most {n_ctx} tokens, of {longest} bytes at most"
-            raise InputError("prompt", found, expected, _SHORTEN)
+        return prompt_ids(prompt, self._tokenizer, self.facts.n_ctx)
 
     def __reduce__(self) -> NoReturn:
         found = "an attempt to copy it or send it to another process"
         advice = "make it once in each process, or before a fork: see docs/multiprocessing.md"
         raise InputError("LLM", found, "one LLM in each process", advice)
-
-
-# ---------------------------------------------------------------------------------------------
-
-
-def _is_many(
-    prompt: str | list[int] | list[str] | list[list[int]],
-) -> TypeGuard[list[str] | list[list[int]]]:
-    if not isinstance(prompt, (list, tuple)):
-        return False
-    return not prompt or not arguments.is_whole(prompt[0])
-
-
-def _token_ids(tokens: object) -> list[int]:
-    advice = "llm.tokenize(text) makes them" if isinstance(tokens, str) else ""
-    return arguments.token_ids("tokens", tokens, advice=advice)
-
-
-def _out_of_memory(where: str) -> MemoryLimitError:
-    found, advice = "not enough memory", "use a smaller model, type or context"
-    return MemoryLimitError(where, found, "room for it", advice)

@@ -108,7 +108,7 @@ def _quota_of(folder: Path) -> float:
 
 
 def _n_cores(cpus: Collection[int], root: Path) -> int:
-    """Physical cores among these CPUs; those of which nothing is known count as one each."""
+    """Physical cores among these CPUs; a CPU of an unknown core counts as one."""
     return len({_siblings(cpu, root) for cpu in cpus})
 
 
@@ -126,14 +126,14 @@ def _siblings(cpu: int, root: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Memory that this process can still have, and who says so."""
+    """Memory that this process can still have, and the limit that says so."""
 
     nbytes: int
     limit: str  # "free memory of this machine"
 
 
 def memory_room(*, root: Path = _ROOT) -> Room | None:
-    """Memory that can be filled before the system ends a process for it; None: nobody knows.
+    """Memory that can be filled before the system ends a process for it; None: unknown.
 
     Page cache counts as free, since it is dropped first; so does free swap, as what idle programs
     hold can go there. But never more than the whole memory of the machine or cgroup: a model in
@@ -158,7 +158,7 @@ def memory_room(*, root: Path = _ROOT) -> Room | None:
 
 
 def address_room(*, root: Path = _ROOT) -> Room | None:
-    """Addresses that this process can still have, used or not; None: no limit, or nobody knows.
+    """Addresses that this process can still have, used or not; None: no limit, or unknown.
 
     Args:
         root: of the file system that is asked.

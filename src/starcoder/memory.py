@@ -134,7 +134,7 @@ def _best_type(checkpoint: Checkpoint, use: Use, room: int) -> tuple[str, int] |
     """Of the types that `quantize` writes and that fit, the one that keeps most, and its bytes."""
     best, most = None, 0
     for mix in all_mixes():
-        with suppress(StarcoderError):  # tensors that are not those of the configuration
+        with suppress(StarcoderError):  # tensors that do not fit the configuration
             types, _ = quantize.plan(checkpoint, quantize.Choice(mix=mix))
             total = need_of(checkpoint, use, types).total
             kept = sum(types[n].nbytes(t.shape) for n, t in checkpoint.tensors.items())

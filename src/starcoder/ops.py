@@ -7,6 +7,7 @@ by one, and hold them against slow twins of the same names in `tests/reference`.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 
@@ -50,13 +51,14 @@ def pack(tensor: Tensor) -> Matrix:
     Raises:
         MemoryLimitError: no memory for them.
     """
+    _choose_isa()
     n_rows, n_cols = tensor.shape
     try:
         packed = Matrix(int(tensor.type), tensor.data, n_rows, n_cols)
     except MemoryError:
-        found, expected = f"no memory for {tensor.nbytes} bytes", "room for all weights"
+        found = f"not enough memory for {tensor.nbytes:,} bytes"
         advice = "use a smaller model or a smaller type"
-        raise MemoryLimitError("weights", found, expected, advice) from None
+        raise MemoryLimitError("weights", found, "", advice) from None
     tensor.release()
     return packed
 
@@ -71,7 +73,7 @@ def packed_bytes(type: TensorType, shape: tuple[int, ...]) -> int:  # noqa: A002
 
 
 def collapse_pages(seconds: float = math.inf) -> bool:
-    """Makes huge pages for weights that began with small ones; whether some are still to be made.
+    """Makes huge pages of the small ones that weights began with; whether some are still small.
 
     Happens by itself when models have run for a while: `csrc/sys/arena.h` says why weights wait.
     """
@@ -80,6 +82,7 @@ def collapse_pages(seconds: float = math.inf) -> bool:
 
 def dequantize(tensor: Tensor) -> Floats:
     """The floats (rows, columns) that a tensor's blocks stand for, exactly."""
+    _choose_isa()
     out = np.empty(tensor.shape, np.float32)
     _core.dequantize(int(tensor.type), tensor.data, out)
     return out
@@ -98,6 +101,7 @@ def quantize(x: Floats, type: TensorType, *, fused: bool = False) -> Tensor:  # 
     Raises:
         ValueError: rows are no whole blocks.
     """
+    _choose_isa()
     out = np.empty(type.nbytes(x.shape), np.uint8)
     _core.quantize(int(type), x, fused, out)
     return Tensor(type, x.shape, out)
@@ -117,6 +121,7 @@ def requantize(
     Raises:
         ValueError: rows are no whole blocks, or `out` is of another size.
     """
+    _choose_isa()
     n_rows, n_cols = math.prod(tensor.shape[:-1]), tensor.shape[-1]
     out = np.empty(type.nbytes(tensor.shape), np.uint8) if out is None else out
     _core.requantize(int(tensor.type), tensor.data, n_rows, n_cols, int(type), fused, out)
@@ -125,6 +130,7 @@ def requantize(
 
 def first_non_finite(x: Floats | Tensor) -> int | None:
     """The place, in row-major order, of the first weight that is NaN or infinite, if one is."""
+    _choose_isa()
     if isinstance(x, Tensor):
         at = _core.first_non_finite(int(x.type), x.data)
     else:
@@ -146,6 +152,7 @@ def set_n_threads(n: int) -> int:
     Results do not depend on it. Returns how many there are, the caller among them: fewer than `n`
     where the system starts no more.
     """
+    _choose_isa()
     _core.set_n_threads(n)
     return _core.start_threads()
 
@@ -160,6 +167,7 @@ def close() -> None:
 
 def isa() -> str:
     """The instruction set in use: "avx512", "avxvnni", "avx2", "neon" or "scalar"."""
+    _choose_isa()
     return _core.isa()
 
 
@@ -177,9 +185,18 @@ def use_isa(name: str) -> None:
     Raises:
         InputError: this machine has no such instruction set.
     """
+    _choose_isa()
+    _use_isa("instruction set", name)
+
+
+@functools.cache
+def _choose_isa() -> None:
+    """Before the first operation: the instruction set that STARCODER_ISA names, if it is set."""
+    name = os.environ.get("STARCODER_ISA")
+    if name:
+        _use_isa("STARCODER_ISA", name)
+
+
+def _use_isa(where: str, name: str) -> None:
     if not _core.use_isa(name):
-        raise InputError("instruction set", repr(name), " or ".join(available_isas()))
-
-
-if os.environ.get("STARCODER_ISA"):
-    use_isa(os.environ["STARCODER_ISA"])
+        raise InputError(where, repr(name), " or ".join(available_isas()))

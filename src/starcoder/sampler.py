@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from starcoder import arguments
 from starcoder.errors import StarcoderError
+from starcoder.options import GenerationOptions
 
-__all__ = ["MOST_TOKENS", "LogitsError", "Sampler", "SamplingParams"]
+__all__ = ["LogitsError", "Sampler"]
 
-MOST_TOKENS = (1 << 31) - 1  # of any number of tokens that a user gives
-_MAX_SEED = (1 << 64) - 1
 _MAX_LOGIT = np.finfo(np.float32).max
 _DAMAGED = "the model file is probably damaged: starcoder inspect FILE --check names the tensor"
 _GROUP = 64  # logits in one group of `_top`; 16 to 256 take the same time
@@ -29,42 +26,12 @@ class LogitsError(StarcoderError):
     """The model gave logits that are infinite or not numbers: no token can be chosen."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingParams:
-    """How the next token is chosen; checked and converted when made. The defaults are ggml's.
-
-    Raises:
-        InputError: a number outside its bounds.
-    """
-
-    temperature: float = 1.0  # 0: always the most likely token
-    top_k: int = 40  # choose among this many most likely tokens; 0: among all
-    top_p: float = 0.9  # then among the fewest that together have this probability
-    repeat_last_n: int = 64  # tokens back that are penalized; 0: none, -1: all
-    repeat_penalty: float = 1.0  # above 1: tokens seen lately become less likely
-    seed: int | None = None  # None or -1: a new one from the operating system
-
-    def __post_init__(self) -> None:
-        checked: dict[str, float | None] = {
-            "temperature": arguments.real("temperature", self.temperature, 0),
-            "top_k": arguments.whole("top_k", self.top_k, 0, MOST_TOKENS),
-            "top_p": arguments.real("top_p", self.top_p, 0, 1),
-            "repeat_last_n": arguments.whole("repeat_last_n", self.repeat_last_n, -1, MOST_TOKENS),
-            "repeat_penalty": arguments.real("repeat_penalty", self.repeat_penalty, 0.01, 100),
-        }
-        if self.seed is not None:
-            seed = arguments.whole("seed", self.seed, -1, _MAX_SEED)
-            checked["seed"] = None if seed == -1 else seed
-        for name, value in checked.items():  # as plain ints and floats, whatever came
-            object.__setattr__(self, name, value)
-
-
 class Sampler:
     """Chooses tokens for one request."""
 
-    def __init__(self, params: SamplingParams) -> None:
-        self.params = params
-        self._random = np.random.Generator(np.random.PCG64(params.seed))
+    def __init__(self, options: GenerationOptions) -> None:
+        self.options = options
+        self._random = np.random.Generator(np.random.PCG64(options.seed))
 
     def sample(self, logits: NDArray[np.float32], tokens: Sequence[int]) -> int:
         """The next token.
@@ -76,22 +43,22 @@ class Sampler:
         Raises:
             LogitsError: a logit is infinite or not a number.
         """
-        # Both also find what is not a number.
+        # NaN is found too: argmax and argmin stop at it.
         if not all(math.isfinite(logits[i]) for i in (logits.argmax(), logits.argmin())):
             n_bad = int(np.count_nonzero(~np.isfinite(logits)))
             found = f"{n_bad} of {len(logits)} that are NaN or infinite"
             raise LogitsError("logits", found, "finite numbers", _DAMAGED)
-        params = self.params
+        options = self.options
         logits = self._penalize(logits, tokens)
-        if params.temperature == 0:
+        if options.temperature == 0:
             return int(logits.argmax())
-        ids, weights = _nucleus(logits, params.temperature, params.top_k, params.top_p)
+        ids, weights = _nucleus(logits, options.temperature, options.top_k, options.top_p)
         sums = weights.cumsum()
         index = int(sums.searchsorted(self._random.random() * sums[-1], side="right"))
         return int(ids[min(index, len(ids) - 1)])
 
     def _penalize(self, logits: NDArray[np.float32], tokens: Sequence[int]) -> NDArray[np.float32]:
-        last_n, penalty = self.params.repeat_last_n, self.params.repeat_penalty
+        last_n, penalty = self.options.repeat_last_n, self.options.repeat_penalty
         if penalty == 1 or last_n == 0:
             return logits
         recent = np.unique(np.asarray(tokens if last_n < 0 else tokens[-last_n:], np.int64))

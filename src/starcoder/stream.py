@@ -17,9 +17,9 @@ from types import TracebackType
 
 from starcoder import ops
 from starcoder.completion import Completion, Piece, Timings
-from starcoder.engine import Engine, Event, Sequence
+from starcoder.engine import Engine, EngineStats, Event, RequestStats
 from starcoder.errors import MemoryLimitError
-from starcoder.sampler import SamplingParams
+from starcoder.options import GenerationOptions
 from starcoder.tokenizer import StreamDecoder, Tokenizer
 
 __all__ = ["Desk", "Stream"]
@@ -28,8 +28,8 @@ __all__ = ["Desk", "Stream"]
 class Desk:
     """Takes requests to the engine and brings each its events.
 
-    A forked child begins with none, and so does what runs at the end of the process: those of
-    before end there, "cancelled".
+    A forked child begins with no requests, and so do functions that run at the end of the process:
+    earlier requests end there, "cancelled".
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -41,48 +41,45 @@ class Desk:
     def submit(
         self,
         prompt: Ids[int],
-        params: SamplingParams,
+        options: GenerationOptions,
         *,
-        max_tokens: int = 0,
         stop_ids: Iterable[int] = (),
         wants_logits: bool = False,
-    ) -> Sequence:
-        """Hand in a request; arguments and errors as for `Engine.submit`."""
+    ) -> int:
+        """Hand in a request; arguments, id and errors as for `Engine.submit`."""
         with self._lock:
-            sequence = self._engine.submit(
-                prompt,
-                params,
-                max_tokens=max_tokens,
-                stop_ids=stop_ids,
-                wants_logits=wants_logits,
-            )
-            self._inboxes[sequence.id] = deque()
-        return sequence
+            id_ = self._engine.submit(prompt, options, stop_ids=stop_ids, wants_logits=wants_logits)
+            self._inboxes[id_] = deque()
+        return id_
 
-    def next_event(self, sequence: Sequence) -> Event:
-        """Wait for the next event of a sequence that has not ended.
+    def stats(self) -> EngineStats:
+        """How busy the engine is."""
+        return self._engine.stats()
+
+    def next_event(self, id: int) -> Event | None:  # noqa: A002
+        """Wait for the next event of a request; None if it was cancelled meanwhile.
 
         Raises:
             MemoryLimitError: no memory for a step.
-            StarcoderError: the sequence failed.
+            StarcoderError: the request failed.
         """
-        while (inbox := self._inboxes.get(sequence.id)) is not None and not inbox:
+        while (inbox := self._inboxes.get(id)) is not None and not inbox:
             with self._lock:
                 if not inbox:
                     self._step()
-        if inbox is None:  # another thread has cancelled it, or this is a forked child
-            return Event(sequence.id, finish_reason="cancelled")
+        if inbox is None:  # by another thread, or this is a forked child
+            return None
         event = inbox.popleft()
         if event.finish_reason is not None:
-            del self._inboxes[sequence.id]
+            del self._inboxes[id]
         if event.error is not None:
             raise event.error
         return event
 
-    def cancel(self, sequence: Sequence) -> None:
-        """End a sequence if it has not ended; takes no lock, so a destructor may call it."""
-        if self._inboxes.pop(sequence.id, None) is not None:
-            self._engine.cancel(sequence.id)
+    def cancel(self, id: int) -> None:  # noqa: A002
+        """End a request if it has not ended; takes no lock, so a destructor may call it."""
+        if self._inboxes.pop(id, None) is not None:
+            self._engine.cancel(id)
 
     def clear(self) -> None:
         """Begin anew, whatever another thread was doing with the engine."""
@@ -95,7 +92,7 @@ class Desk:
             events = self._engine.step()
         except MemoryError:
             advice = "choose a smaller batch with -b or n_batch"
-            raise MemoryLimitError("step", "no memory", "room for one batch", advice) from None
+            raise MemoryLimitError("step", "not enough memory for one batch", "", advice) from None
         for event in events:
             inbox = self._inboxes.get(event.id)
             if inbox is not None:
@@ -125,6 +122,10 @@ if hasattr(os, "register_at_fork"):
 class Stream(Iterator[Piece]):
     """The pieces of one answer, made by `LLM.stream`. Closing or dropping it ends the request.
 
+    Attributes:
+        options: how the prompt is answered.
+        prompt_tokens: how many token ids the prompt has.
+
     >>> with llm.stream("def ") as stream:  # doctest: +SKIP
     ...     for piece in stream:
     ...         print(piece.text, end="")
@@ -133,24 +134,31 @@ class Stream(Iterator[Piece]):
     _is_open = False
 
     def __init__(
-        self, desk: Desk, sequence: Sequence, tokenizer: Tokenizer, load_ms: float
+        self, desk: Desk, ids: Ids[int], options: GenerationOptions, tokenizer: Tokenizer
     ) -> None:
-        self._desk, self._sequence, self._load_ms = desk, sequence, load_ms
-        self._tokenizer, self._decoder = tokenizer, StreamDecoder(tokenizer)
+        self.options = options
+        self.prompt_tokens = len(ids)
+        self._desk, self._tokenizer, self._decoder = desk, tokenizer, StreamDecoder(tokenizer)
         self._tokens: list[int] = []  # what was read; the engine may be ahead
+        self._stats = RequestStats(0, 0)
         self._finish_reason = "cancelled"
+        stop_ids = () if options.ignore_eos else tokenizer.vocab.end_ids
+        self._id = desk.submit(ids, options, stop_ids=stop_ids)
         self._is_open = True
 
     def __next__(self) -> Piece:
         if not self._is_open:
             raise StopIteration
         try:
-            event = self._desk.next_event(self._sequence)
+            event = self._desk.next_event(self._id)
         except KeyboardInterrupt:
             raise
         except BaseException:
             self.close()
             raise
+        if event is None:
+            event = Event(self._id, self._stats, finish_reason="cancelled")
+        self._stats = event.stats
         text = ""
         if event.token is not None:
             self._tokens.append(event.token)
@@ -161,11 +169,6 @@ class Stream(Iterator[Piece]):
         return Piece(text, event.token, event.finish_reason)
 
     @property
-    def prompt_tokens(self) -> int:
-        """How many token ids the prompt has."""
-        return self._sequence.n_prompt
-
-    @property
     def completion(self) -> Completion:
         """What was read so far; "cancelled" unless the end was reached."""
         return Completion(
@@ -173,7 +176,7 @@ class Stream(Iterator[Piece]):
             tokens=tuple(self._tokens),
             prompt_tokens=self.prompt_tokens,
             finish_reason=self._finish_reason,
-            timings=Timings.of(self._sequence, self._load_ms),
+            timings=Timings.of(self._stats),
         )
 
     def drain(self) -> Completion:
@@ -185,7 +188,7 @@ class Stream(Iterator[Piece]):
         """End the request; its share of the cache is free for others at their next step."""
         if self._is_open:
             self._is_open = False
-            self._desk.cancel(self._sequence)
+            self._desk.cancel(self._id)
 
     __del__ = close
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from starcoder import _core
+from starcoder import _core, ops
 from starcoder.batch import Batch
 from starcoder.ops import ACTIVATIONS, Matrix
+
+ops.isa()  # chooses the one that STARCODER_ISA names
 
 Floats = NDArray[np.float32]
 KV = NDArray[np.float16] | NDArray[np.uint16]

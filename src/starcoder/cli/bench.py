@@ -49,7 +49,8 @@ def bench(
         str | None, typer.Option("--shape", help="Random weights: starcoderbase-1b, ... No file.")
     ] = None,
     type_: Annotated[
-        str | None, typer.Option("--type", help="Of the shape's weights; q4_0,q8_0: in turn.")
+        str | None,
+        typer.Option("--type", help="Weight types for --shape, separated by commas: q4_0,q8_0."),
     ] = None,
     pre: Pre = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,

@@ -15,14 +15,15 @@ import typer
 
 from starcoder import __version__
 from starcoder.cli import INTERRUPTED, report
-from starcoder.cli.numbers import real, whole
+from starcoder.cli.flags import takes_options
+from starcoder.cli.numbers import whole
 from starcoder.cli.rewrite import Pre
 from starcoder.cli.text_file import as_text, read_file, read_stdin
 from starcoder.cli.usage import Group
 from starcoder.errors import InputError, StarcoderError
 
 if TYPE_CHECKING:
-    from starcoder.llm import LLM, Options
+    from starcoder.llm import LLM
     from starcoder.stream import Stream
 
 __all__ = ["SETTINGS", "app"]
@@ -63,6 +64,7 @@ def _show_version(wanted: bool) -> None:
 
 
 @app.callback(invoke_without_command=True)
+@takes_options(before="n_ctx")
 def generate(
     context: typer.Context,
     model: Annotated[
@@ -80,26 +82,10 @@ def generate(
     file: Annotated[
         Path | None, typer.Option("-f", "--file", help="Read the prompt from a file.")
     ] = None,
-    n_predict: Annotated[int, whole("-n", "--n-predict", "Most tokens to generate.")] = 200,
     n_ctx: Annotated[
         int | None,
         whole("-c", "--context", "Most tokens in all. Default: the model's.", low=1),
     ] = None,
-    seed: Annotated[int, whole("-s", "--seed", "-1: random.", low=-1, high=(1 << 64) - 1)] = -1,
-    temp: Annotated[float, real("--temp", "0: always the likeliest token.")] = 1.0,
-    top_k: Annotated[int, whole("--top-k", "Choose among so many tokens; 0: all.")] = 40,
-    top_p: Annotated[
-        float, real("--top-p", "Then among the fewest of this probability.", high=1)
-    ] = 0.9,
-    repeat_last_n: Annotated[
-        int, whole("--repeat-last-n", "Tokens back to penalize; -1: all.", low=-1)
-    ] = 64,
-    repeat_penalty: Annotated[
-        float, real("--repeat-penalty", "Above 1: fewer repeats.", low=0.01, high=100)
-    ] = 1.0,
-    ignore_eos: Annotated[
-        bool, typer.Option("--ignore-eos", help="Go on after the model's end token.")
-    ] = False,
     threads: Annotated[
         int | None, whole("-t", "--threads", "Default: all cores.", low=1, high=1024)
     ] = None,
@@ -119,6 +105,7 @@ def generate(
         bool,
         typer.Option("--version", is_eager=True, callback=_show_version, help="Print it and exit."),
     ] = False,
+    **options: Any,
 ) -> int:
     """Run StarCoder models on the CPU: continue a prompt.
 
@@ -126,19 +113,11 @@ def generate(
     """
     if context.invoked_subcommand is not None:
         return 0
-    seed = seed if seed >= 0 else random.SystemRandom().randrange(1 << 31)
-    text = _read_prompt(prompt, file, seed, _PYTHON_PROMPTS if model is None else _PROMPTS)
+    if options["seed"] < 0:
+        options["seed"] = random.SystemRandom().randrange(1 << 31)
+    examples = _PYTHON_PROMPTS if model is None else _PROMPTS
+    text = _read_prompt(prompt, file, options["seed"], examples)
     tests = None if token_test is None else report.token_tests(token_test)
-    options: Options = {
-        "max_tokens": n_predict,
-        "ignore_eos": ignore_eos,
-        "temperature": temp,
-        "top_k": top_k,
-        "top_p": top_p,
-        "repeat_last_n": repeat_last_n,
-        "repeat_penalty": repeat_penalty,
-        "seed": seed,
-    }
     clock = report.Clock()
     llm = _load(model, threads, n_ctx, n_batch, pre)
     stream = llm.stream(text, **options)  # what is wrong with a prompt comes before the facts
@@ -147,10 +126,10 @@ def generate(
     report.facts(llm)
     if tests is not None:
         report.token_test(llm, tests)
-    finished = _write(stream, options, None if as_json else text)
+    finished = _write(stream, None if as_json else text)
     if as_json:
-        print(report.json_line(stream.completion), flush=True)
-    report.timings(stream.completion, clock)
+        print(report.json_line(stream.completion, llm.facts), flush=True)
+    report.timings(stream.completion, llm.facts, clock)
     return 0 if finished else INTERRUPTED
 
 
@@ -170,11 +149,11 @@ def _load(
     )
 
 
-def _write(stream: Stream, options: Options, prompt: str | None) -> bool:
+def _write(stream: Stream, prompt: str | None) -> bool:
     """Write prompt and text to stdout as they come, or nothing; False: Ctrl-C ended it."""
     finished = True
     try:
-        report.settings(options, stream)
+        report.settings(stream)
         if prompt is not None:
             print(prompt, end="", flush=True)
         for piece in stream:

@@ -1,4 +1,4 @@
-"""Options of the command line that are numbers: within bounds, or one wording of what is wrong."""
+"""Flags of the command line that are numbers: within bounds, or one wording of what is wrong."""
 
 from __future__ import annotations
 
@@ -7,29 +7,30 @@ from typing import Any
 
 import typer
 
-__all__ = ["real", "whole"]
+from starcoder.errors import InputError
+from starcoder.options import MOST_TOKENS, Real, Whole
+
+__all__ = ["number", "whole"]
 
 
-def whole(*names: str, low: int = 0, high: int = (1 << 31) - 1) -> Any:
-    """An option for a whole number; the last of `names` is the help text."""
-
-    def parse(text: str | int) -> int:
-        with suppress(ValueError):
-            if low <= int(text) <= high:
-                return int(text)
-        raise typer.BadParameter(f"found {text!r}, expected a whole number from {low} to {high}")
-
-    *flags, help_text = names
-    return typer.Option(*flags, parser=parse, metavar="N", help=help_text)
-
-
-def real(flag: str, help_text: str, low: float = 0, high: float = 1e6) -> Any:
-    """An option for a number."""
+def number(kind: Whole | Real, *names: str) -> Any:
+    """A flag for a number; the last of `names` is the help text."""
+    read, metavar = (int, "N") if isinstance(kind, Whole) else (float, "X")
 
     def parse(text: str | float) -> float:
+        value: object = text
         with suppress(ValueError):
-            if low <= float(text) <= high:
-                return float(text)
-        raise typer.BadParameter(f"found {text!r}, expected a number from {low:g} to {high:g}")
+            value = read(text)
+        try:
+            return kind.checked(metavar, value)
+        except InputError as error:
+            message = f"found {text!r}, expected {error.expected}"
+            raise typer.BadParameter(message) from None
 
-    return typer.Option(flag, parser=parse, metavar="X", help=help_text)
+    *flags, help_text = names
+    return typer.Option(*flags, parser=parse, metavar=metavar, help=help_text)
+
+
+def whole(*names: str, low: int = 0, high: int = MOST_TOKENS) -> Any:
+    """A flag for a whole number; the last of `names` is the help text."""
+    return number(Whole(low, high), *names)

@@ -10,15 +10,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from starcoder.cli.flags import LABELS
 from starcoder.cli.text_file import read_file
 from starcoder.errors import InputError
+from starcoder.options import DECLARED
 
 if TYPE_CHECKING:
     from starcoder.completion import Completion
-    from starcoder.llm import LLM, Options
+    from starcoder.facts import Facts
+    from starcoder.llm import LLM
     from starcoder.stream import Stream
 
 __all__ = ["Clock", "facts", "json_line", "settings", "timings", "token_test", "token_tests"]
+
+_UNSAID = ("max_tokens", "ignore_eos", "seed")  # by ggml's program; the seed has a line of its own
 
 
 class Clock:
@@ -52,22 +57,21 @@ def facts(llm: LLM) -> None:
         _say(f"{name:10} = {value}")
 
 
-def settings(options: Options, stream: Stream) -> None:
+def settings(stream: Stream) -> None:
     """How tokens are chosen, and how many the prompt has."""
-    _say(f"seed = {options['seed']}")
-    _say(f"temp           = {options['temperature']:.3f}")
-    _say(f"top_k          = {options['top_k']}")
-    _say(f"top_p          = {options['top_p']:.3f}")
-    _say(f"repeat_last_n  = {options['repeat_last_n']}")
-    _say(f"repeat_penalty = {options['repeat_penalty']:.3f}")
+    _say(f"seed = {stream.options.seed}")
+    for name in (name for name in DECLARED if name not in _UNSAID):
+        value = getattr(stream.options, name)
+        shown = f"{value:.3f}" if isinstance(value, float) else value
+        _say(f"{LABELS[name]:14} = {shown}")
     _say(f"number of tokens in prompt = {stream.prompt_tokens}\n")
 
 
-def timings(completion: Completion, clock: Clock) -> None:
+def timings(completion: Completion, facts: Facts, clock: Clock) -> None:
     """Where the time went, tokens a second, and the most memory in use at once."""
     t = completion.timings
     print(file=sys.stderr)
-    _say(f"    load time = {t.load_ms:8.2f} ms")
+    _say(f"    load time = {facts.load_ms:8.2f} ms")
     _say(f"  sample time = {t.sample_ms:8.2f} ms")
     _say(f"  prompt time = {t.prompt_ms:8.2f} ms{_speed(t.prompt_per_second)}")
     _say(f" predict time = {t.predict_ms:8.2f} ms{_speed(t.predict_per_second)}")
@@ -75,9 +79,11 @@ def timings(completion: Completion, clock: Clock) -> None:
     _say(f"  peak memory = {_peak_bytes() / 2**20:8.2f} MB")
 
 
-def json_line(completion: Completion) -> str:
-    """The answer as one JSON object."""
-    return json.dumps(dataclasses.asdict(completion), ensure_ascii=False)
+def json_line(completion: Completion, facts: Facts) -> str:
+    """The answer as one JSON object, the time for loading the model among its timings."""
+    answer = dataclasses.asdict(completion)
+    answer["timings"] = {"load_ms": facts.load_ms, **answer["timings"]}
+    return json.dumps(answer, ensure_ascii=False)
 
 
 def token_tests(path: Path) -> list[tuple[str, list[int]]]:
@@ -97,7 +103,7 @@ def token_tests(path: Path) -> list[tuple[str, list[int]]]:
 
 
 def token_test(llm: LLM, tests: Sequence[tuple[str, list[int]]]) -> None:
-    """Compare our tokens with those of the tests."""
+    """Compare our tokens with the expected ones."""
     n_failed = 0
     for text, expected in tests:
         found = llm.tokenize(text)

@@ -1,5 +1,6 @@
 """The engine: requests of token ids in, token ids out. Text lives in `llm`, weights in `models`."""
 
 from starcoder.engine.engine import Engine as Engine
-from starcoder.engine.engine import Event as Event
-from starcoder.engine.sequence import Sequence as Sequence
+from starcoder.engine.events import EngineStats as EngineStats
+from starcoder.engine.events import Event as Event
+from starcoder.engine.events import RequestStats as RequestStats

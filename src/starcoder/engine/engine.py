@@ -8,11 +8,9 @@ arrival change when a token comes, never which.
 from __future__ import annotations
 
 import itertools
-import operator
 import time
 from collections.abc import Iterable
 from collections.abc import Sequence as Ids
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,27 +18,18 @@ from numpy.typing import NDArray
 
 from starcoder.batch import BLOCK_LEN, Batch
 from starcoder.engine.block_pool import BlockPool
+from starcoder.engine.events import EngineStats, Event
 from starcoder.engine.scheduler import Scheduler
 from starcoder.engine.sequence import Sequence
 from starcoder.errors import InputError, StarcoderError
 from starcoder.kv_cache import KVCache
-from starcoder.sampler import Sampler, SamplingParams
+from starcoder.options import GenerationOptions
+from starcoder.sampler import Sampler
 
 if TYPE_CHECKING:
     from starcoder.models import Model
 
-__all__ = ["Engine", "Event"]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Event:
-    """What a step brought to one sequence."""
-
-    id: int
-    token: int | None = None
-    finish_reason: str | None = None  # "stop", "length", "cancelled", "error"; None: goes on
-    error: StarcoderError | None = None
-    logits: NDArray[np.float32] | None = None  # (n, n_vocab) of the next n tokens of the prompt
+__all__ = ["Engine"]
 
 
 class Engine:
@@ -73,18 +62,16 @@ class Engine:
     def submit(
         self,
         prompt: Ids[int],
-        params: SamplingParams,
+        options: GenerationOptions,
         *,
-        max_tokens: int,
         stop_ids: Iterable[int] = (),
         wants_logits: bool = False,
-    ) -> Sequence:
-        """Put a request in line. Its events carry the `id` of the sequence that is returned.
+    ) -> int:
+        """Put a request in line. Its events carry the `id` that is returned.
 
         Args:
             prompt: token ids, at least one.
-            params: how to choose tokens.
-            max_tokens: most tokens to generate; clamped to what the context has left.
+            options: how to answer it; `max_tokens` is clamped to what the context has left.
             stop_ids: ids that end the text when they are chosen; they are not part of it.
             wants_logits: give the logits of every prompt token; then nothing is generated.
 
@@ -92,14 +79,13 @@ class Engine:
             InputError: a prompt that is empty or too long, an id that no token has.
         """
         self._check_prompt(prompt)
-        if max_tokens < 0:
-            raise InputError("max_tokens", str(max_tokens), "at least 0")
+        room = self.n_ctx - len(prompt)
         sequence = Sequence(
             id=next(self._ids),
-            tokens=[operator.index(token) for token in prompt],
+            tokens=list(prompt),
             n_prompt=len(prompt),
-            max_tokens=0 if wants_logits else min(max_tokens, self.n_ctx - len(prompt)),
-            sampler=Sampler(params),
+            max_tokens=0 if wants_logits else min(options.max_tokens, room),
+            sampler=Sampler(options),
             stop_ids=frozenset(stop_ids),
             wants_logits=wants_logits,
         )
@@ -107,10 +93,10 @@ class Engine:
         self._scheduler.add(sequence)
         if sequence.max_tokens == 0 and not wants_logits:
             self._emit(sequence, "length")
-        return sequence
+        return sequence.id
 
     def cancel(self, id: int) -> None:  # noqa: A002 - the field's own word
-        """End a sequence at the next step; nothing happens if it has ended by itself.
+        """End a request at the next step; nothing happens if it has ended by itself.
 
         Safe from any thread and from a destructor: it only leaves a note.
         """
@@ -120,6 +106,16 @@ class Engine:
     def is_idle(self) -> bool:
         """Whether a step would have nothing to do and nothing to report."""
         return not self._sequences and not self._events
+
+    def stats(self) -> EngineStats:
+        """How busy the engine is; a request that was cancelled counts until the next step."""
+        pool = self._scheduler.pool
+        return EngineStats(
+            n_running=len(self._scheduler.running),
+            n_waiting=len(self._scheduler.waiting),
+            n_blocks=pool.n_blocks,
+            n_free_blocks=pool.n_free,
+        )
 
     def step(self) -> list[Event]:
         """Run one batch, or report what ended without one.
@@ -140,17 +136,16 @@ class Engine:
     # -----------------------------------------------------------------------------------------
 
     def _run(self, chunks: list[tuple[Sequence, int]]) -> None:
-        rows: list[int] = []  # rows of the batch whose logits are wanted
+        logit_rows: list[int] = []
         spans: list[slice] = []  # where each sequence finds its own among them
         start = 0
         for sequence, n in chunks:
-            first = start if sequence.wants_logits else start + n - 1
-            wanted = range(first, start + n) if _is_heard(sequence, n) else range(0)
-            spans.append(slice(len(rows), len(rows) + len(wanted)))
-            rows.extend(wanted)
+            needed = sequence.logit_rows(n, start)
+            spans.append(slice(len(logit_rows), len(logit_rows) + len(needed)))
+            logit_rows.extend(needed)
             start += n
         started = time.perf_counter()
-        batch = Batch.of([_bring(*chunk) for chunk in chunks], rows)
+        batch = Batch.of([sequence.chunk(n) for sequence, n in chunks], logit_rows)
         logits = self._model.forward(batch, self._cache)  # (r, n_vocab)
         seconds = time.perf_counter() - started
         for (sequence, n), span in zip(chunks, spans, strict=True):
@@ -160,7 +155,6 @@ class Engine:
         self, sequence: Sequence, n: int, logits: NDArray[np.float32], seconds: float
     ) -> None:
         """Move a sequence `n` tokens on; `logits` are (r, n_vocab), its own rows."""
-        is_heard = _is_heard(sequence, n)
         if sequence.n_generated:
             sequence.decode_seconds += seconds
             sequence.n_decoded += 1
@@ -170,7 +164,7 @@ class Engine:
         if sequence.wants_logits:
             is_last = sequence.n_left == 0
             self._emit(sequence, "length" if is_last else None, logits=logits)
-        elif is_heard:
+        elif len(logits):
             self._choose(sequence, logits[0])
 
     def _choose(self, sequence: Sequence, logits: NDArray[np.float32]) -> None:
@@ -198,10 +192,10 @@ class Engine:
         logits: NDArray[np.float32] | None = None,
         error: StarcoderError | None = None,
     ) -> None:
-        self._events.append(Event(sequence.id, token, reason, error, logits))
+        self._events.append(Event(sequence.id, sequence.stats, token, reason, error, logits))
         if reason is not None:
             del self._sequences[sequence.id]
-            self._scheduler.finish(sequence, reason)
+            self._scheduler.finish(sequence)
 
     def _end_cancelled(self) -> None:
         while self._cancelled:
@@ -215,21 +209,7 @@ class Engine:
         if len(prompt) > self.n_ctx:
             advice = "shorten it, or raise the context with -c or n_ctx if the model allows"
             raise InputError("prompt", f"{len(prompt)} tokens", f"at most {self.n_ctx}", advice)
-        n_vocab = self._model.config.n_vocab
-        for token in prompt:
-            if not 0 <= token < n_vocab:
-                raise InputError("prompt", f"token id {token}", f"0 to {n_vocab - 1}")
-
-
-# ---------------------------------------------------------------------------------------------
-
-
-def _is_heard(sequence: Sequence, n: int) -> bool:
-    """Whether `n` more tokens bring logits that somebody wants."""
-    return sequence.wants_logits or n == sequence.n_left
-
-
-def _bring(sequence: Sequence, n: int) -> tuple[list[int], int, list[int]]:
-    """What a sequence puts in the batch: its next `n` tokens, their first position, its blocks."""
-    first = sequence.n_computed
-    return sequence.tokens[first : first + n], first, sequence.block_table
+        last = self._model.config.n_vocab - 1
+        strange = next((token for token in prompt if not 0 <= token <= last), None)
+        if strange is not None:
+            raise InputError("prompt", f"token id {strange}", f"0 to {last}")

@@ -1,7 +1,7 @@
-"""Scheduler: who runs next, and with how many tokens. Bookkeeping over ints, no arrays.
+"""Scheduler: which sequences run next, and with how many tokens. Bookkeeping over ints, no arrays.
 
 A sequence is admitted when the cache has room for all it can come to hold, so none is ever
-thrown out halfway. First come, first served: nobody overtakes a big request that waits.
+thrown out halfway. First come, first served: no request overtakes a big one that waits.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Scheduler:
         """Put a new sequence at the end of the line."""
         self.waiting.append(sequence)
 
-    def finish(self, sequence: Sequence, reason: str) -> None:
+    def finish(self, sequence: Sequence) -> None:
         """Take a sequence out and free its blocks."""
         if sequence.status is Status.WAITING:
             self.waiting.remove(sequence)
@@ -42,13 +42,12 @@ class Scheduler:
             self.pool.free(sequence.block_table)
         sequence.block_table = []
         sequence.status = Status.FINISHED
-        sequence.finish_reason = reason
 
     def schedule(self) -> list[tuple[Sequence, int]]:
         """The sequences of the next step, each with the number of tokens it brings.
 
-        Those with one token to go come first, so that nobody's text stalls behind the prompt
-        of another; prompts share what is left of the budget, oldest first.
+        Sequences with one token to go come first, so that a long prompt cannot crowd them out of
+        a step; prompts share the rest of the budget, oldest first.
         """
         self._admit()
         ready = sorted(self.running, key=lambda sequence: sequence.n_left > 1)

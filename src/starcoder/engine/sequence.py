@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from starcoder.engine.events import RequestStats
 from starcoder.sampler import Sampler
 
 __all__ = ["Sequence", "Status"]
@@ -35,15 +36,13 @@ class Sequence:
     wants_logits: bool = False  # give the logits of the prompt instead of generating
 
     status: Status = Status.WAITING
-    finish_reason: str | None = None
     n_computed: int = 0
     block_table: list[int] = field(default_factory=list)
 
-    # Seconds and forward passes: of the prompt, of single tokens, of choosing them.
     prompt_seconds: float = 0.0
     decode_seconds: float = 0.0
     sample_seconds: float = 0.0
-    n_decoded: int = 0
+    n_decoded: int = 0  # forward passes of single tokens
 
     @property
     def n_left(self) -> int:
@@ -59,3 +58,28 @@ class Sequence:
     def max_len(self) -> int:
         """The most tokens it can come to hold."""
         return self.n_prompt + self.max_tokens
+
+    @property
+    def stats(self) -> RequestStats:
+        """What the request has cost so far."""
+        return RequestStats(
+            min(self.n_computed, self.n_prompt),
+            self.n_decoded,
+            self.prompt_seconds,
+            self.decode_seconds,
+            self.sample_seconds,
+        )
+
+    def chunk(self, n: int) -> tuple[list[int], int, list[int]]:
+        """What it puts in a batch: its next `n` tokens, their first position, its blocks."""
+        first = self.n_computed
+        return self.tokens[first : first + n], first, self.block_table
+
+    def logit_rows(self, n: int, start: int) -> range:
+        """The rows whose logits it needs, of its chunk of `n` tokens that is in a batch at `start`.
+
+        To choose the next token, the row of its last known token; to give logits, all.
+        """
+        if self.wants_logits:
+            return range(start, start + n)
+        return range(start + n - (n == self.n_left), start + n)

@@ -1,10 +1,10 @@
 """Models by their names on the Hub: files from there into the cache of huggingface_hub.
 
 `_names` reads what the user wrote, `_choice` finds the files that are meant, `_download` brings
-them, `_claim` says who writes, `_cache` knows what is there and puts it in place, `_library` is
-all we use of huggingface_hub, and `_settings` finds what is wrong of what was set for it. Here is
-the order of things: whatever keeps us from the Hub, a whole copy in the cache serves; without one,
-an error says what was missing, and what came between.
+them, `_claim` says which process writes, `_cache` knows what is there and puts it in place,
+`_library` is all we use of huggingface_hub, and `_settings` finds what is wrong of its settings.
+Here is the order of things: whatever keeps us from the Hub, a whole copy in the cache serves;
+without one, an error says what was missing, and what came between.
 """
 
 from __future__ import annotations

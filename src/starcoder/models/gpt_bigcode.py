@@ -6,7 +6,7 @@ A GPT-2 with one head of keys and values that all query heads share (multi-query
     for each layer:
         x = x + output(attention(qkv(norm(x))))
         x = x + down(gelu(up(norm(x))))
-    logits = norm(x) @ embedding.T, for the rows that are asked for
+    logits = norm(x) @ embedding.T                                (r, n_vocab), of `logit_rows`
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class GPTBigCode:
         qkv_dim = (config.n_heads + 2 * config.n_kv_heads) * config.head_dim
         qkv = record.linear(f"{name}.attn_qkv", record.norm(f"{name}.attn_norm", x), (qkv_dim, dim))
         mixed = record.attention(f"{name}.attn_qkv", qkv)
-        if index == config.n_layers - 1:  # what follows concerns the wanted rows alone
-            x, mixed = record.wanted(x), record.wanted(mixed)
+        if index == config.n_layers - 1:  # no later layer attends to the other rows
+            x, mixed = record.logit_rows(x), record.logit_rows(mixed)
         x = record.linear(f"{name}.attn_output", mixed, (dim, dim), residual=x)
         hidden = record.linear(
             f"{name}.ffn_up",

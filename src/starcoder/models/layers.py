@@ -34,7 +34,7 @@ class Recorder:
         self._matrices: dict[str, ops.Matrix] = {}
 
     def embed(self, *, positions: bool = True) -> int:
-        """(n, dim): the rows of the tokens, plus those of their positions."""
+        """(n, dim): the embeddings of the tokens, plus those of their positions."""
         config = self._checkpoint.config
         tokens = self._matrix("token_embd.weight", config.n_vocab, config.dim)
         if not positions:
@@ -85,8 +85,8 @@ class Recorder:
         exact = kind in (TensorType.F32, TensorType.F16)
         return self.graph.attention(qkv, config.n_heads, config.n_kv_heads, not exact)
 
-    def wanted(self, x: int) -> int:
-        """(r, dim): the rows whose logits are asked for; nothing else is computed from here on."""
+    def logit_rows(self, x: int) -> int:
+        """(r, dim): the batch's `logit_rows` of x; no other rows are computed from here on."""
         return self.graph.select(x)
 
     def logits(self, x: int) -> int:
