@@ -31,7 +31,7 @@ ROOMS = {
         "facts loading llm",
         "base core model formats hub convert text sampling engine completion",
     ),
-    "bench": ("bench", "base core model formats convert"),
+    "bench": ("bench", "base core model formats hub convert"),
     "cli": ("cli __main__", "base core model formats hub convert sampling completion llm bench"),
 }
 NEVER_TORCH = {"torch", "transformers", "tensorflow", "jax"}
