@@ -20,6 +20,7 @@ from starcoder.kv_cache import KVCache
 from starcoder.models import Model, layers
 from starcoder.tensor import Tensor, TensorType
 from tests import reference
+from tests.helpers import operations
 from tests.helpers.gguf import write_gguf
 from tests.helpers.run_model import QUANTIZED_LIMIT, cache_for, divergence, greedy, limit, logits
 from tests.helpers.tiny import make_tiny
@@ -100,7 +101,7 @@ SLOW = SimpleNamespace(
 ONE_BY_ONE = SimpleNamespace(
     ACTIVATIONS=ops.ACTIVATIONS,
     pack=ops.pack,
-    Graph=lambda: reference_graph.Graph(ops, ACTIVATIONS),
+    Graph=lambda: reference_graph.Graph(operations, ACTIVATIONS),
 )
 
 

@@ -1,7 +1,7 @@
 """What this machine can do at best, measured now: how fast it reads memory, and multiplies.
 
 A speed says little without them: decoding a token reads every weight, and a prompt is multiplied.
-The inner loops are in `csrc/loops_limits.h`. All threads of `ops.n_threads` run them together.
+The inner loops are in `csrc/probe/peak_loops.h`. All threads of `ops.n_threads` run them together.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Pages are read from the disk when they are first looked at, so a large file costs nothing to open;
 but a program that cuts it, or writes into it, changes what has yet to be read. Bytes that are gone
-read as zeros (`csrc/mapped_files.h`; the system would end the process), and `check` says what
+read as zeros (`csrc/sys/mapped_files.h`; the system would end the process), and `check` says what
 happened.
 What the bytes mean is for `formats`.
 """
