@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -34,6 +35,14 @@ ROOMS = {
     "bench": ("bench", "base core model formats hub convert"),
     "cli": ("cli __main__", "base core model formats hub convert sampling completion llm bench"),
 }
+# The core from the bottom up: a file may include those of its own line and of the lines before.
+CORE_LEVELS = [
+    "sys",
+    "types simd probe",
+    "kernels.h ops",
+    "graph",
+    "python",
+]
 NEVER_TORCH = {"torch", "transformers", "tensorflow", "jax"}
 
 
@@ -42,6 +51,8 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 
 
+CORE = ROOT.parent.parent / "csrc"
+SOURCES = sorted(path for path in CORE.rglob("*") if path.suffix in (".cpp", ".h"))
 MODULES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
 
 
@@ -116,6 +127,42 @@ def test_the_wheel_has_no_module_that_no_door_leads_to() -> None:
         reached.add(name)
         doors |= ({*own_imports(name), package} & MODULES.keys()) - reached
     assert reached == MODULES.keys()
+
+
+# ---- the core ------------------------------------------------------------------------------------
+
+
+def core_level(path: Path) -> int:
+    """The level of a file of the core, which is that of its folder."""
+    part = path.relative_to(CORE).parts[0]
+    return next(i for i, parts in enumerate(CORE_LEVELS) if part in parts.split())
+
+
+def core_includes(path: Path) -> set[Path]:
+    """The files of the core that a file includes."""
+    names = re.findall(r'^\s*#\s*include\s*"([^"]+)"', path.read_text(), re.MULTILINE)
+    return {CORE / name for name in names}
+
+
+def test_every_file_of_the_core_is_on_one_level() -> None:
+    listed = [part for parts in CORE_LEVELS for part in parts.split()]
+    assert len(listed) == len(set(listed))
+    assert {path.relative_to(CORE).parts[0] for path in SOURCES} == set(listed)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(CORE)))
+def test_includes_point_down_only(path: Path) -> None:
+    for other in core_includes(path):
+        assert other in SOURCES, f"{path} includes {other}"
+        assert core_level(other) <= core_level(path), f"{path} includes {other}"
+
+
+def test_no_two_headers_include_each_other() -> None:
+    graph = {path: core_includes(path) for path in SOURCES}
+    assert set(TopologicalSorter(graph).static_order()) == set(SOURCES)
+
+
+# ---- further rules -------------------------------------------------------------------------------
 
 
 def test_formats_know_nothing_of_each_other() -> None:
