@@ -120,7 +120,7 @@ def test_what_is_lost_is_said(run: Run, data: Path, tmp_path: Path) -> None:
         (("quantize", "IN", "out.gguf", "q4_0", "--tensor-type", "x"), "PATTERN=TYPE"),
         (("quantize", "IN", "out.gguf", "q4_0", "--output-type", "q4_k_m"), "did you mean q4_k?"),
         (("quantize", "IN", "out.gguf", "q4_0", "-t", "0"), "--threads"),
-        (("quantize", "IN", "no/out.gguf", "q4_0"), "found no folder no,"),
+        (("quantize", "IN", "no/out.gguf", "q4_0"), "no folder no,"),
         (("quantize", "missing.gguf", "out.gguf", "q4_0"), "no such file"),
         (("quantize", "IN", "out.bin", "q4_k_m"), "legacy file"),
         (("convert", "IN", "out.xyz"), "--format gguf"),

@@ -11,31 +11,13 @@ import numpy as np
 import pytest
 
 from starcoder import LLM, formats
-from starcoder.errors import FormatError
 from starcoder.tokenizer import Tokenizer
 from starcoder.vocab import Vocab
-from tests.helpers.hf import hf_tokenizer, write_hf
+from tests.helpers.hf import hf_tokenizer, put, write_hf
+from tests.helpers.refusals import refused
 from tests.helpers.tiny import TinyModel, make_tiny, printable
 
 PROMPT = "def f(x1, größer):\n    return 2048 + 1  # <fim_prefix>"
-
-
-def put(path: Path, name: str, value: Any) -> Path:
-    """One more file in a folder: text, bytes, or JSON of anything else."""
-    if isinstance(value, bytes):
-        (path / name).write_bytes(value)
-    else:
-        (path / name).write_text(value if isinstance(value, str) else json.dumps(value))
-    return path
-
-
-def refused(path: Path, *words: str) -> None:
-    with pytest.raises(FormatError) as caught:
-        formats.read(path)
-    message = str(caught.value)
-    assert all(word in message for word in words), message
-    assert "damaged" not in message
-    assert message.isprintable()
 
 
 # ------------------------------------------------------------------------------------------------
@@ -204,7 +186,7 @@ def test_files_that_contradict_each_other_are_refused(tmp_path: Path, tiny: Tiny
 def test_one_file_of_the_two_is_not_enough(tmp_path: Path, tiny: TinyModel, name: str) -> None:
     path = write_vocab(tmp_path / "hf", tiny)
     (path / name).unlink()
-    refused(path, "tokenizer.json: found no such file", "vocab.json and merges.txt")
+    refused(path, "tokenizer.json: no such file", "vocab.json and merges.txt")
 
 
 # ------------------------------------------------------------------------------------------------

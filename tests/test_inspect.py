@@ -30,6 +30,16 @@ def test_it_shows_shape_vocabulary_and_tensors(run: Run, tiny_path: Path) -> Non
     assert row.split() == ["blk.1.ffn_down.weight", "32", "x", "128", "f32", "16,384", "32"]
 
 
+def test_it_shows_the_steps_that_run_the_model(run: Run, data: Path) -> None:
+    result = run("inspect", str(data / "gpt_bigcode-q4_0.gguf"), "--graph")
+    assert (result.code, result.err) == (0, "")
+    lines = result.out.splitlines()
+    assert lines[0] == "%0 = embed  [1024 x 256 Q6_K] positions  -> 256"
+    assert lines[2] == "%2 = linear %1  [384 x 256 Q4_0] bias  -> 384"
+    assert sum(" = attention " in line for line in lines) == 2
+    assert lines[-1] == "%18 = linear %17  [1024 x 256 Q6_K]  -> 1024 of the selected rows"
+
+
 def test_json_adds_up(run: Run, data: Path) -> None:
     result = run("inspect", str(data / "gpt_bigcode-q4_0.gguf"), "--json", "--check")
     facts = json.loads(result.out)

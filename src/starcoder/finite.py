@@ -12,7 +12,7 @@ from starcoder.tensor import Tensor, TensorType
 
 __all__ = ["check_rows"]
 
-_SCALES = {  # bytes of a block at which its f16 scales and minimums begin; see csrc/blocks.h
+_SCALES = {  # bytes of a block at which its f16 scales and minimums begin; see csrc/types/blocks.h
     **dict.fromkeys((TensorType.Q4_0, TensorType.Q5_0, TensorType.Q8_0, TensorType.IQ4_NL), (0,)),
     **dict.fromkeys((TensorType.Q4_1, TensorType.Q5_1), (0, 2)),
     **dict.fromkeys((TensorType.Q4_K, TensorType.Q5_K), (0, 2)),

@@ -19,6 +19,7 @@ from typing import Any
 __all__ = ["Room", "Threads", "address_room", "memory_room", "threads"]
 
 _ROOT = Path("/")
+_LEFT_OVER = 64 << 20  # bytes of addresses that threads leave to what is loaded after them
 _MEMORY_FILES = (  # limit and use of memory, then of swap; and what begins the names in memory.stat
     (("memory.max", "memory.current", "memory.swap.max", "memory.swap.current"), ""),
     (  # version 1: the third is the limit of memory and swap together
@@ -44,6 +45,16 @@ class Threads:
     def started(self, n: int) -> Threads:
         """What is left of them where the system has started `n`."""
         return self if n == self.n else Threads(n, f"of {self.n}: the system starts no more")
+
+    def n_within(self, nbytes: int | None) -> int:
+        """How many of them have room for their stacks in so many bytes of addresses; at least one.
+
+        Some is left over: the vocabulary is read after the threads start, by a library that ends
+        the process where it finds none.
+        """
+        if nbytes is None:
+            return self.n
+        return min(self.n, max(1, (nbytes - _LEFT_OVER) // _stack_bytes()))
 
 
 def threads(wanted: int | None = None, *, root: Path = _ROOT) -> Threads:
@@ -108,7 +119,7 @@ def _quota_of(folder: Path) -> float:
 
 
 def _n_cores(cpus: Collection[int], root: Path) -> int:
-    """Physical cores among these CPUs; those of which nothing is known count as one each."""
+    """Physical cores among these CPUs; a CPU of an unknown core counts as one."""
     return len({_siblings(cpu, root) for cpu in cpus})
 
 
@@ -121,19 +132,27 @@ def _siblings(cpu: int, root: Path) -> str:
     return text if inside else str(cpu)
 
 
+def _stack_bytes() -> int:
+    """What a thread takes of the addresses."""
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_STACK)[0]
+    return 8 << 20 if limit == resource.RLIM_INFINITY else max(limit, 1 << 20)
+
+
 # ---- memory --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Memory that this process can still have, and who says so."""
+    """Memory that this process can still have, and the limit that says so."""
 
     nbytes: int
     limit: str  # "free memory of this machine"
 
 
 def memory_room(*, root: Path = _ROOT) -> Room | None:
-    """Memory that can be filled before the system ends a process for it; None: nobody knows.
+    """Memory that can be filled before the system ends a process for it; None: unknown.
 
     Page cache counts as free, since it is dropped first; so does free swap, as what idle programs
     hold can go there. But never more than the whole memory of the machine or cgroup: a model in
@@ -158,7 +177,7 @@ def memory_room(*, root: Path = _ROOT) -> Room | None:
 
 
 def address_room(*, root: Path = _ROOT) -> Room | None:
-    """Addresses that this process can still have, used or not; None: no limit, or nobody knows.
+    """Addresses that this process can still have, used or not; None: no limit, or unknown.
 
     Args:
         root: of the file system that is asked.

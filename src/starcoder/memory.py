@@ -73,8 +73,11 @@ def need_of(
     return Need(weights, vectors, cache_bytes(config, use.n_positions), step)
 
 
-def check(checkpoint: Checkpoint, use: Use) -> None:
+def check(checkpoint: Checkpoint, use: Use) -> int | None:
     """Lets through what may fit. Where the system says nothing, everything may.
+
+    Returns:
+        bytes of addresses that the model leaves to threads; None where there is no limit.
 
     Raises:
         MemoryLimitError: the model can never fit; the message has both figures, and what would.
@@ -82,6 +85,7 @@ def check(checkpoint: Checkpoint, use: Use) -> None:
     need = need_of(checkpoint, use)
     reserved = cache_bytes(checkpoint.config, use.n_reserved) - need.cache
     for room, more in ((machine.memory_room(), 0), (machine.address_room(), reserved)):
+        left = None
         if room is None:
             continue
         # Norms, biases and positions are in memory already: `formats` copies them.
@@ -91,6 +95,8 @@ def check(checkpoint: Checkpoint, use: Use) -> None:
             expected = f"at most {shown(nbytes, math.floor)}, the {room.limit}"
             advice = _advice(checkpoint, use, need, nbytes, more)
             raise MemoryLimitError(checkpoint.source, found, expected, advice)
+        left = nbytes - need.total - more
+    return left
 
 
 def _used(checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -134,7 +140,7 @@ def _best_type(checkpoint: Checkpoint, use: Use, room: int) -> tuple[str, int] |
     """Of the types that `quantize` writes and that fit, the one that keeps most, and its bytes."""
     best, most = None, 0
     for mix in all_mixes():
-        with suppress(StarcoderError):  # tensors that are not those of the configuration
+        with suppress(StarcoderError):  # tensors that do not fit the configuration
             types, _ = quantize.plan(checkpoint, quantize.Choice(mix=mix))
             total = need_of(checkpoint, use, types).total
             kept = sum(types[n].nbytes(t.shape) for n, t in checkpoint.tensors.items())

@@ -82,7 +82,7 @@ def find_type(text: str, where: str = "type") -> TensorType:
 
 
 def _unknown(where: str, text: str, names: list[str], advice: str = "") -> InputError:
-    """The names that are near to what was typed, or all of them where none is."""
+    """The error of an unknown name, with the nearest known names, or all if none is near."""
     found, typed = repr(text[:40]), text[:40].lower()
     near = [name for name in names if typed and name.startswith(typed)]
     near = near or [name for name in names if typed.startswith(f"{name}_")]

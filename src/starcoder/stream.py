@@ -28,8 +28,8 @@ __all__ = ["Desk", "Stream"]
 class Desk:
     """Takes requests to the engine and brings each its events.
 
-    A forked child begins with none, and so does what runs at the end of the process: those of
-    before end there, "cancelled".
+    A forked child begins with no requests, and so do functions that run at the end of the process:
+    earlier requests end there, "cancelled".
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -92,9 +92,7 @@ class Desk:
             events = self._engine.step()
         except MemoryError:
             advice = "choose a smaller batch with -b or n_batch"
-            raise MemoryLimitError(
-                "step", "too little memory", "room for one batch", advice
-            ) from None
+            raise MemoryLimitError("step", "not enough memory for one batch", "", advice) from None
         for event in events:
             inbox = self._inboxes.get(event.id)
             if inbox is not None:
@@ -125,7 +123,7 @@ class Stream(Iterator[Piece]):
     """The pieces of one answer, made by `LLM.stream`. Closing or dropping it ends the request.
 
     Attributes:
-        options: what the answer was asked for with.
+        options: how the prompt is answered.
         prompt_tokens: how many token ids the prompt has.
 
     >>> with llm.stream("def ") as stream:  # doctest: +SKIP

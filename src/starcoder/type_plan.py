@@ -39,7 +39,7 @@ def plan(checkpoint: Checkpoint, choice: Choice) -> tuple[dict[str, TensorType],
     """The type of every tensor, and what the user should know about it.
 
     Raises:
-        FormatError: tensors that are not those of the configuration.
+        FormatError: tensors that do not fit the configuration.
         InputError: exceptions that a legacy file cannot hold, or that apply to no tensor.
     """
     _check_tensors(checkpoint)

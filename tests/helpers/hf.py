@@ -100,3 +100,13 @@ def write_hf(
     index = {"metadata": {}, "weight_map": placed}
     (path / "model.safetensors.index.json").write_text(json.dumps(index))
     return path
+
+
+def put(path: Path, name: str, value: Any) -> Path:
+    """A file of a folder: bytes, text, or a value as JSON."""
+    """One more file in a folder: text, bytes, or JSON of anything else."""
+    if isinstance(value, bytes):
+        (path / name).write_bytes(value)
+    else:
+        (path / name).write_text(value if isinstance(value, str) else json.dumps(value))
+    return path

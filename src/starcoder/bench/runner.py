@@ -1,7 +1,7 @@
 """One model, timed on random tokens; and what it does for them, in multiply-adds and bytes.
 
-As in llama-bench: no text, no sampling, a prompt that begins at the depth asked for, then tokens
-one at a time from there. What lies before is computed once and stays in the cache.
+As in llama-bench: no text, no sampling, a prompt that begins at the given depth, then tokens
+one at a time from there. Earlier positions are computed once and stay in the cache.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a run has to do, whoever does it."""
+    """What a run has to do, in this program or another."""
 
     tokens: int
     multiply_adds: float  # of the matrices; attention is not counted

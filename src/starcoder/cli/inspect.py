@@ -36,6 +36,9 @@ def inspect(
     check: Annotated[
         bool, typer.Option("--check", help="Read every weight; exit with 1 if one is not finite.")
     ] = False,
+    graph: Annotated[
+        bool, typer.Option("--graph", help="Print the steps that run the model; loads it.")
+    ] = False,
     pre: Pre = None,
 ) -> int:
     """Show what a model file holds: architecture, vocabulary, tensors."""
@@ -44,6 +47,9 @@ def inspect(
     with Progress("download") as progress:
         path = hub.resolve(source, None, progress)
     checkpoint = formats.read(path, pre)
+    if graph:
+        print(_graph(checkpoint), flush=True)
+        return 0
     damage = _damage(checkpoint) if check else None
     facts = _facts(checkpoint)
     if check:
@@ -54,6 +60,14 @@ def inspect(
         print(f"starcoder: error: {damage}", file=sys.stderr)
         return _DAMAGED
     return 0
+
+
+def _graph(checkpoint: Checkpoint) -> str:
+    """The steps of the model, a line each."""
+    from starcoder import memory, models
+
+    memory.check(checkpoint, memory.Use(16, 16))
+    return models.build(checkpoint).graph.text().rstrip()
 
 
 def _damage(checkpoint: Checkpoint) -> str | None:

@@ -18,7 +18,7 @@ class BlockPool:
 
     @property
     def n_free(self) -> int:
-        """Blocks that nobody holds."""
+        """Blocks that no sequence holds."""
         return len(self._free)
 
     def can_allocate(self, n: int) -> bool:

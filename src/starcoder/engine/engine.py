@@ -20,8 +20,8 @@ from starcoder.batch import BLOCK_LEN, Batch
 from starcoder.engine.block_pool import BlockPool
 from starcoder.engine.events import EngineStats, Event
 from starcoder.engine.scheduler import Scheduler
-from starcoder.engine.sequence import Sequence
-from starcoder.errors import InputError, StarcoderError
+from starcoder.engine.sequence import Sequence, check_prompt
+from starcoder.errors import StarcoderError
 from starcoder.kv_cache import KVCache
 from starcoder.options import GenerationOptions
 from starcoder.sampler import Sampler
@@ -78,7 +78,7 @@ class Engine:
         Raises:
             InputError: a prompt that is empty or too long, an id that no token has.
         """
-        self._check_prompt(prompt)
+        check_prompt(prompt, self.n_ctx, self._model.config.n_vocab)
         room = self.n_ctx - len(prompt)
         sequence = Sequence(
             id=next(self._ids),
@@ -136,31 +136,21 @@ class Engine:
     # -----------------------------------------------------------------------------------------
 
     def _run(self, chunks: list[tuple[Sequence, int]]) -> None:
-        logit_rows: list[int] = []
-        spans: list[slice] = []  # where each sequence finds its own among them
-        start = 0
-        for sequence, n in chunks:
-            needed = sequence.logit_rows(n, start)
-            spans.append(slice(len(logit_rows), len(logit_rows) + len(needed)))
-            logit_rows.extend(needed)
-            start += n
+        starts = itertools.accumulate((n for _, n in chunks), initial=0)
+        rows = [one.logit_rows(n, at) for (one, n), at in zip(chunks, starts, strict=False)]
         started = time.perf_counter()
-        batch = Batch.of([sequence.chunk(n) for sequence, n in chunks], logit_rows)
+        batch = Batch.of([one.chunk(n) for one, n in chunks], list(itertools.chain(*rows)))
         logits = self._model.forward(batch, self._cache)  # (r, n_vocab)
         seconds = time.perf_counter() - started
-        for (sequence, n), span in zip(chunks, spans, strict=True):
-            self._commit(sequence, n, logits[span], seconds)
+        for (sequence, n), own in zip(chunks, rows, strict=True):
+            self._commit(sequence, n, logits[: len(own)], seconds)
+            logits = logits[len(own) :]
 
     def _commit(
         self, sequence: Sequence, n: int, logits: NDArray[np.float32], seconds: float
     ) -> None:
         """Move a sequence `n` tokens on; `logits` are (r, n_vocab), its own rows."""
-        if sequence.n_generated:
-            sequence.decode_seconds += seconds
-            sequence.n_decoded += 1
-        else:
-            sequence.prompt_seconds += seconds
-        sequence.n_computed += n
+        sequence.advance(n, seconds)
         if sequence.wants_logits:
             is_last = sequence.n_left == 0
             self._emit(sequence, "length" if is_last else None, logits=logits)
@@ -202,14 +192,3 @@ class Engine:
             sequence = self._sequences.get(self._cancelled.pop())
             if sequence is not None:
                 self._emit(sequence, "cancelled")
-
-    def _check_prompt(self, prompt: Ids[int]) -> None:
-        if not prompt:
-            raise InputError("prompt", "no tokens", "at least one")
-        if len(prompt) > self.n_ctx:
-            advice = "shorten it, or raise the context with -c or n_ctx if the model allows"
-            raise InputError("prompt", f"{len(prompt)} tokens", f"at most {self.n_ctx}", advice)
-        last = self._model.config.n_vocab - 1
-        strange = next((token for token in prompt if not 0 <= token <= last), None)
-        if strange is not None:
-            raise InputError("prompt", f"token id {strange}", f"0 to {last}")

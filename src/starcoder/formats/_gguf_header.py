@@ -5,7 +5,7 @@
     n_tensors  x  string name, u32 n_dims, n_dims x u64, u32 type, u64 offset from `data`
     padding to `general.alignment`, then data
 
-What the keys mean is for `gguf` and `_gguf_vocab` to know. Values that nobody asks for are stepped
+What the keys mean is for `gguf` and `_gguf_vocab` to know. Values that are not read are stepped
 over, so a header takes little more memory than the texts of its vocabulary.
 """
 
@@ -55,14 +55,14 @@ Strings = Sequence[str | bytes]  # all are bytes where one of them is not UTF-8
 
 
 class _Text(NamedTuple):
-    """A string that stays in the file until somebody asks for it."""
+    """A string that stays in the file until it is read."""
 
     start: int
     length: int
 
 
 class _Array(NamedTuple):
-    """An array that stays in the file: numbers, or strings that nobody asks for."""
+    """An array that stays in the file: numbers, or strings that are not read."""
 
     type: int
     length: int
@@ -206,7 +206,7 @@ def _read_array(cursor: Cursor, key: str) -> _Array | Strings:
 
 
 def _skip_strings(cursor: Cursor, key: str, count: int) -> int:
-    """Step over strings that nobody asks for; hostile headers hold millions, so in a bare loop."""
+    """Step over strings that are not read; hostile headers hold millions, so in a bare loop."""
     unpack, data, place, last = _U64.unpack_from, cursor.data, cursor.pos, len(cursor.data) - 8
     for _ in range(count):
         if place > last:

@@ -144,7 +144,7 @@ def _templates(folder: Path, tokenizer: Mapping[str, Any], notices: list[str]) -
         try:
             yield map_file(path)[:_MAX_TEMPLATES].decode("utf-8", "replace")
         except FormatError as error:
-            notices.append(f"{path.name} is not used: found {error.found}")
+            notices.append(f"{path.name} is not used: {error.finding}")
 
 
 def template_ends(template: str, special: Mapping[bytes, int]) -> list[str]:

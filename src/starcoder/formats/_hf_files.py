@@ -29,7 +29,7 @@ def placeholder_at(path: Path) -> tuple[str, str] | None:
         with open(path, "rb") as file:
             head = file.read(256)
     except OSError:
-        return None  # whoever reads it says why it cannot be read
+        return None  # its reader says why it cannot be read
     return placeholder(head)
 
 
@@ -71,6 +71,6 @@ def load_optional(path: Path, notices: list[str]) -> dict[str, Any]:
     try:
         return load_table(path)
     except FormatError as error:
-        notice = f"{path.name} is not used: found {error.found}"
+        notice = f"{path.name} is not used: {error.finding}"
         notices += [] if notice in notices else [notice]
         return {}

@@ -77,7 +77,7 @@ def read_weights(folder: Path, notices: list[str]) -> dict[str, Stored]:
 
 
 def _told(lack: FormatError) -> str:
-    return f"{Path(lack.where).name}: found {lack.found}"
+    return f"{Path(lack.where).name}: {lack.finding}"
 
 
 def _most_telling(folder: Path, lacks: Sequence[FormatError]) -> FormatError:

@@ -17,8 +17,9 @@ from starcoder.config import ModelConfig
 from starcoder.errors import FormatError
 from starcoder.kv_cache import KVCache
 from starcoder.models.gpt_bigcode import GPTBigCode
+from starcoder.ops import Graph
 
-__all__ = ["Model", "build"]
+__all__ = ["Model", "Recorded", "build"]
 
 
 class Model(Protocol):
@@ -31,10 +32,16 @@ class Model(Protocol):
         """Logits (len(batch.logit_rows), n_vocab); keys and values go into the cache."""
 
 
-_ARCHITECTURES: dict[str, Callable[[Checkpoint], Model]] = {"gpt_bigcode": GPTBigCode}
+class Recorded(Model, Protocol):
+    """A model that runs as a graph."""
+
+    graph: Graph
 
 
-def build(checkpoint: Checkpoint) -> Model:
+_ARCHITECTURES: dict[str, Callable[[Checkpoint], Recorded]] = {"gpt_bigcode": GPTBigCode}
+
+
+def build(checkpoint: Checkpoint) -> Recorded:
     """The model of a checkpoint, its weights packed for this machine; it needs no file any more.
 
     Raises:

@@ -38,7 +38,7 @@ class GPTBigCode:
             x = self._layer(record, index, x)
         record.logits(record.norm("output_norm", x))
         self.nbytes = record.nbytes
-        self._graph = record.graph
+        self.graph = record.graph
 
     def _layer(self, record: Recorder, index: int, x: int) -> int:
         """One block of attention and feed-forward."""
@@ -61,7 +61,7 @@ class GPTBigCode:
     def forward(self, batch: Batch, cache: KVCache) -> NDArray[np.float32]:
         """Logits (r, n_vocab) of the batch's `logit_rows`; keys and values go into the cache."""
         logits = np.empty((len(batch.logit_rows), self.config.n_vocab), np.float32)
-        self._graph.run(
+        self.graph.run(
             batch.tokens,
             batch.positions,
             batch.row_starts,

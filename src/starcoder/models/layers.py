@@ -33,12 +33,14 @@ class Recorder:
         self._checkpoint = checkpoint
         self._matrices: dict[str, ops.Matrix] = {}
 
-    def embed(self) -> int:
-        """(n, dim): the rows of the tokens, plus those of their positions."""
+    def embed(self, *, positions: bool = True) -> int:
+        """(n, dim): the embeddings of the tokens, plus those of their positions."""
         config = self._checkpoint.config
         tokens = self._matrix("token_embd.weight", config.n_vocab, config.dim)
-        positions = self._checkpoint.take("position_embd.weight", config.n_ctx, config.dim)
-        return self.graph.embed(tokens, positions.array())
+        if not positions:
+            return self.graph.embed(tokens, None)
+        added = self._checkpoint.take("position_embd.weight", config.n_ctx, config.dim)
+        return self.graph.embed(tokens, added.array())
 
     def norm(self, name: str, x: int) -> int:
         """(n, dim): x scaled to mean 0 and variance 1, times weight, plus bias."""
@@ -47,19 +49,30 @@ class Recorder:
         bias = self._checkpoint.take(f"{name}.bias", config.dim).array()
         return self.graph.layer_norm(x, weight, bias, config.norm_eps)
 
+    def rms_norm(self, name: str, x: int) -> int:
+        """(n, dim): x scaled to mean square 1, times weight."""
+        config = self._checkpoint.config
+        weight = self._checkpoint.take(f"{name}.weight", config.dim).array()
+        return self.graph.rms_norm(x, weight, config.norm_eps)
+
     def linear(
         self,
         name: str,
         x: int,
         shape: tuple[int, int],
         *,
+        bias: bool = True,
         activation: str | None = None,
         residual: int | None = None,
     ) -> int:
         """(n, m): activation(x (n, k) @ weight.T + bias) + residual; `shape` is (m, k)."""
         weight = self._matrix(f"{name}.weight", *shape)
-        bias = self._checkpoint.take(f"{name}.bias", shape[0]).array()
-        return self.graph.linear(weight, x, bias, ops.ACTIVATIONS[activation], residual)
+        added = self._checkpoint.take(f"{name}.bias", shape[0]).array() if bias else None
+        return self.graph.linear(weight, x, added, ops.ACTIVATIONS[activation], residual)
+
+    def gated(self, gate: int, up: int, *, activation: str = "silu") -> int:
+        """(n, m): activation(gate) * up."""
+        return self.graph.gated(gate, up, ops.ACTIVATIONS[activation])
 
     def attention(self, name: str, qkv: int) -> int:
         """(n, dim): stores the keys and values of qkv in the next layer's cache, attends to all.
