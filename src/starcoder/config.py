@@ -76,6 +76,11 @@ class ModelConfig:
         """Width of one attention head."""
         return self.dim // self.n_heads
 
+    @property
+    def qkv_dim(self) -> int:
+        """Width of the queries, keys and values of all heads."""
+        return (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
+
     def _error(self, key: str, found: str, expected: str) -> FormatError:
         where = f"{self.source or 'model configuration'}: {key}"
         return FormatError(where, found, expected, "the file is damaged or of an unknown kind")

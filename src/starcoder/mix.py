@@ -12,6 +12,7 @@ import fnmatch
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from starcoder.architecture import Role, TensorSpec
 from starcoder.config import ModelConfig
 from starcoder.errors import InputError
 from starcoder.tensor import TensorType
@@ -98,18 +99,15 @@ def _unknown(where: str, text: str, names: list[str], advice: str = "") -> Input
 # GGUF: llama.cpp's choice
 
 
-def choose(mix: Mix, config: ModelConfig, name: str, *, tied: bool) -> TensorType:
+def choose(mix: Mix, config: ModelConfig, spec: TensorSpec, *, is_output: bool) -> TensorType:
     """The type that llama.cpp gives a matrix; what its columns allow is for `fit`."""
     if mix.base.block_len == 1:
         return mix.base
-    if name == "output.weight" or (tied and name == "token_embd.weight"):
+    if is_output:
         whole = config.dim % mix.base.block_len == 0
         return _Q6 if whole and mix.base is not _Q8_0 else _Q8_0
-    if not name.startswith("blk."):
-        return mix.base
-    _, layer, part, _ = name.split(".")
-    rule = _RULES.get(_SAME.get(mix.name, mix.name), {}).get(part)
-    kind = rule(_Place(int(layer), config)) if rule else None
+    rule = _RULES.get(_SAME.get(mix.name, mix.name), {}).get(spec.role)
+    kind = rule(_Place(spec.layer, config)) if rule and spec.layer is not None else None
     return kind or mix.base
 
 
@@ -127,29 +125,29 @@ class _Place:
 
 _Rule = Callable[[_Place], TensorType | None]
 _SAME = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m"}  # llama.cpp's short names
-_VITAL: dict[str, _Rule] = {
-    "attn_qkv": lambda at: _Q6 if at.vital else None,
-    "ffn_down": lambda at: _Q6 if at.vital else None,
+_VITAL: dict[Role, _Rule] = {
+    Role.QKV: lambda at: _Q6 if at.vital else None,
+    Role.DOWN: lambda at: _Q6 if at.vital else None,
 }
-_RULES: dict[str, dict[str, _Rule]] = {
+_RULES: dict[str, dict[Role, _Rule]] = {
     "iq4_nl": {
-        "attn_qkv": lambda at: _Q5 if at.shared else None,
-        "ffn_down": lambda at: _Q5 if at.eighth else None,
+        Role.QKV: lambda at: _Q5 if at.shared else None,
+        Role.DOWN: lambda at: _Q5 if at.eighth else None,
     },
     "q2_k": {
-        "attn_qkv": lambda at: _Q4 if at.shared else _Q3,
-        "attn_output": lambda _: _Q3,
-        "ffn_down": lambda _: _Q3,
+        Role.QKV: lambda at: _Q4 if at.shared else _Q3,
+        Role.ATTENTION_OUTPUT: lambda _: _Q3,
+        Role.DOWN: lambda _: _Q3,
     },
     "q3_k_m": {
-        "attn_qkv": lambda at: _Q5 if at.layer < 2 else _Q4,
-        "attn_output": lambda _: _Q4,
-        "ffn_down": lambda at: _Q5 if at.sixteenth else _Q4,
+        Role.QKV: lambda at: _Q5 if at.layer < 2 else _Q4,
+        Role.ATTENTION_OUTPUT: lambda _: _Q4,
+        Role.DOWN: lambda at: _Q5 if at.sixteenth else _Q4,
     },
-    "q3_k_l": dict.fromkeys(("attn_qkv", "attn_output", "ffn_down"), lambda _: _Q5),
+    "q3_k_l": dict.fromkeys((Role.QKV, Role.ATTENTION_OUTPUT, Role.DOWN), lambda _: _Q5),
     "q4_k_s": {
-        "attn_qkv": lambda at: _Q5 if at.layer < 4 else None,
-        "ffn_down": lambda at: _Q5 if at.eighth else None,
+        Role.QKV: lambda at: _Q5 if at.layer < 4 else None,
+        Role.DOWN: lambda at: _Q5 if at.eighth else None,
     },
     "q4_k_m": _VITAL,
     "q5_k_m": _VITAL,

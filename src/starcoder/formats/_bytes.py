@@ -1,4 +1,4 @@
-"""What the readers share about bytes: mapped files, a cursor, strict JSON, vectors as F32.
+"""What the readers share about bytes: mapped files, a cursor, strict JSON.
 
 Numbers from a file are compared with the bytes that are left before anything is made of them, so
 no size that a file claims is ever allocated.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import codecs
 import errno
 import json
-import math
 import os
 import stat
 import struct
@@ -20,10 +19,8 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from starcoder import machine, ops
 from starcoder.errors import FormatError, MemoryLimitError, printable
 from starcoder.mapped_file import MappedFile
-from starcoder.tensor import Tensor, TensorType
 
 __all__ = [
     "DAMAGED",
@@ -33,7 +30,6 @@ __all__ = [
     "read_json",
     "read_json_text",
     "reject",
-    "settle",
     "shown",
 ]
 
@@ -192,46 +188,3 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"the number {name}")
-
-
-# ------------------------------------------------------------------------------------------------
-
-
-def settle(tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
-    """The tensors as models want them, from whichever format.
-
-    Vectors and position embeddings become F32, whatever their type, since they are added to
-    activations as they are. They are copies, so that nothing of the file is needed once the
-    matrices are packed; only matrices keep the file's type and place. An output matrix that is a
-    copy of the embedding goes: one matrix serves for both.
-
-    Raises:
-        MemoryLimitError: the copies need more memory than there is.
-    """
-    output = tensors.get("output.weight")
-    if output is not None and output == tensors.get("token_embd.weight"):
-        tensors = {name: t for name, t in tensors.items() if t is not output}
-    vectors = {n: t for n, t in tensors.items() if len(t.shape) == 1 or n == "position_embd.weight"}
-    _check_room(sum(4 * math.prod(t.shape) for t in vectors.values()), where)
-    return tensors | {name: _as_f32(t) for name, t in vectors.items()}
-
-
-def _check_room(nbytes: int, where: str) -> None:
-    """A hollow file may claim any size, so what is copied is compared with the memory there is."""
-    room = machine.memory_room()
-    if room is not None and nbytes > room.nbytes:
-        found = f"norms, biases and position embeddings of {nbytes:,} bytes"
-        expected = f"at most {room.nbytes:,}, the {room.limit}"
-        raise MemoryLimitError(where, found, expected, "use a machine with more memory")
-
-
-def _as_f32(tensor: Tensor) -> Tensor:
-    if tensor.type is TensorType.F32:
-        data = tensor.data.copy()
-    else:
-        n_rows = math.prod(tensor.shape[:-1])
-        rows = Tensor(tensor.type, (n_rows, tensor.shape[-1]), tensor.data)
-        data = ops.dequantize(rows).view(np.uint8).reshape(-1)
-    tensor.release()
-    data.flags.writeable = False
-    return Tensor(TensorType.F32, tensor.shape, data)

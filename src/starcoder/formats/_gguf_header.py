@@ -89,8 +89,8 @@ class Meta:
         value: int = self._get(key, INTEGERS, "a whole number", default)
         return value
 
-    def number(self, key: str) -> float:
-        value: float = self._get(key, _FLOATS, "a number with a fraction", None)
+    def number(self, key: str, default: float | None = None) -> float:
+        value: float = self._get(key, _FLOATS, "a number with a fraction", default)
         return value
 
     def text(self, key: str, default: str | None = None, errors: str = "strict") -> str:
