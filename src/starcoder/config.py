@@ -11,7 +11,7 @@ from starcoder.errors import FormatError
 
 __all__ = ["ACTIVATIONS", "ACTIVATION_NAMES", "ModelConfig"]
 
-ACTIVATIONS = ("gelu_tanh", "gelu_erf")
+ACTIVATIONS = ("gelu_tanh", "gelu_erf", "silu")
 ACTIVATION_NAMES = {  # how files spell them: the words of Hugging Face's config.json
     "gelu": "gelu_erf",
     "gelu_pytorch_tanh": "gelu_tanh",
