@@ -18,7 +18,7 @@ from typing import Any
 
 from starcoder import formats
 from starcoder.bench.runner import Task
-from starcoder.checkpoint import Checkpoint
+from starcoder.checkpoint import Checkpoint, Format
 from starcoder.errors import InputError
 
 __all__ = ["RIVALS", "Rival"]
@@ -95,7 +95,7 @@ class Rival:
             WriteError: no room for the file.
         """
         path = Path(checkpoint.source)
-        if self._needs_file and not checkpoint.format.startswith("GGUF"):
+        if self._needs_file and checkpoint.format is not Format.GGUF:
             path = Path(self._folder.name, "model.gguf")
             formats.write(path, checkpoint)
         c = checkpoint.config

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from starcoder.errors import FormatError, InputError
+from starcoder.formats._merges import recover_merges
 from starcoder.tokenizer import StreamDecoder, Tokenizer
-from starcoder.vocab import BYTE_TEXT, Vocab, recover_merges
+from starcoder.vocab import BYTE_TEXT, Vocab
 from tests.helpers.tiny import SPECIALS
 from tests.helpers.vocabularies import (
     BYTES,

@@ -6,6 +6,7 @@ Readers in `formats` make it, `models` build from it. Tensor names are GGUF's
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,17 @@ from starcoder.errors import FormatError, MemoryLimitError
 from starcoder.tensor import Tensor, TensorType
 from starcoder.vocab import Vocab
 
-__all__ = ["Checkpoint", "settle"]
+__all__ = ["Checkpoint", "Format", "settle"]
+
+
+class Format(enum.Enum):
+    """What a checkpoint was read from."""
+
+    NONE = enum.auto()  # it was made here
+    GGUF = enum.auto()
+    GGML = enum.auto()  # a legacy .bin file
+    HUGGING_FACE = enum.auto()  # a directory
+    RANDOM = enum.auto()  # weights for measuring, of no file
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +40,8 @@ class Checkpoint:
     config: ModelConfig
     vocab: Vocab
     tensors: Mapping[str, Tensor]
-    format: str = field(default="", compare=False)  # "GGUF v3", for people to read
+    format: Format = field(default=Format.NONE, compare=False)
+    label: str = field(default="", compare=False)  # "GGUF v3, 2 parts": the format, for people
     source: str = field(default="", compare=False)  # the file or directory, for messages
     notices: tuple[str, ...] = field(default=(), compare=False)  # what its user should know
     n_parts: int = field(default=1, compare=False)  # files that hold the weights

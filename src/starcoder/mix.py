@@ -19,7 +19,7 @@ from starcoder.tensor import TensorType
 
 __all__ = ["Mix", "all_mixes", "find_mix", "find_type", "fit", "fits"]
 
-_F32, _F16, _BF16 = TensorType.F32, TensorType.F16, TensorType.BF16
+_F16 = TensorType.F16
 _Q4_0, _Q5_0, _Q5_1, _Q8_0 = TensorType.Q4_0, TensorType.Q5_0, TensorType.Q5_1, TensorType.Q8_0
 _Q2, _Q3, _Q4, _Q5, _Q6 = (TensorType[f"Q{n}_K"] for n in range(2, 7))
 
@@ -34,22 +34,25 @@ class Mix:
     is_mix: bool = False  # holds several types by its nature: nothing for legacy files
 
 
-_MIXES = {
-    mix.name: mix
-    for mix in (
-        *(Mix("f32", _F32, 0), Mix("f16", _F16, 1), Mix("bf16", _BF16, 32)),
-        *(Mix("q4_0", _Q4_0, 2), Mix("q4_1", TensorType.Q4_1, 3), Mix("q5_0", _Q5_0, 8)),
-        *(Mix("q5_1", _Q5_1, 9), Mix("q8_0", _Q8_0, 7), Mix("iq4_nl", TensorType.IQ4_NL, 25)),
-        *(Mix("q2_k", _Q2, 10), Mix("q3_k", _Q3, 12), Mix("q4_k", _Q4, 15), Mix("q5_k", _Q5, 17)),
-        *(Mix("q6_k", _Q6, 18), Mix("q3_k_s", _Q3, 11, True), Mix("q3_k_m", _Q3, 12, True)),
-        *(Mix("q3_k_l", _Q3, 13, True), Mix("q4_k_s", _Q4, 14, True), Mix("q4_k_m", _Q4, 15, True)),
-        *(Mix("q5_k_s", _Q5, 16, True), Mix("q5_k_m", _Q5, 17, True)),
-    )
-}
-_GGML_NUMBERS = {  # as the last argument of ggml's quantizer
-    **{"0": "f32", "1": "f16", "2": "q4_0", "3": "q4_1", "7": "q8_0", "8": "q5_0", "9": "q5_1"},
-    **{"10": "q2_k", "11": "q3_k", "12": "q4_k", "13": "q5_k", "14": "q6_k"},
-}
+def _plain(name: str) -> Mix:
+    kind = TensorType[name.upper()]
+    return Mix(name, kind, kind.gguf_file)
+
+
+_PLAIN = "f32 f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0 iq4_nl q2_k q3_k q4_k q5_k q6_k"
+_MIXED = (
+    Mix("q3_k_s", _Q3, 11, is_mix=True),
+    Mix("q3_k_m", _Q3, 12, is_mix=True),
+    Mix("q3_k_l", _Q3, 13, is_mix=True),
+    Mix("q4_k_s", _Q4, 14, is_mix=True),
+    Mix("q4_k_m", _Q4, 15, is_mix=True),
+    Mix("q5_k_s", _Q5, 16, is_mix=True),
+    Mix("q5_k_m", _Q5, 17, is_mix=True),
+)
+_MIXES = {mix.name: mix for mix in (*map(_plain, _PLAIN.split()), *_MIXED)}
+# What ggml's quantizer takes as its last argument.
+_BY_NUMBER = {kind.ggml_file: kind.name.lower() for kind in TensorType}
+_GGML_NUMBERS = {str(n): _BY_NUMBER[n] for n in sorted(n for n in _BY_NUMBER if n is not None)}
 
 
 def find_mix(text: str, where: str = "type") -> Mix:

@@ -17,8 +17,7 @@ import numpy as np
 from starcoder import memory, models, ops
 from starcoder.architecture import Role, TensorSpec
 from starcoder.batch import BLOCK_LEN, Batch
-from starcoder.bench import synthetic
-from starcoder.checkpoint import Checkpoint
+from starcoder.checkpoint import Checkpoint, Format
 from starcoder.config import ModelConfig
 from starcoder.errors import InputError
 from starcoder.kv_cache import KVCache
@@ -64,7 +63,7 @@ def check_room(config: ModelConfig, task: Task) -> int:
 
 def _use(checkpoint: Checkpoint, n_positions: int) -> memory.Use:
     use = memory.Use(n_positions, n_positions, _CHUNK, "choose smaller -p, -n, --depth or --batch")
-    if checkpoint.format == synthetic.FORMAT:
+    if checkpoint.format is Format.RANDOM:
         return replace(use, type_option="--type {type}")
     return use
 

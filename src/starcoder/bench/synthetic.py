@@ -14,16 +14,14 @@ from numpy.typing import NDArray
 
 from starcoder import models, ops, quantize
 from starcoder.architecture import Role
-from starcoder.checkpoint import Checkpoint
+from starcoder.checkpoint import Checkpoint, Format
 from starcoder.config import ModelConfig
 from starcoder.errors import InputError
 from starcoder.mix import Mix
 from starcoder.tensor import Tensor, TensorType
 from starcoder.vocab import Vocab
 
-__all__ = ["FORMAT", "SHAPES", "checkpoint", "config_of"]
-
-FORMAT = "random weights"  # where a file has "GGUF v3"
+__all__ = ["SHAPES", "checkpoint", "config_of"]
 
 SHAPES = {  # dim, heads, layers, positions
     "tiny_starcoder_py": (768, 12, 20, 8192),
@@ -76,7 +74,9 @@ def checkpoint(config: ModelConfig, mix: Mix) -> Checkpoint:
         if key not in made:
             made[key] = _ones(shape) if key[0] else _random(kind, shape, rng)
         tensors[spec.name] = made[key]
-    return Checkpoint(config, vocab, tensors, FORMAT, f"{config.name} {mix.name}")
+    return Checkpoint(
+        config, vocab, tensors, Format.RANDOM, "random weights", f"{config.name} {mix.name}"
+    )
 
 
 def _hollow(shape: tuple[int, ...]) -> Tensor:

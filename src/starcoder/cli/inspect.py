@@ -88,7 +88,7 @@ def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
     n_parameters = sum(math.prod(t.shape) for t in checkpoint.tensors.values())
     return {
         "source": checkpoint.source,
-        "format": checkpoint.format,
+        "format": checkpoint.label,
         "n_parts": checkpoint.n_parts,
         "name": config.name,
         "architecture": config.architecture,

@@ -26,13 +26,8 @@ from starcoder.formats.ggml import MAGIC, PREFIX
 from starcoder.tensor import TensorType, Weights
 from starcoder.vocab import Vocab
 
-__all__ = ["TYPES", "write"]
+__all__ = ["write"]
 
-TYPES = {  # of matrices: ggml's number for such a file
-    **{TensorType.F32: 0, TensorType.F16: 1, TensorType.Q4_0: 2, TensorType.Q4_1: 3},
-    **{TensorType.Q5_0: 8, TensorType.Q5_1: 9, TensorType.Q8_0: 7, TensorType.Q2_K: 10},
-    **{TensorType.Q3_K: 11, TensorType.Q4_K: 12, TensorType.Q5_K: 13, TensorType.Q6_K: 14},
-}
 _QUANTIZED = 2000  # 1000 times the version of quantization
 _ADVICE = "write a GGUF file instead"
 _RETYPE = "say which type, like q4_0, or write a GGUF file instead"
@@ -109,7 +104,7 @@ def _check(
             expected = " or ".join(map(str, accepted)) + " in a legacy file"
             raise WriteError(f"{path}: {what}", str(found), expected, _ADVICE)
     kinds = {w.type for name, w in weights.items() if specs[name].role.is_matrix}
-    if len(kinds) != 1 or not kinds <= TYPES.keys():
+    if len(kinds) != 1 or any(kind.ggml_file is None for kind in kinds):
         found = " and ".join(sorted(kind.name for kind in kinds))
         raise WriteError(f"{path}: types", found, "one type of ggml's for all matrices", _RETYPE)
     return kinds.pop()
@@ -127,7 +122,8 @@ def _check_vocab(path: Path, vocab: Vocab, *, force: bool) -> None:
 
 
 def _header(config: ModelConfig, vocab: Vocab, kind: TensorType) -> bytes:
-    ftype = TYPES[kind] + (_QUANTIZED if kind.block_len > 1 else 0)
+    assert kind.ggml_file is not None  # `_check` let it through
+    ftype = kind.ggml_file + (_QUANTIZED if kind.block_len > 1 else 0)
     numbers = (config.n_ctx, config.dim, config.n_heads, config.n_layers, ftype, config.n_vocab)
     parts = [MAGIC, struct.pack("<7i", config.n_vocab, *numbers)]
     last = next((i for i in reversed(range(config.n_vocab)) if vocab.tokens[i]), 0)

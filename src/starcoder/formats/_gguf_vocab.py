@@ -27,8 +27,9 @@ from starcoder.formats._byte_level import (
 )
 from starcoder.formats._bytes import shown
 from starcoder.formats._gguf_header import Meta, Strings
+from starcoder.formats._merges import recover_merges
 from starcoder.formats._special import known_id
-from starcoder.vocab import Vocab, recover_merges
+from starcoder.vocab import Vocab
 
 __all__ = ["ENDS", "UNEMBEDDED", "read_vocab"]
 

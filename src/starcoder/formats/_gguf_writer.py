@@ -43,13 +43,6 @@ _VERSION, _ALIGNMENT = 3, 32
 _U16, _U32, _I32, _F32, _BOOL, _STRING, _ARRAY = 2, 4, 5, 6, 7, 8, 9
 _NORMAL, _CONTROL, _UNUSED = 1, 3, 5
 
-# llama.cpp's number for a file whose matrices mostly have this type.
-_FILE_TYPES = {
-    **{TensorType.F32: 0, TensorType.F16: 1, TensorType.BF16: 32, TensorType.IQ4_NL: 25},
-    **{TensorType.Q4_0: 2, TensorType.Q4_1: 3, TensorType.Q5_0: 8, TensorType.Q5_1: 9},
-    **{TensorType.Q8_0: 7, TensorType.Q2_K: 10, TensorType.Q3_K: 12, TensorType.Q4_K: 15},
-    **{TensorType.Q5_K: 17, TensorType.Q6_K: 18},
-}
 _FIM = {  # the key's middle: how the family spells the token
     "fim_pre": ("<fim_prefix>", "<fim-prefix>"),
     "fim_suf": ("<fim_suffix>", "<fim-suffix>"),
@@ -132,7 +125,7 @@ def file_type(weights: Mapping[str, Weights]) -> int:
     counts: dict[TensorType, int] = {}
     for w in weights.values():
         counts[w.type] = counts.get(w.type, 0) + math.prod(w.shape)
-    return _FILE_TYPES[max(counts, key=lambda kind: counts[kind])]
+    return max(counts, key=lambda kind: counts[kind]).gguf_file
 
 
 # ------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@
 
 Nothing is aligned. The key and value rows of multi-query attention are repeated for every head;
 they are checked to be equal and folded to one. The files hold no merges and mark no special
-tokens: merges are recovered in `vocab`, special tokens go by their names.
+tokens: merges are recovered in `_merges`, special tokens go by their names.
 
 `ftype` has the version of quantization in its thousands. Version 2 is today's. Version 1 has the
 scales of q4_0, q4_1 and q8_0 in 32 bits, which are rounded to 16 here: exact where the scale is a
@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starcoder.architecture import Role, TensorSpec
-from starcoder.checkpoint import Checkpoint, settle
+from starcoder.checkpoint import Checkpoint, Format, settle
 from starcoder.config import ModelConfig
 from starcoder.formats._byte_level import (
     MAX_TOKEN_LEN,
@@ -37,9 +37,10 @@ from starcoder.formats._byte_level import (
 )
 from starcoder.formats._bytes import DAMAGED, Cursor, map_file
 from starcoder.formats._ggml_strangers import refuse_gpt2, refuse_stranger
+from starcoder.formats._merges import recover_merges
 from starcoder.models import ARCHITECTURES
 from starcoder.tensor import JoinedTensor, Tensor, TensorType
-from starcoder.vocab import Vocab, recover_merges
+from starcoder.vocab import Vocab
 
 __all__ = ["MAGIC", "PREFIX", "read", "vocab_of"]
 
@@ -50,15 +51,11 @@ _HEADER, _I32, _3I32 = struct.Struct("<6i"), struct.Struct("<i"), struct.Struct(
 _MAX_NAME_LEN, _MAX_DIMS = 64, 2
 
 _VERSION_FACTOR, _VERSIONS = 1000, (0, 1, 2)
-_FTYPES = (0, 1, 2, 3, 7, 8, 9, 10, 11, 12, 13, 14)
+_TYPES = {kind.value: kind for kind in TensorType if kind.ggml_file is not None}
+_FTYPES = tuple(sorted(k.ggml_file for k in TensorType if k.ggml_file is not None))
 _K_QUANTS = range(10, 15)  # came after version 2
 _F32_SCALES = {TensorType.Q4_0: 1, TensorType.Q4_1: 2, TensorType.Q8_0: 1}  # in a version 1 block
 _UNQUANTIZED = (TensorType.F32, TensorType.F16)
-_TYPES = {
-    kind.value: kind
-    for kind in TensorType
-    if kind not in (TensorType.BF16, TensorType.IQ4_NL)  # these came after the format's end
-}
 
 
 def read(path: Path) -> Checkpoint:
@@ -95,7 +92,7 @@ def read(path: Path) -> Checkpoint:
     hidden_dim = next(tensors[n].shape[0] for n, s in specs.items() if s.axes[0] == "hidden_dim")
     config = replace(shape, hidden_dim=hidden_dim, n_kv_heads=n_kv_heads)
     label = f"ggml, quantization version {version}"
-    return Checkpoint(config, vocab_of(tokens), tensors, label, cursor.name)
+    return Checkpoint(config, vocab_of(tokens), tensors, Format.GGML, label, cursor.name)
 
 
 def _is_ours(cursor: Cursor) -> bool:

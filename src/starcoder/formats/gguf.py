@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from starcoder.architecture import Architecture, Key
-from starcoder.checkpoint import Checkpoint, settle
+from starcoder.checkpoint import Checkpoint, Format, settle
 from starcoder.config import ModelConfig
 from starcoder.formats._bytes import DAMAGED, Cursor, shown
 from starcoder.formats._gguf_carry import carried_keys
@@ -53,7 +53,17 @@ def read(path: Path, pre: str | None = None) -> Checkpoint:
     tensors = settle(tensors, architecture, name)
     label = f"GGUF v{first.version}" + (f", {len(parts)} parts" if len(parts) > 1 else "")
     carried = carried_keys(meta, config.n_vocab)
-    return Checkpoint(config, vocab, tensors, label, name, tuple(notices), len(parts), carried)
+    return Checkpoint(
+        config,
+        vocab,
+        tensors,
+        Format.GGUF,
+        label,
+        name,
+        tuple(notices),
+        len(parts),
+        carried,
+    )
 
 
 _NO_ROWS = 1 << 62  # no embedding at all is told later, with its name

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from starcoder.architecture import Architecture, Role
-from starcoder.checkpoint import Checkpoint, settle
+from starcoder.checkpoint import Checkpoint, Format, settle
 from starcoder.config import ModelConfig
 from starcoder.formats._bytes import reject, shown
 from starcoder.formats._hf_config import Settings, read_config
@@ -58,7 +58,8 @@ def read(path: Path) -> Checkpoint:
     if config.n_kv_heads != 1:
         tensors |= _group_heads(path, architecture, config, tensors)
     told = tuple(shown(notice, _MAX_NOTICE) for notice in notices)
-    return Checkpoint(config, vocab, tensors, "Hugging Face", str(path), told)
+    kind = Format.HUGGING_FACE
+    return Checkpoint(config, vocab, tensors, kind, "Hugging Face", str(path), told)
 
 
 def check_config(folder: Path) -> None:
