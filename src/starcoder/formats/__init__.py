@@ -18,10 +18,10 @@ from starcoder.checkpoint import Checkpoint
 from starcoder.errors import InputError, WriteError, printable
 from starcoder.formats import _ggml_writer, _gguf_writer, ggml, gguf, hf
 from starcoder.formats._byte_level import PRE_TOKENIZERS
-from starcoder.formats._bytes import map_file
 from starcoder.formats._ggml_losses import legacy_losses
 from starcoder.formats._gguf_parts import part_path
 from starcoder.formats._gguf_writer import older_parts, part_paths
+from starcoder.formats._mapped import map_file
 from starcoder.formats._strangers import stranger
 from starcoder.formats.hf import check_config
 from starcoder.tensor import Weights

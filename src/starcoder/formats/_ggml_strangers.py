@@ -10,7 +10,7 @@ import struct
 from typing import NamedTuple, NoReturn
 
 from starcoder.formats._byte_level import MAX_TOKENS
-from starcoder.formats._bytes import Cursor
+from starcoder.formats._mapped import Cursor
 
 __all__ = ["refuse_gpt2", "refuse_stranger"]
 

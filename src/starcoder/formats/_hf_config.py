@@ -10,8 +10,9 @@ from typing import Any, NoReturn
 
 from starcoder.architecture import Architecture, Key
 from starcoder.config import ModelConfig
-from starcoder.formats._bytes import load_json, reject, shown
 from starcoder.formats._hf_files import check_file
+from starcoder.formats._json import load_json
+from starcoder.formats._reject import reject, shown
 from starcoder.models import ARCHITECTURES
 
 __all__ = ["Settings", "read_config"]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from starcoder.architecture import Architecture, Role
 from starcoder.config import ModelConfig
-from starcoder.formats._bytes import reject
+from starcoder.formats._reject import reject
 from starcoder.formats._safetensors import Stored
 from starcoder.tensor import Tensor, TensorType
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from starcoder.formats._byte_level import MAX_TOKEN_LEN, MAX_TOKENS, merge_ids, token_bytes
-from starcoder.formats._bytes import reject
 from starcoder.formats._hf_names import listed
+from starcoder.formats._reject import reject
 from starcoder.vocab import Vocab
 
 __all__ = ["Spelled", "as_bytes", "join", "read_added"]

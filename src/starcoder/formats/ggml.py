@@ -35,9 +35,10 @@ from starcoder.formats._byte_level import (
     SPECIAL_NAMES,
     joins_digits,
 )
-from starcoder.formats._bytes import DAMAGED, Cursor, map_file
 from starcoder.formats._ggml_strangers import refuse_gpt2, refuse_stranger
+from starcoder.formats._mapped import Cursor, map_file
 from starcoder.formats._merges import recover_merges
+from starcoder.formats._reject import DAMAGED
 from starcoder.models import ARCHITECTURES
 from starcoder.tensor import JoinedTensor, Tensor, TensorType
 from starcoder.vocab import Vocab

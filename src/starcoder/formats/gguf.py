@@ -15,11 +15,12 @@ import numpy as np
 from starcoder.architecture import Architecture, Key
 from starcoder.checkpoint import Checkpoint, Format, settle
 from starcoder.config import ModelConfig
-from starcoder.formats._bytes import DAMAGED, Cursor, shown
 from starcoder.formats._gguf_carry import carried_keys
 from starcoder.formats._gguf_header import MAGIC, Info, Meta
 from starcoder.formats._gguf_parts import Part, open_parts
 from starcoder.formats._gguf_vocab import read_vocab
+from starcoder.formats._mapped import Cursor
+from starcoder.formats._reject import DAMAGED, shown
 from starcoder.models import ARCHITECTURES
 from starcoder.tensor import Tensor, TensorType
 

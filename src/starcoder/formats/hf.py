@@ -18,7 +18,6 @@ import numpy as np
 from starcoder.architecture import Architecture, Role
 from starcoder.checkpoint import Checkpoint, Format, settle
 from starcoder.config import ModelConfig
-from starcoder.formats._bytes import reject, shown
 from starcoder.formats._hf_config import Settings, read_config
 from starcoder.formats._hf_ends import with_ends
 from starcoder.formats._hf_files import placeholder_at
@@ -26,6 +25,7 @@ from starcoder.formats._hf_folder import folder_of, refuse_adapter, refuse_confi
 from starcoder.formats._hf_names import canonical
 from starcoder.formats._hf_vocab import join
 from starcoder.formats._hf_weights import read_weights
+from starcoder.formats._reject import reject, shown
 from starcoder.formats._tokenizer_json import read_tokenizer
 from starcoder.formats._vocab_json import has_files, read_vocab_files
 from starcoder.models import ARCHITECTURES

@@ -1,4 +1,4 @@
-"""What the readers share about bytes: mapped files, a cursor, strict JSON.
+"""Files as readers see them: mapped into memory, with a cursor that never leaves them.
 
 Numbers from a file are compared with the bytes that are left before anything is made of them, so
 no size that a file claims is ever allocated.
@@ -6,9 +6,7 @@ no size that a file claims is ever allocated.
 
 from __future__ import annotations
 
-import codecs
 import errno
-import json
 import os
 import stat
 import struct
@@ -19,33 +17,11 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from starcoder.errors import FormatError, MemoryLimitError, printable
+from starcoder.errors import FormatError, MemoryLimitError
+from starcoder.formats._reject import DAMAGED, reject
 from starcoder.mapped_file import MappedFile
 
-__all__ = [
-    "DAMAGED",
-    "Cursor",
-    "load_json",
-    "map_file",
-    "read_json",
-    "read_json_text",
-    "reject",
-    "shown",
-]
-
-DAMAGED = "the file is truncated or damaged; copy or convert it again"
-_MEND = "mend it there, or copy the file again"
-
-
-def shown(text: str, limit: int = 160) -> str:
-    """Text from a file as it may be shown: no control characters, at most `limit` long."""
-    return printable(text[:limit])
-
-
-def reject(path: Path, what: str, found: str, expected: str, advice: str = "") -> NoReturn:
-    """End reading with an error that names the file, and `what` in it if not empty."""
-    where = f"{path}: {shown(what)}" if what else str(path)
-    raise FormatError(where, shown(found), expected, advice)
+__all__ = ["Cursor", "map_file"]
 
 
 def map_file(path: Path) -> MappedFile:
@@ -123,68 +99,3 @@ class Cursor:
         """`n` bytes of the mapping itself, not a copy."""
         start = self.skip(n, what)
         return np.frombuffer(self.data, np.uint8, n, start)
-
-
-# ------------------------------------------------------------------------------------------------
-
-
-def load_json(path: Path, limit: int) -> dict[str, Any]:
-    """The JSON object in a file of at most `limit` bytes.
-
-    Raises:
-        FormatError: a file that is missing or longer, or holds something else.
-    """
-    data = map_file(path)
-    if len(data) > limit:
-        reject(path, "", f"{len(data)} bytes", f"at most {limit}")
-    return read_json_text(data[:], path)
-
-
-def read_json_text(raw: bytes, path: Path) -> dict[str, Any]:
-    """The JSON object of a file that people edit: some editors put a byte order mark first.
-
-    Raises:
-        FormatError: the bytes are no such object.
-    """
-    return read_json(raw.removeprefix(codecs.BOM_UTF8), str(path), _MEND)
-
-
-def read_json(raw: bytes, where: str, advice: str = DAMAGED) -> dict[str, Any]:
-    """A JSON object. Keys that come twice, NaN and anything that is not UTF-8 are refused.
-
-    Args:
-        raw: the bytes.
-        where: what holds them, for messages.
-        advice: what to do with text that is wrong, but neither cut off nor other bytes.
-
-    Raises:
-        FormatError: the bytes are no such object.
-    """
-    try:
-        value = json.loads(raw.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        reason = str(error).splitlines()[0][:120]
-        advice = DAMAGED if _is_cut_or_binary(error) else advice
-        raise FormatError(where, f"no valid JSON ({reason})", "a JSON object", advice) from None
-    if not isinstance(value, dict):
-        raise FormatError(where, f"a JSON {type(value).__name__}", "a JSON object")
-    return value
-
-
-def _is_cut_or_binary(error: Exception) -> bool:
-    """Whether text ends too early, or is none."""
-    if isinstance(error, json.JSONDecodeError):
-        unclosed = error.msg.startswith("Unterminated")
-        return unclosed or error.pos >= len(error.doc.rstrip())
-    return isinstance(error, UnicodeDecodeError)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        raise ValueError("a key that comes twice")
-    return table
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"the number {name}")
