@@ -101,6 +101,7 @@ class Rival:
         c = checkpoint.config
         shape = {key: getattr(c, key) for key in ("dim", "hidden_dim", "n_layers", "n_heads")}
         shape |= {"n_kv_heads": c.n_kv_heads, "n_ctx": c.n_ctx, "n_vocab": c.n_vocab}
+        shape |= {"architecture": c.architecture}
         settings = {"path": str(path), "folder": self._folder.name, "n_threads": n_threads}
         self._note = str(self._ask("load", **asdict(task), **shape, **settings)["note"])
 

@@ -286,8 +286,8 @@ def test_tokens_too_long_for_a_vocabulary_are_refused(tokens: list[bytes], messa
 def test_tokens_with_endless_ways_to_build_them_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("starcoder.vocab._MIN_STEPS", 9)
-    monkeypatch.setattr("starcoder.vocab._STEPS_PER_BYTE", 0)
+    monkeypatch.setattr("starcoder.formats._merges._MIN_STEPS", 9)
+    monkeypatch.setattr("starcoder.formats._merges._STEPS_PER_BYTE", 0)
     with pytest.raises(FormatError, match="endless ways"):
         recover_merges([b"a" * k for k in range(1, 30)], frozenset())
 

@@ -122,7 +122,7 @@ def test_it_generates_text(toy: TinyModel, tmp_path: Path) -> None:
     tokens = llm.generate("def add(", max_tokens=4, ignore_eos=True, temperature=0).tokens
     prompt = llm.tokenize("def add(")
     rows = llm.logits([*prompt, *tokens])[len(prompt) - 1 : -1]
-    assert tokens == rows.argmax(axis=1).tolist()
+    assert list(tokens) == rows.argmax(axis=1).tolist()
 
 
 def test_a_tensor_that_lacks_is_named_as_its_own(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from starcoder.checkpoint import Checkpoint, Format
 from starcoder.config import ModelConfig
 from starcoder.errors import InputError
 from starcoder.mix import Mix
+from starcoder.models.gpt_bigcode import GPT_BIGCODE
 from starcoder.tensor import Tensor, TensorType
 from starcoder.vocab import Vocab
 
@@ -46,7 +47,7 @@ def config_of(shape: str) -> ModelConfig:
         raise InputError("--shape", repr(shape[:40]), " ".join(SHAPES))
     dim, n_heads, n_layers, n_ctx = SHAPES[shape]
     return ModelConfig(
-        architecture="gpt_bigcode",
+        architecture=GPT_BIGCODE.name,
         n_ctx=n_ctx,
         n_vocab=_N_VOCAB,
         dim=dim,

@@ -108,13 +108,17 @@ def _architecture(settings: Settings, notices: list[str]) -> Architecture:
             notices.append("config.json names code of its own (auto_map), which is never run")
     elif "GPT2LMHeadCustomModel" in named or (kind == "gpt2" and custom):
         advice = "use its converted twin, bigcode/gpt_bigcode-santacoder"
-        reject(settings.path, "", "SantaCoder with its own code", "a GPTBigCode model", advice)
+        reject(settings.path, "", "SantaCoder with its own code", _titles(), advice)
     elif kind == "starcoder2":
         advice = "StarCoder2 is not supported yet; use a model of the first StarCoder family"
-        reject(settings.path, "model_type", "'starcoder2'", "'gpt_bigcode'", advice)
+        reject(settings.path, "model_type", "'starcoder2'", " or ".join(map(repr, ours)), advice)
     elif code is not None:
         _refuse_code(settings, code)
     return ours[settings.demand("model_type", None, tuple(ours))]
+
+
+def _titles() -> str:
+    return f"a {' or '.join(one.title for one in ARCHITECTURES.values())} model"
 
 
 def _refuse_code(settings: Settings, code: Any) -> NoReturn:
@@ -122,7 +126,7 @@ def _refuse_code(settings: Settings, code: Any) -> NoReturn:
     found = f"a model with code of its own ({str(what)[:80]})"
     classes = " or ".join(architecture.hf_class for architecture in ARCHITECTURES.values())
     advice = f"no code of a model is run; use a model of class {classes}"
-    reject(settings.path, "auto_map", found, "a GPTBigCode model", advice)
+    reject(settings.path, "auto_map", found, _titles(), advice)
 
 
 def _check_quantization(settings: Settings) -> None:

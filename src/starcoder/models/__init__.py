@@ -22,7 +22,9 @@ from starcoder.models.layers import Recorder
 
 __all__ = ["ARCHITECTURES", "Model", "Recorded", "build", "find"]
 
-ARCHITECTURES: dict[str, Architecture] = {"gpt_bigcode": GPT_BIGCODE}
+ARCHITECTURES: dict[str, Architecture] = {
+    GPT_BIGCODE.name: GPT_BIGCODE,
+}
 
 
 class Model(Protocol):
