@@ -63,3 +63,15 @@ def test_a_declaration_is_whole(name: str) -> None:
     assert {setting.field for setting in architecture.settings} <= fields
     for spec in architecture.tensors:
         assert all(hasattr(ModelConfig, axis) for axis in spec.axes), spec.name
+
+
+def test_tensors_that_are_not_declared_are_written_last() -> None:
+    names = ["blk.999999999.x", "output.weight", "rest", "blk.0.ffn_up.bias", "token_embd.weight"]
+    found = list(GPT_BIGCODE.in_order(dict.fromkeys(names, 0), 1))
+    assert found == [
+        "token_embd.weight",
+        "blk.0.ffn_up.bias",
+        "output.weight",
+        "blk.999999999.x",
+        "rest",
+    ]

@@ -175,11 +175,9 @@ class Architecture:
             specs |= {one.name: one for one in (group if spec.is_repeated else [spec])}
         return specs
 
-    def in_order(self, tensors: Mapping[str, _T]) -> dict[str, _T]:
+    def in_order(self, tensors: Mapping[str, _T], n_layers: int) -> dict[str, _T]:
         """Tensors by canonical name in the order of files; what is not declared comes last."""
-        layers = [int(name.split(".")[1]) for name in tensors if name.startswith("blk.")]
-        declared = self.specs(1 + max(layers, default=0))
-        first = {name: tensors[name] for name in declared if name in tensors}
+        first = {name: tensors[name] for name in self.specs(n_layers) if name in tensors}
         return first | dict(tensors)
 
     def name_of(self, role: Role) -> str:

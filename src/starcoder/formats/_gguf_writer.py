@@ -79,8 +79,7 @@ def write(
     Raises:
         WriteError: the file cannot be written.
     """
-    architecture = models.find(checkpoint)
-    weights = architecture.in_order(weights)
+    weights = _in_order(checkpoint, weights)
     others = {key: _string(text) for key, text in origin.items()} | dict(checkpoint.carried)
     keys = _keys(checkpoint, weights, number, others)
     if max_part_bytes is None:
@@ -117,7 +116,11 @@ def older_parts(
 def _count_parts(
     checkpoint: Checkpoint, weights: Mapping[str, Weights], max_part_bytes: int
 ) -> int:
-    return len(_cut(models.find(checkpoint).in_order(weights), max_part_bytes))
+    return len(_cut(_in_order(checkpoint, weights), max_part_bytes))
+
+
+def _in_order(checkpoint: Checkpoint, weights: Mapping[str, Weights]) -> dict[str, Weights]:
+    return models.find(checkpoint).in_order(weights, checkpoint.config.n_layers)
 
 
 def file_type(weights: Mapping[str, Weights]) -> int:
