@@ -106,8 +106,9 @@ def test_mixes_go_by_roles() -> None:
         activation="silu",
     )
     tensors = synthetic.checkpoint(config, find_mix("q4_k_m")).tensors
-    kinds = {part: tensors[f"blk.0.{part}.weight"].type.name for part in ("attn_qkv", "ffn_gate")}
-    assert kinds == {"attn_qkv": "Q6_K", "ffn_gate": "Q4_K"}
+    parts = "attn_q", "attn_k", "attn_v", "ffn_gate", "ffn_down"
+    kinds = [tensors[f"blk.0.{part}.weight"].type.name for part in parts]
+    assert kinds == ["Q4_K", "Q4_K", "Q6_K", "Q4_K", "Q6_K"]
 
 
 def test_the_bench_counts_its_gate(toy: TinyModel, tmp_path: Path) -> None:

@@ -25,6 +25,9 @@ class Role(enum.Enum):
     EMBEDDING = enum.auto()  # a row for each token; the output matrix too, where OUTPUT is absent
     OUTPUT = enum.auto()  # hidden values to logits; the only tensor that a file may leave out
     QKV = enum.auto()  # to queries, keys and values, in this order
+    QUERIES = enum.auto()  # to one of them alone
+    KEYS = enum.auto()
+    VALUES = enum.auto()
     ATTENTION_OUTPUT = enum.auto()
     DOWN = enum.auto()  # the last matrix of the feed-forward part
     MATRIX = enum.auto()  # any other matrix
@@ -36,6 +39,11 @@ class Role(enum.Enum):
     def is_matrix(self) -> bool:
         """Whether inputs are multiplied by it, so that it may have any type."""
         return self not in (Role.POSITIONS, Role.NORM, Role.BIAS)
+
+    @property
+    def is_before_attention(self) -> bool:
+        """Whether attention needs its product of every token, wanted or not."""
+        return self in (Role.QKV, Role.QUERIES, Role.KEYS, Role.VALUES)
 
 
 @dataclass(frozen=True, slots=True)

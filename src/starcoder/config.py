@@ -77,9 +77,14 @@ class ModelConfig:
         return self.dim // self.n_heads
 
     @property
+    def kv_dim(self) -> int:
+        """Width of the keys of all heads, and of the values."""
+        return self.n_kv_heads * self.head_dim
+
+    @property
     def qkv_dim(self) -> int:
         """Width of the queries, keys and values of all heads."""
-        return (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
+        return self.dim + 2 * self.kv_dim
 
     def _error(self, key: str, found: str, expected: str) -> FormatError:
         where = f"{self.source or 'model configuration'}: {key}"

@@ -109,7 +109,8 @@ def choose(mix: Mix, config: ModelConfig, spec: TensorSpec, *, is_output: bool) 
     if is_output:
         whole = config.dim % mix.base.block_len == 0
         return _Q6 if whole and mix.base is not _Q8_0 else _Q8_0
-    rule = _RULES.get(_SAME.get(mix.name, mix.name), {}).get(spec.role)
+    role = Role.QKV if spec.role is Role.VALUES else spec.role  # values alone are as vital
+    rule = _RULES.get(_SAME.get(mix.name, mix.name), {}).get(role)
     kind = rule(_Place(spec.layer, config)) if rule and spec.layer is not None else None
     return kind or mix.base
 

@@ -70,8 +70,12 @@ class TinyModel:
         return self.dim // self.n_heads
 
     @property
+    def kv_dim(self) -> int:
+        return self.n_kv_heads * self.head_dim
+
+    @property
     def qkv_dim(self) -> int:
-        return (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
+        return self.dim + 2 * self.kv_dim
 
     def spec(self, name: str) -> TensorSpec:
         """What is declared of the tensor with this canonical name."""

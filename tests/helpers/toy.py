@@ -1,11 +1,12 @@
 """Toy: an architecture in one file, as the next one will be added.
 
 It has what GPTBigCode has not, and lacks what that has: a root mean square norm, a gate, a few
-heads of keys and values for groups of queries, no biases, no position table.
+heads of keys and values for groups of queries, each of a matrix of its own, no biases, no position
+table.
 
     x = token embedding                                           (n, dim)
     for each layer:
-        x = x + output(attention(qkv(norm(x))))
+        x = x + output(attention(q(norm(x)), k(norm(x)), v(norm(x))))
         x = x + down(silu(gate(norm(x))) * up(norm(x)))
     logits = norm(x) @ output.T                                   (r, n_vocab), of `logit_rows`
 """
@@ -22,29 +23,30 @@ def record(model: Recorder) -> None:
     """The steps of the model."""
     x = model.embed()
     for layer in range(model.config.n_layers):
-        x = _layer(model, layer, x)
+        name = f"blk.{layer}"
+        normed = model.rms_norm(f"{name}.attn_norm", x)
+        parts = [f"{name}.attn_{part}" for part in "qkv"]
+        mixed = model.attention(model.concat(*(model.linear(p, normed) for p in parts)), *parts)
+        if layer == model.config.n_layers - 1:
+            x, mixed = model.logit_rows(x), model.logit_rows(mixed)
+        x = model.linear(f"{name}.attn_output", mixed, residual=x)
+        normed = model.rms_norm(f"{name}.ffn_norm", x)
+        gate, up = (model.linear(f"{name}.{part}", normed) for part in ("ffn_gate", "ffn_up"))
+        hidden = model.gated(gate, up, activation=model.config.activation)
+        x = model.linear(f"{name}.ffn_down", hidden, residual=x)
     model.logits(model.rms_norm("output_norm", x))
-
-
-def _layer(model: Recorder, layer: int, x: int) -> int:
-    name = f"blk.{layer}"
-    qkv = model.linear(f"{name}.attn_qkv", model.rms_norm(f"{name}.attn_norm", x))
-    mixed = model.attention(f"{name}.attn_qkv", qkv)
-    if layer == model.config.n_layers - 1:
-        x, mixed = model.logit_rows(x), model.logit_rows(mixed)
-    x = model.linear(f"{name}.attn_output", mixed, residual=x)
-    normed = model.rms_norm(f"{name}.ffn_norm", x)
-    gate, up = (model.linear(f"{name}.{part}", normed) for part in ("ffn_gate", "ffn_up"))
-    hidden = model.gated(gate, up, activation=model.config.activation)
-    return model.linear(f"{name}.ffn_down", hidden, residual=x)
 
 
 # fmt: off
 _TENSORS = (
     TensorSpec("token_embd.weight", ("n_vocab", "dim"), Role.EMBEDDING, "embed_tokens.weight"),
     *norm("blk.*.attn_norm", hf="layers.*.input_layernorm", bias=False),
-    *linear("blk.*.attn_qkv", ("qkv_dim", "dim"), Role.QKV,
-            hf="layers.*.self_attn.qkv_proj", bias=False),
+    *linear("blk.*.attn_q", ("dim", "dim"), Role.QUERIES,
+            hf="layers.*.self_attn.q_proj", bias=False),
+    *linear("blk.*.attn_k", ("kv_dim", "dim"), Role.KEYS,
+            hf="layers.*.self_attn.k_proj", bias=False),
+    *linear("blk.*.attn_v", ("kv_dim", "dim"), Role.VALUES,
+            hf="layers.*.self_attn.v_proj", bias=False),
     *linear("blk.*.attn_output", ("dim", "dim"), Role.ATTENTION_OUTPUT,
             hf="layers.*.self_attn.o_proj", bias=False),
     *norm("blk.*.ffn_norm", hf="layers.*.post_attention_layernorm", bias=False),

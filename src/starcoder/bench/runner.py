@@ -138,7 +138,7 @@ class Runner:
     def _tail(self) -> float:
         """In the last layer, after attention."""
         last = (spec for spec in self._specs if spec.layer == self.config.n_layers - 1)
-        return self._multiply_adds(spec for spec in last if spec.role is not Role.QKV)
+        return self._multiply_adds(spec for spec in last if not spec.role.is_before_attention)
 
     @cached_property
     def _output(self) -> float:

@@ -7,8 +7,6 @@ A GPT-2 with one head of keys and values that all query heads share (multi-query
         x = x + output(attention(qkv(norm(x))))
         x = x + down(gelu(up(norm(x))))
     logits = norm(x) @ embedding.T                                (r, n_vocab), of `logit_rows`
-
-There are files with as many heads of keys and values as of queries; any number between works too.
 """
 
 from __future__ import annotations
@@ -27,21 +25,16 @@ def record(model: Recorder) -> None:
     """The steps of the model."""
     x = model.embed()
     for layer in range(model.config.n_layers):
-        x = _layer(model, layer, x)
+        name = f"blk.{layer}"
+        qkv = model.linear(f"{name}.attn_qkv", model.norm(f"{name}.attn_norm", x))
+        mixed = model.attention(qkv, f"{name}.attn_qkv")
+        if layer == model.config.n_layers - 1:  # no later layer attends to the other rows
+            x, mixed = model.logit_rows(x), model.logit_rows(mixed)
+        x = model.linear(f"{name}.attn_output", mixed, residual=x)
+        normed = model.norm(f"{name}.ffn_norm", x)
+        hidden = model.linear(f"{name}.ffn_up", normed, activation=model.config.activation)
+        x = model.linear(f"{name}.ffn_down", hidden, residual=x)
     model.logits(model.norm("output_norm", x))
-
-
-def _layer(model: Recorder, layer: int, x: int) -> int:
-    """One block of attention and feed-forward."""
-    name = f"blk.{layer}"
-    qkv = model.linear(f"{name}.attn_qkv", model.norm(f"{name}.attn_norm", x))
-    mixed = model.attention(f"{name}.attn_qkv", qkv)
-    if layer == model.config.n_layers - 1:  # no later layer attends to the other rows
-        x, mixed = model.logit_rows(x), model.logit_rows(mixed)
-    x = model.linear(f"{name}.attn_output", mixed, residual=x)
-    normed = model.norm(f"{name}.ffn_norm", x)
-    hidden = model.linear(f"{name}.ffn_up", normed, activation=model.config.activation)
-    return model.linear(f"{name}.ffn_down", hidden, residual=x)
 
 
 def _n_kv_heads(multi_query: bool, known: Mapping[str, Any]) -> int:

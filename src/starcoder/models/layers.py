@@ -67,14 +67,18 @@ class Recorder:
         """(n, m): activation(gate) * up."""
         return self.graph.gated(gate, up, ops.ACTIVATIONS[activation])
 
-    def attention(self, name: str, qkv: int) -> int:
+    def concat(self, queries: int, keys: int, values: int) -> int:
+        """(n, qkv_dim): what three matrices made, side by side as `attention` takes it."""
+        return self.graph.concat(queries, keys, values)
+
+    def attention(self, qkv: int, *names: str) -> int:
         """(n, dim): stores the keys and values of qkv in the next layer's cache, attends to all.
 
-        In bf16, twice as fast, unless the weights `name` that made qkv are F32 or F16: those are
+        In bf16, twice as fast, unless all weights `names` that made qkv are F32 or F16: those are
         computed without loss.
         """
-        kind = self._checkpoint.tensors[f"{name}.weight"].type
-        exact = kind in (TensorType.F32, TensorType.F16)
+        kinds = {self._checkpoint.tensors[f"{name}.weight"].type for name in names}
+        exact = kinds <= {TensorType.F32, TensorType.F16}
         return self.graph.attention(qkv, self.config.n_heads, self.config.n_kv_heads, not exact)
 
     def logit_rows(self, x: int) -> int:
