@@ -18,7 +18,7 @@ from typing import Any
 
 from starcoder import formats
 from starcoder.bench.runner import Task
-from starcoder.checkpoint import Checkpoint
+from starcoder.checkpoint import Checkpoint, Format
 from starcoder.errors import InputError
 
 __all__ = ["RIVALS", "Rival"]
@@ -95,12 +95,13 @@ class Rival:
             WriteError: no room for the file.
         """
         path = Path(checkpoint.source)
-        if self._needs_file and not checkpoint.format.startswith("GGUF"):
+        if self._needs_file and checkpoint.format is not Format.GGUF:
             path = Path(self._folder.name, "model.gguf")
             formats.write(path, checkpoint)
         c = checkpoint.config
         shape = {key: getattr(c, key) for key in ("dim", "hidden_dim", "n_layers", "n_heads")}
         shape |= {"n_kv_heads": c.n_kv_heads, "n_ctx": c.n_ctx, "n_vocab": c.n_vocab}
+        shape |= {"architecture": c.architecture}
         settings = {"path": str(path), "folder": self._folder.name, "n_threads": n_threads}
         self._note = str(self._ask("load", **asdict(task), **shape, **settings)["note"])
 

@@ -20,7 +20,7 @@ ROOT = Path(starcoder.__file__).parent
 ROOMS = {
     "base": ("__init__ errors pocket arguments", ""),
     "core": ("_core mapped_file tensor batch ops machine limits", "base"),
-    "model": ("config vocab checkpoint kv_cache models", "base core"),
+    "model": ("config vocab architecture checkpoint kv_cache models", "base core"),
     "formats": ("formats", "base core model"),
     "hub": ("hub", "base formats"),
     "convert": ("mix type_plan finite quantize memory", "base core model"),

@@ -71,7 +71,7 @@ def test_legacy_to_legacy_and_to_gguf(run: Run, tiny: TinyModel, tmp_path: Path)
     for name, kind in {"x": "ggml", "x.bin": "ggml", "x.gguf": "GGUF"}.items():
         assert run("quantize", source, str(tmp_path / name), "2").code == 0
         found = formats.read(tmp_path / name)
-        assert found.format.startswith(kind)
+        assert found.label.startswith(kind)
         assert found.tensors["blk.0.ffn_up.weight"].type is TensorType.Q4_0
         for part in ("attn_qkv.weight", "attn_qkv.bias", "ffn_down.weight"):
             wanted = formats.read(tmp_path / "wanted.bin").tensors[f"blk.1.{part}"]

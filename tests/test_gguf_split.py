@@ -24,7 +24,7 @@ def test_any_part_opens_the_whole(tmp_path: Path, tiny: TinyModel, first_tensor:
     for path in split(tmp_path / "parts", tiny, 3, first_tensor):
         checkpoint = formats.read(path)
         assert checkpoint == expected
-        assert (checkpoint.format, checkpoint.n_parts) == ("GGUF v3, 3 parts", 3)
+        assert (checkpoint.label, checkpoint.n_parts) == ("GGUF v3, 3 parts", 3)
         assert checkpoint.source == str(part(tmp_path / "parts", 1, 3))
 
 

@@ -391,3 +391,14 @@ def test_ends_survive_gguf(tmp_path: Path) -> None:
     checkpoint = formats.read(tmp_path / "hf")
     formats.write(tmp_path / "x.gguf", checkpoint)
     assert formats.read(tmp_path / "x.gguf").vocab.eos_id == vocab.eos_id == IM_END
+
+
+def test_more_tokens_without_weights_than_a_file_can_hold_are_refused(
+    tmp_path: Path, tiny: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("starcoder.formats._hf_vocab.MAX_TOKENS", 320)
+    added = hf_tokenizer(tiny)["added_tokens"]
+    added += [{"id": 320 + i, "content": f"<{i}>", "special": True} for i in range(321)]
+    path = write_hf(tmp_path / "hf", tiny, tokenizer={"added_tokens": added})
+    with pytest.raises(FormatError, match="321 added tokens without a row in the embedding"):
+        formats.read(path)

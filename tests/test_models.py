@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,11 +19,10 @@ from starcoder.kv_cache import KVCache
 from starcoder.models import Model, layers
 from starcoder.tensor import Tensor, TensorType
 from tests import reference
-from tests.helpers import operations
 from tests.helpers.gguf import write_gguf
 from tests.helpers.run_model import QUANTIZED_LIMIT, cache_for, divergence, greedy, limit, logits
 from tests.helpers.tiny import make_tiny
-from tests.reference import graph as reference_graph
+from tests.helpers.twins import ONE_BY_ONE, SLOW
 
 pytestmark = pytest.mark.usefixtures("core_restored")
 
@@ -83,26 +81,6 @@ def test_greedy_tokens_are_those_of_transformers(file: str, oracle: Path) -> Non
     about = json.loads((oracle / "about.json").read_text())
     found = greedy(models.build(formats.read(oracle / file)), about["ids"], len(about["greedy"]))
     assert found == about["greedy"]
-
-
-TWINS = SimpleNamespace(
-    linear=lambda x, w, bias=None, **kw: reference.linear(x, w.tensor, bias, **kw),
-    embed=lambda ids, w: reference.embed(ids, w.tensor),
-    layer_norm=reference.layer_norm,
-    store_kv=reference.store_kv,
-    attention=reference.attention,
-)
-ACTIVATIONS = {number: name for name, number in ops.ACTIVATIONS.items()}
-SLOW = SimpleNamespace(
-    ACTIVATIONS=ops.ACTIVATIONS,
-    pack=lambda tensor: SimpleNamespace(tensor=tensor, nbytes=tensor.nbytes),
-    Graph=lambda: reference_graph.Graph(TWINS, ACTIVATIONS),
-)
-ONE_BY_ONE = SimpleNamespace(
-    ACTIVATIONS=ops.ACTIVATIONS,
-    pack=ops.pack,
-    Graph=lambda: reference_graph.Graph(operations, ACTIVATIONS),
-)
 
 
 @pytest.mark.parametrize("n_kv_heads", [1, 4])

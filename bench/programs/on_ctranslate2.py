@@ -52,6 +52,8 @@ class CTranslate2:
 
 def load(settings: dict[str, Any]) -> CTranslate2:
     """Writes the model, loads it, and warms up."""
+    if settings["architecture"] != "gpt_bigcode":
+        raise ValueError("this comparison knows GPTBigCode only")
     if settings["n_kv_heads"] != 1:
         raise ValueError("this comparison knows one head of keys and values only")
     folder = Path(settings["folder"], "ctranslate2")

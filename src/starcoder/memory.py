@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-from starcoder import machine, ops, quantize
+from starcoder import machine, models, ops, quantize
+from starcoder.architecture import Role, TensorSpec
 from starcoder.batch import BLOCK_LEN
 from starcoder.checkpoint import Checkpoint
 from starcoder.errors import MemoryLimitError, StarcoderError
@@ -62,9 +63,9 @@ def need_of(
     """
     config = checkpoint.config
     n_positions = min(use.n_positions, config.n_ctx)
-    weights, vectors = 0, 4 * config.n_ctx * config.dim
-    for name, tensor in _used(checkpoint).items():
-        if len(tensor.shape) == 2:
+    weights = vectors = 0
+    for name, (spec, tensor) in _used(checkpoint).items():
+        if spec.role.is_matrix:
             kind = tensor.type if types is None else types[name]
             weights += ops.packed_bytes(kind, tensor.shape)
         else:
@@ -99,22 +100,25 @@ def check(checkpoint: Checkpoint, use: Use) -> int | None:
     return left
 
 
-def _used(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The tensors that a model takes, but for position embeddings and those it will refuse."""
-    shapes = quantize.tensor_shapes(checkpoint.config)
-    shapes["output.weight"] = shapes["token_embd.weight"]
-    del shapes["position_embd.weight"]
-    found = {name: checkpoint.tensors.get(name) for name in shapes}
-    return {n: t for n, t in found.items() if t is not None and t.shape == shapes[n]}
+def _used(checkpoint: Checkpoint) -> dict[str, tuple[TensorSpec, Tensor]]:
+    """The tensors that a model takes, but for those it will refuse."""
+    specs = models.find(checkpoint).specs(checkpoint.config.n_layers)
+    found = {
+        n: (spec, checkpoint.tensors[n]) for n, spec in specs.items() if n in checkpoint.tensors
+    }
+    config = checkpoint.config
+    return {n: (spec, t) for n, (spec, t) in found.items() if t.shape == spec.shape(config)}
 
 
 def _token_bytes(checkpoint: Checkpoint) -> int:
     """What a token takes in its largest step: before attention, or before the last product."""
     config = checkpoint.config
-    n_qkv = (config.n_heads + 2 * config.n_kv_heads) * config.head_dim
-    down = checkpoint.tensors.get("blk.0.ffn_down.weight")
-    hidden_bytes = 4 if down is not None and down.type.block_len == 1 else 1  # rounded to 8 bits
-    return max(4 * (2 * config.dim + n_qkv), 4 * config.dim + hidden_bytes * config.hidden_dim)
+    specs = models.find(checkpoint).specs(1).values()
+    downs = [checkpoint.tensors.get(spec.name) for spec in specs if spec.role is Role.DOWN]
+    is_float = any(down is not None and down.type.block_len == 1 for down in downs)
+    hidden_bytes = 4 if is_float else 1  # rounded to 8 bits
+    before_attention = 4 * (2 * config.dim + config.qkv_dim)
+    return max(before_attention, 4 * config.dim + hidden_bytes * config.hidden_dim)
 
 
 # ---- what would fit ------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from starcoder.checkpoint import Checkpoint
 from starcoder.errors import FormatError
 from starcoder.finite import check_rows
 from starcoder.tensor import Tensor, TensorType, Weights
-from starcoder.type_plan import Choice, plan, tensor_shapes
+from starcoder.type_plan import Choice, plan
 
 __all__ = [
     "Choice",
@@ -28,7 +28,6 @@ __all__ = [
     "check_finite",
     "plan",
     "quantize",
-    "tensor_shapes",
     "use_threads",
 ]
 

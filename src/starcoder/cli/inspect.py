@@ -89,14 +89,14 @@ def _damage(checkpoint: Checkpoint) -> str | None:
 
 
 def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
-    from starcoder import formats
+    from starcoder import formats, models
     from starcoder.memory import Use, need_of
 
-    config = checkpoint.config
+    config, architecture = checkpoint.config, models.find(checkpoint)
     n_parameters = sum(math.prod(t.shape) for t in checkpoint.tensors.values())
     return {
         "source": checkpoint.source,
-        "format": checkpoint.format,
+        "format": checkpoint.label,
         "n_parts": checkpoint.n_parts,
         "name": config.name,
         **{name: formats.carried_text(checkpoint, key) for name, key in _ORIGIN.items()},
@@ -110,7 +110,7 @@ def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
         "n_kv_heads": config.n_kv_heads,
         "norm_eps": config.norm_eps,
         "activation": config.activation,
-        "tied_output": "output.weight" not in checkpoint.tensors,
+        "tied_output": architecture.output(checkpoint.tensors) == architecture.embedding,
         "vocabulary": _vocabulary(checkpoint),
         "tensors": _tensors(checkpoint),
         "types": _types(checkpoint),

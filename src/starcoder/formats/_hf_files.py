@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from starcoder.errors import FormatError
-from starcoder.formats._bytes import map_file, read_json_text, reject
+from starcoder.formats._json import read_json_text
+from starcoder.formats._mapped import map_file
 from starcoder.formats._placeholders import placeholder
+from starcoder.formats._reject import reject
 
 __all__ = ["check_file", "load_optional", "load_table", "placeholder_at"]
 

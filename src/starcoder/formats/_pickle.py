@@ -14,7 +14,7 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
-from starcoder.formats._bytes import DAMAGED
+from starcoder.formats._reject import DAMAGED
 
 __all__ = ["MAX_PICKLE", "UNSAFE", "Machine", "Name"]
 

@@ -13,7 +13,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from starcoder.formats._bytes import DAMAGED, Cursor, reject
+from starcoder.formats._mapped import Cursor
+from starcoder.formats._reject import DAMAGED, reject
 
 __all__ = ["MAGIC", "Entry", "read_directory"]
 
