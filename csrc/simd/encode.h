@@ -2,12 +2,11 @@
 //
 // Plain types (Q4_0 ... Q8_0) follow ggml's reference to the bit: plain loops that the compiler
 // turns into vectors; reductions run over integers, where the order cannot matter. Nested types and
-// IQ4_NL are ours: encode_search.h finds their scales and codes, which become bytes here.
+// IQ4_NL are ours: encode_affine.h and encode_scaled.h find their scales and codes, which become
+// bytes here.
 //
 // A block with a weight that is not finite gets a scale that is not a number: it stays visible.
 #pragma once
-
-#include "simd/encode_search.h"
 
 namespace starcoder {
 namespace {

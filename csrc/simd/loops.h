@@ -30,6 +30,9 @@ constexpr int kVectors = kRows / W;  // vectors in the 16 rows of a panel
 // clang-format off
 #include "simd/math.h"
 #include "simd/rows.h"
+#include "simd/encode_tile.h"
+#include "simd/encode_affine.h"
+#include "simd/encode_scaled.h"
 #include "simd/encode.h"
 #include "simd/quantize.h"
 #include "simd/codes.h"
