@@ -47,7 +47,7 @@ def read(path: Path, pre: str | None = None) -> Checkpoint:
     tensors: dict[str, Tensor] = {}
     for part in parts:
         tensors |= _tensors(part)
-    tensors = settle(tensors, name)
+    tensors = settle(tensors, name, keeps_positions=True)
     label = f"GGUF v{first.version}" + (f", {len(parts)} parts" if len(parts) > 1 else "")
     carried = carried_keys(meta, config.n_vocab)
     return Checkpoint(config, vocab, tensors, label, name, tuple(notices), len(parts), carried)

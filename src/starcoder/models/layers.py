@@ -38,6 +38,8 @@ class Recorder:
         config = self._checkpoint.config
         tokens = self._matrix("token_embd.weight", config.n_vocab, config.dim)
         positions = self._checkpoint.take("position_embd.weight", config.n_ctx, config.dim)
+        if positions.type is not TensorType.F32:
+            return self.graph.embed(tokens, ops.dequantize(positions))
         return self.graph.embed(tokens, positions.array())
 
     def norm(self, name: str, x: int) -> int:
