@@ -59,5 +59,5 @@ def _text(value: object) -> str:
     texts = value if isinstance(value, list) else [value]
     if not all(isinstance(text, str) for text in texts):
         return ""
-    joined = " ".join(", ".join(texts).split())
+    joined = " ".join(", ".join(map(str, texts)).split())
     return joined if joined.isprintable() and len(joined) <= _MAX_TEXT else ""
