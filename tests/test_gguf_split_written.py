@@ -31,7 +31,7 @@ def test_written_parts_are_the_model(tmp_path: Path, tiny: TinyModel, max_part_b
     out.mkdir()
     nbytes = formats.write(out / "m.gguf", checkpoint, max_part_bytes=max_part_bytes)
     paths = read_parts(out)
-    expected = formats.part_paths(out / "m.gguf", checkpoint.tensors, max_part_bytes)
+    expected = formats.part_paths(out / "m.gguf", checkpoint, checkpoint.tensors, max_part_bytes)
     assert paths == expected == sorted(out.iterdir())
     assert sum(path.stat().st_size for path in paths) == nbytes
     for path in paths:
@@ -104,7 +104,7 @@ def test_a_set_may_be_written_over_itself(tmp_path: Path, tiny: TinyModel) -> No
     for max_part_bytes in (40_000, 80_000, 80_000):
         source = formats.read(paths[0])
         formats.write(paths[0], source, max_part_bytes=max_part_bytes)
-        paths = formats.part_paths(paths[0], source.tensors, max_part_bytes)
+        paths = formats.part_paths(paths[0], source, source.tensors, max_part_bytes)
         assert formats.read(paths[-1]) == expected
 
 
@@ -113,7 +113,7 @@ def test_parts_of_another_number_are_not_mistaken(tmp_path: Path, tiny: TinyMode
     for model, size in ((make_tiny(1), 60_000), (tiny, 80_000)):
         checkpoint = formats.read(whole(tmp_path, model))
         formats.write(tmp_path / "m.gguf", checkpoint, max_part_bytes=size)
-        paths = formats.part_paths(tmp_path / "m.gguf", checkpoint.tensors, size)
+        paths = formats.part_paths(tmp_path / "m.gguf", checkpoint, checkpoint.tensors, size)
         expected |= dict.fromkeys(paths, model.weights["output_norm.bias"])
     assert len({path.name[-10:] for path in expected}) == 2
     for path, bias in expected.items():

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from starcoder import LLM, formats
+from starcoder.errors import FormatError
 from starcoder.tokenizer import Tokenizer
 from starcoder.vocab import Vocab
 from tests.helpers.hf import hf_tokenizer, put, write_hf

@@ -94,11 +94,18 @@ class Checkpoint:
 # ------------------------------------------------------------------------------------------------
 
 
-def settle(tensors: dict[str, Tensor], architecture: Architecture, where: str) -> dict[str, Tensor]:
+def settle(
+    tensors: dict[str, Tensor],
+    architecture: Architecture,
+    where: str,
+    *,
+    keeps_positions: bool = False,
+) -> dict[str, Tensor]:
     """The tensors as models want them, from whichever format.
 
     Vectors and position embeddings become F32, whatever their type, since they are added to
-    activations as they are. They are copies, so that nothing of the file is needed once the
+    activations as they are; with `keeps_positions`, position embeddings in F16 or BF16 stay so, to
+    be written as they were. They are copies, so that nothing of the file is needed once the
     matrices are packed; only matrices keep the file's type and place. An output matrix that is a
     copy of the embedding goes: one matrix serves for both.
 
@@ -111,7 +118,11 @@ def settle(tensors: dict[str, Tensor], architecture: Architecture, where: str) -
     positions = {spec.name for spec in architecture.tensors if spec.role is Role.POSITIONS}
     vectors = {n: t for n, t in tensors.items() if len(t.shape) == 1 or n in positions}
     _check_room(sum(4 * math.prod(t.shape) for t in vectors.values()), where)
-    return tensors | {name: _as_f32(t) for name, t in vectors.items()}
+    kept = (TensorType.F16, TensorType.BF16) if keeps_positions else ()
+    return tensors | {
+        name: _copy(t) if len(t.shape) == 2 and t.type in kept else _as_f32(t)
+        for name, t in vectors.items()
+    }
 
 
 def _check_room(nbytes: int, where: str) -> None:
@@ -123,13 +134,19 @@ def _check_room(nbytes: int, where: str) -> None:
         raise MemoryLimitError(where, found, expected, "use a machine with more memory")
 
 
+def _copy(tensor: Tensor) -> Tensor:
+    data = tensor.data.copy()
+    tensor.release()
+    data.flags.writeable = False
+    return Tensor(tensor.type, tensor.shape, data)
+
+
 def _as_f32(tensor: Tensor) -> Tensor:
     if tensor.type is TensorType.F32:
-        data = tensor.data.copy()
-    else:
-        n_rows = math.prod(tensor.shape[:-1])
-        rows = Tensor(tensor.type, (n_rows, tensor.shape[-1]), tensor.data)
-        data = ops.dequantize(rows).view(np.uint8).reshape(-1)
+        return _copy(tensor)
+    n_rows = math.prod(tensor.shape[:-1])
+    rows = Tensor(tensor.type, (n_rows, tensor.shape[-1]), tensor.data)
+    data = ops.dequantize(rows).view(np.uint8).reshape(-1)
     tensor.release()
     data.flags.writeable = False
     return Tensor(TensorType.F32, tensor.shape, data)

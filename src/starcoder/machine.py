@@ -19,7 +19,6 @@ from typing import Any
 __all__ = ["Room", "Threads", "address_room", "memory_room", "threads"]
 
 _ROOT = Path("/")
-_LEFT_OVER = 64 << 20  # bytes of addresses that threads leave to what is loaded after them
 _MEMORY_FILES = (  # limit and use of memory, then of swap; and what begins the names in memory.stat
     (("memory.max", "memory.current", "memory.swap.max", "memory.swap.current"), ""),
     (  # version 1: the third is the limit of memory and swap together
@@ -47,14 +46,8 @@ class Threads:
         return self if n == self.n else Threads(n, f"of {self.n}: the system starts no more")
 
     def n_within(self, nbytes: int | None) -> int:
-        """How many of them have room for their stacks in so many bytes of addresses; at least one.
-
-        Some is left over: the vocabulary is read after the threads start, by a library that ends
-        the process where it finds none.
-        """
-        if nbytes is None:
-            return self.n
-        return min(self.n, max(1, (nbytes - _LEFT_OVER) // _stack_bytes()))
+        """How many of them have room for their stacks in so many bytes of addresses; at least 1."""
+        return self.n if nbytes is None else min(self.n, max(1, nbytes // _stack_bytes()))
 
 
 def threads(wanted: int | None = None, *, root: Path = _ROOT) -> Threads:

@@ -25,6 +25,9 @@ from starcoder.tensor import Tensor, TensorType
 
 __all__ = ["Need", "Use", "check", "need_of", "shown"]
 
+# Addresses for what comes after the model: the library that reads the vocabulary ends the process
+# where it finds none.
+_LIBRARIES = 64 << 20
 _RUN = RUN_LEN * BLOCK_LEN  # positions: what a cache is rounded up to
 
 
@@ -69,7 +72,7 @@ def need_of(
             kind = tensor.type if types is None else types[name]
             weights += ops.packed_bytes(kind, tensor.shape)
         else:
-            vectors += tensor.nbytes
+            vectors += 4 * math.prod(tensor.shape)
     step = min(use.n_batch, n_positions) * _token_bytes(checkpoint) + 4 * config.n_vocab
     return Need(weights, vectors, cache_bytes(config, use.n_positions), step)
 
@@ -84,7 +87,7 @@ def check(checkpoint: Checkpoint, use: Use) -> int | None:
         MemoryLimitError: the model can never fit; the message has both figures, and what would.
     """
     need = need_of(checkpoint, use)
-    reserved = cache_bytes(checkpoint.config, use.n_reserved) - need.cache
+    reserved = cache_bytes(checkpoint.config, use.n_reserved) - need.cache + _LIBRARIES
     for room, more in ((machine.memory_room(), 0), (machine.address_room(), reserved)):
         left = None
         if room is None:
@@ -126,7 +129,8 @@ def _token_bytes(checkpoint: Checkpoint) -> int:
 
 def _advice(checkpoint: Checkpoint, use: Use, need: Need, room: int, reserved: int) -> str:
     if need.total <= room:
-        return "choose a smaller n_parallel"
+        fits_alone = need.total + _LIBRARIES <= room
+        return "choose a smaller n_parallel" if fits_alone else "raise the limit"
     room -= reserved
     left = max(0, room - (need.total - need.cache))
     n_fit = left // cache_bytes(checkpoint.config, _RUN) * _RUN

@@ -27,6 +27,7 @@ _ORIGIN = {
     "license_link": "general.license.link",
     "description": "general.description",
 }
+_MAX_ORIGIN = 500  # characters
 _HEADINGS = ("tensor", "shape", "type", "bytes", "bits a weight")
 
 
@@ -55,7 +56,7 @@ def inspect(
     if check:
         facts["finite"] = damage is None
         facts["damage"] = damage
-    print(json.dumps(facts, ensure_ascii=False) if as_json else _text(facts), flush=True)
+    print(_json(facts) if as_json else _text(facts), flush=True)
     if damage is not None:
         print(f"starcoder: error: {damage}", file=sys.stderr)
         return _DAMAGED
@@ -99,7 +100,7 @@ def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
         "format": checkpoint.label,
         "n_parts": checkpoint.n_parts,
         "name": config.name,
-        **{name: formats.carried_text(checkpoint, key) for name, key in _ORIGIN.items()},
+        **{name: _origin(formats.carried_text(checkpoint, key)) for name, key in _ORIGIN.items()},
         "architecture": config.architecture,
         "n_ctx": config.n_ctx,
         "n_vocab": config.n_vocab,
@@ -119,6 +120,13 @@ def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
         "memory_bytes": need_of(checkpoint, Use(config.n_ctx, config.n_ctx)).total,
         "bits_a_weight": round(8 * checkpoint.nbytes / n_parameters, 3),
     }
+
+
+def _origin(text: str | None) -> str | None:
+    """What a file says of itself, if it says something, as far as somebody would read it."""
+    if not text or not text.strip():
+        return None
+    return text if len(text) <= _MAX_ORIGIN else text[:_MAX_ORIGIN] + "..."
 
 
 def _vocabulary(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -182,6 +190,12 @@ def _text(facts: dict[str, Any]) -> str:
 
 def _all_good(totals: dict[str, Any]) -> str:
     return f"all {totals['n_parameters']:,} weights are finite"
+
+
+def _json(facts: dict[str, Any]) -> str:
+    """JSON in which what does something to a terminal is escaped."""
+    text = json.dumps(facts, ensure_ascii=False)
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def _shown(value: object) -> str:

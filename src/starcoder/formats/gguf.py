@@ -51,7 +51,7 @@ def read(path: Path, pre: str | None = None) -> Checkpoint:
     tensors: dict[str, Tensor] = {}
     for part in parts:
         tensors |= _tensors(part)
-    tensors = settle(tensors, architecture, name)
+    tensors = settle(tensors, architecture, name, keeps_positions=True)
     label = f"GGUF v{first.version}" + (f", {len(parts)} parts" if len(parts) > 1 else "")
     carried = carried_keys(meta, config.n_vocab)
     return Checkpoint(

@@ -7,6 +7,9 @@ whom is `ops.Graph`'s affair.
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from starcoder import ops
 from starcoder.architecture import Architecture, Role
 from starcoder.checkpoint import Checkpoint
@@ -43,7 +46,7 @@ class Recorder:
         """(n, dim): the embeddings of the tokens, plus those of their positions if it has such."""
         tokens = self._matrix(self._architecture.embedding)
         added = [name for name, spec in self._specs.items() if spec.role is Role.POSITIONS]
-        return self.graph.embed(tokens, self._take(added[0]).array() if added else None)
+        return self.graph.embed(tokens, _floats(self._take(added[0])) if added else None)
 
     def norm(self, name: str, x: int) -> int:
         """(n, dim): x scaled to mean 0 and variance 1, times weight, plus bias."""
@@ -98,3 +101,8 @@ class Recorder:
 
     def _take(self, name: str) -> Tensor:
         return self._checkpoint.take(name, *self._specs[name].shape(self.config))
+
+
+def _floats(tensor: Tensor) -> NDArray[np.float32]:
+    """A tensor as floats, which positions of a GGUF file may not be."""
+    return tensor.array() if tensor.type is TensorType.F32 else ops.dequantize(tensor)
