@@ -17,8 +17,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 MODEL  ?=
 PROMPT ?= def fibonacci(
-SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
-CXX_FILES := $(wildcard csrc/*.cpp csrc/*.h tests/*.cpp)
+SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*.h csrc/*/*)
+CXX_FILES := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp tests/*.cpp)
 
 .PHONY: run test test-cpus test-cpus-full test-bounds campaign-crash campaign-writers fuzz sanitize \
         lint format bench clean

@@ -1,8 +1,13 @@
-// THE CONTRACT: every operation of the core, arrays in, arrays out.
+// THE CONTRACT: the operations that a model is made of, arrays in, arrays out.
 //
 // Axes: n tokens (rows of a batch), k inputs, m outputs, h heads, d dimensions of a head. All float
-// arrays are row-major float32 and contiguous. Callers check shapes; all that is ever
-// thrown is std::bad_alloc.
+// arrays are row-major float32 and contiguous. Callers check shapes; all that is ever thrown is
+// std::bad_alloc.
+//
+// An operation appends what is to be done to a schedule (sys/schedule.h); it is done when that is
+// run. What it is given must live until then, but for `Norm`, `Heads`, `Rows` and `Cache`, which
+// are copied. `shared` is memory for all threads, on a cache line, of the size that the function
+// before it says.
 //
 // One answer: element (token, output) of any result is made by the same operations in the same
 // order whatever n is, however many threads run, and on every instruction set.
@@ -10,157 +15,73 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <optional>
 
-#include "blocks.h"
+#include "types/activation.h"
+#include "types/matrix.h"
 
 namespace starcoder {
 
-class Schedule;  // schedule.h
+class Schedule;
+struct ActivationGroup;  // of 128 inputs, quantized to 8 bits: simd/activations.h
 
-// ---- types (quantize.cpp) ----
+// ---- products (ops/linear.cpp) ----
 
-int block_len(Type type);    // weights in a block
-int block_bytes(Type type);  // bytes of a block
-
-float half_to_float(half h);
-half float_to_half(float f);  // to nearest, ties to even
-
-// out (n_rows, n_cols) = the floats that the blocks at `data` stand for, exactly.
-void dequantize(Type type, const void* data, int64_t n_rows, int64_t n_cols, float* out);
-
-// ---- floats -> blocks (encode.cpp) ----
-
-// out = blocks of type `to` for the weights (n_rows, n_cols) at `data`, both types in whole blocks
-// a row. Threads share the blocks; nothing about a block depends on another one.
-//
-// F16, BF16: to nearest, ties to even, NaN stays NaN. Q4_0 ... Q8_0: the bytes of ggml's reference.
-// The K types and IQ4_NL: scales and codes searched for the least squared error. A block with a
-// weight that is not finite stands for NaN everywhere.
-//
-// The reference differs by how it was compiled: with `fused`, Q4_0 ... Q5_1 have the codes of a
-// build that fuses multiplication and addition, as ggml's own programs do where the machine can.
-void requantize(Type from, const void* data, Type to, int64_t n_rows, int64_t n_cols, bool fused,
-                void* out);
-
-// The same from floats.
-inline void quantize(Type type, const float* x, int64_t n_rows, int64_t n_cols, bool fused,
-                     void* out) {
-    requantize(Type::F32, x, type, n_rows, n_cols, fused, out);
-}
-
-// The place of the first weight that is NaN or infinite, of n in whole blocks; -1 if none is.
-int64_t first_non_finite(Type type, const void* data, int64_t n);
-
-// ---- the machine's limits (limits.cpp) ----
-
-enum class Arithmetic : int { Int8 = 0, BF16 = 1, F32 = 2 };
-
-struct Peak {
-    double per_second;  // multiply-adds of all threads together; 0: no instruction for it
-    double product;     // the mean of the products, which is 15
-};
-Peak peak(Arithmetic kind, double seconds);
-
-struct Reading {
-    double per_second;  // bytes, by all threads together, in all passes
-    uint64_t bits;      // all words or-ed together: what memory was filled with
-};
-// Memory to be read: `nbytes`, whole lines of 64, filled with words `bits`. Throws std::bad_alloc.
-class Memory {
-  public:
-    Memory(int64_t nbytes, uint64_t bits);
-    Reading read(int passes) const;
-
-  private:
-    int64_t n_lines_;
-    std::shared_ptr<uint8_t> data_;
-};
-
-// ---- weights (pack.cpp) ----
-
-// A matrix (m, k), repacked for multiplying: see panels.h. Made from rows as a file holds them;
-// `data` is not needed afterwards. Throws std::bad_alloc.
-class Matrix {
-  public:
-    Matrix(Type type, const void* data, int64_t n_rows, int64_t n_cols);
-
-    Type type() const { return type_; }
-    int64_t n_rows() const { return n_rows_; }
-    int64_t n_cols() const { return n_cols_; }
-    size_t nbytes() const { return nbytes_; }
-
-    int64_t n_groups() const { return n_groups_; }
-    int64_t group_bytes() const { return group_bytes_; }
-
-    // Group g (128 inputs) of the upper or lower 16 of rows 32 * pair .. 32 * pair + 32; of floats
-    // both are one, at half 0. Whoever multiplies a pair reads memory from front to back.
-    const uint8_t* group(int64_t pair, int64_t g, int half) const {
-        return data_.get() + ((pair * n_groups_ + g) * 2 + half) * group_bytes_;
-    }
-
-    // What the numbers of each row are multiplied by in the end; null for types without: whole.h.
-    const float* units() const { return units_; }
-
-  private:
-    Type type_;
-    int64_t n_rows_, n_cols_, n_groups_, group_bytes_;
-    size_t nbytes_;
-    std::shared_ptr<uint8_t> data_;
-    float* units_ = nullptr;
-};
-
-// ---- operations (linear.cpp, attention.cpp) ----
-//
-// An operation appends what is to be done to a schedule; it is done when the schedule is run. What
-// it is given must live until then, but for `Norm`, `Heads`, `Rows` and `Cache`, which are copied.
-// `shared` is memory for all threads, on a cache line, of the size that the function before it
-// says.
-
-enum class Activation : int { None = 0, GeluTanh = 1, GeluErf = 2 };
-
+// (x - mean) / sqrt(variance + eps) * weight + bias; RMS norm, where there is no bias: x /
+// sqrt(mean of squares + eps) * weight.
 struct Norm {
     const float *weight, *bias;  // (k)
     float eps;
 };
 
-// Rows of inputs, rounded to 8 bits as quantized weights take them: isa.h has the layout.
-struct Rounded;
+// Bytes of n rows of inputs, quantized for w; 0 if w takes floats.
+size_t quantized_bytes(const Matrix& w, int64_t n);
 
-// Bytes of n rows of inputs, rounded for w; 0 if w takes floats.
-size_t rounded_bytes(const Matrix& w, int64_t n);
-
-// x (n, k): floats, with or without a norm; or what a product before left, rounded for `w`.
+// x (n, k): floats, with or without a norm; or what a product before left, quantized for w.
 struct Input {
     const float* floats;
     std::optional<Norm> norm;
-    const Rounded* rounded;
+    const ActivationGroup* quantized;
 };
 
-// y (n, m): floats; or rounded for `reader`, the product that takes them next.
+// y (n, m): floats; or quantized for `reader`, the product that takes them next.
 struct Output {
     float* floats;
-    Rounded* rounded;
+    ActivationGroup* quantized;
     const Matrix* reader;
 };
 
 // y (n, m) = activation(norm(x (n, k)) . w (m, k)^T + bias (m)) + residual (n, m)
-// `bias` and `residual` may be null; `residual` may be y itself, and is null if y is rounded. With
-// quantized weights, the inputs are rounded to 8 bits, one scale for every 128; products and sums
-// in between are exact.
-size_t linear_scratch(const Matrix& w, const Input& x, int64_t n);
+// `bias` and `residual` may be null; `residual` may be y itself, and is null if y is quantized.
+// With quantized weights, the inputs are rounded to 8 bits, one scale for every 128; products and
+// sums in between are exact.
+size_t linear_scratch(const Matrix& w, int64_t n);  // none if x is quantized already
 void linear(Schedule& schedule, const Matrix& w, const Input& x, int64_t n, const float* bias,
             Activation activation, const float* residual, const Output& y, uint8_t* shared);
+
+// ---- rows (ops/rows.cpp) ----
 
 // y (n, k) = rows `ids` (n) of w (m, k), plus rows `places` (n) of `positions` (n_positions, k), if
 // that is not null.
 void embed(Schedule& schedule, const Matrix& w, const int32_t* ids, int64_t n,
            const float* positions, const int32_t* places, float* y);
 
-// y (n, k) = (x - mean) / sqrt(variance + eps) * weight (k) + bias (k), a row at a time
-void layer_norm(Schedule& schedule, const float* x, const Norm& norm, int64_t n, int64_t k,
-                float* y);
+// y (n, k) = norm(x)
+void norm(Schedule& schedule, const float* x, const Norm& norm, int64_t n, int64_t k, float* y);
+
+// y (n, m) = activation(gate) * up; y may be one of them.
+void gated(Schedule& schedule, const float* gate, const float* up, int64_t n, int64_t m,
+           Activation activation, float* y);
+
+// y, rows `stride` apart, = x (n, k)
+void copy_columns(Schedule& schedule, const float* x, int64_t n, int64_t k, float* y,
+                  int64_t stride);
+
+// y (r, k) = rows `rows` (r) of x
+void select(Schedule& schedule, const float* x, const int32_t* rows, int64_t r, int64_t k,
+            float* y);
+
+// ---- attention (ops/attention.cpp, ops/kv_cache.cpp) ----
 
 // Where the tokens of a batch stand: row i has position positions[i] in sequence s, for
 // row_starts[s] <= i < row_starts[s + 1]; position p of s is slot p % 16 of cache block
@@ -181,19 +102,32 @@ struct Cache {
     uint16_t* values;   // blocks of (n_kv_heads, 16, d) or (n_kv_heads, 16 / 2, d, 2)
     int64_t block_len;  // numbers from one block of a run to the next, in keys as in values
     int64_t run_len;    // and from one run to the next
+
+    // Layer 0 of n_layers.
     static Cache of(uint16_t* keys, uint16_t* values, int64_t block_len, int64_t n_layers) {
         return {keys, values, block_len, n_layers * kRun * block_len};
+    }
+    Cache layer(int64_t i) const {
+        return {keys + i * kRun * block_len, values + i * kRun * block_len, block_len, run_len};
     }
     int64_t block(int64_t i) const { return i / kRun * run_len + i % kRun * block_len; }
 };
 
 struct Heads {
     int64_t n_heads, n_kv_heads, head_dim;
-    bool
-        bf16;  // keys, values, queries and weights are rounded to bf16; else keys and values to f16
+    bool bf16;  // keys, values, queries and weights are rounded to bf16; else keys, values to f16
+
     int64_t width() const { return (head_dim + 15) / 16 * 16; }
     int64_t row() const { return (n_heads + 2 * n_kv_heads) * head_dim; }
+    bool operator==(const Heads&) const = default;
 };
+
+// y = qkv (n, queries | keys | values), its queries and keys turned by their positions: number j
+// and number j + d / 2 of a head are a point, turned by the angle whose cosine is
+// table[position][0][j] and whose sine table[position][1][j]; `table` is (n_positions, 2, d / 2). y
+// may be qkv.
+void rotate(Schedule& schedule, const float* qkv, int64_t n, const Heads& heads,
+            const int32_t* positions, const float* table, float* y);
 
 // Writes the keys and values of qkv (n, queries | keys | values) into the cache.
 void store_kv(Schedule& schedule, const float* qkv, int64_t n, const Heads& heads, const Rows& rows,

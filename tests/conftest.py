@@ -16,6 +16,8 @@ import pytest
 from starcoder import ops
 from tests.helpers.command import Result, Run
 from tests.helpers.every_format import WRITERS
+from tests.helpers.fake_hub import FakeHub, serving
+from tests.helpers.hf import write_hf
 from tests.helpers.tiny import TinyModel, make_tiny
 
 ROOT = Path(__file__).parent.parent
@@ -86,3 +88,17 @@ def isa(request: pytest.FixtureRequest, core_restored: None) -> str:
     name: str = request.param
     ops.use_isa(name)
     return name
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A Hub on this machine, with an empty repository and an empty cache."""
+    with serving(tmp_path, monkeypatch) as fake:
+        yield fake
+
+
+@pytest.fixture
+def served(fake: FakeHub, tmp_path: Path, tiny: TinyModel) -> FakeHub:
+    """The same with the tiny model in its repository."""
+    fake.add(write_hf(tmp_path / "served", tiny))
+    return fake

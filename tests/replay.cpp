@@ -16,12 +16,15 @@
 #include <utility>
 #include <vector>
 
-#include "graph.h"
-#include "isa.h"
+#include "graph/graph.h"
 #include "kernels.h"
-#include "schedule.h"
-#include "scratch.h"
-#include "threads.h"
+#include "probe/peaks.h"
+#include "simd/isa.h"
+#include "sys/schedule.h"
+#include "sys/scratch.h"
+#include "sys/threads.h"
+#include "types/decode.h"
+#include "types/encode.h"
 
 using namespace starcoder;
 
@@ -66,7 +69,6 @@ struct Object {
     std::unique_ptr<Matrix> matrix;
     std::unique_ptr<Graph> graph;
     std::unique_ptr<Memory> memory;
-    int n_layers = 0;  // of the graph
 };
 
 using Args = std::vector<Value>;
@@ -115,10 +117,36 @@ Value run_linear(const Args& a) {  // w, x, bias, activation, residual, out
     const Input input{a[1].floats(), {}, nullptr};
     const Output output{a[5].as<float>(), nullptr, nullptr};
     Buffer shared;
-    uint8_t* memory = shared.of(linear_scratch(w, input, n));
+    uint8_t* memory = shared.of(linear_scratch(w, n));
     Call call;
     linear(call.schedule(), w, input, n, a[2].floats(), Activation(a[3].number), a[4].floats(),
            output, memory);
+    call.run();
+    return {};
+}
+
+Value run_rms_norm(const Args& a) {  // x, weight, eps, out
+    const Norm weights{a[1].floats(), nullptr, static_cast<float>(a[2].real)};
+    Call call;
+    norm(call.schedule(), a[0].floats(), weights, a[0].shape[0], a[0].shape[1], a[3].as<float>());
+    call.run();
+    return {};
+}
+
+Value run_gated(const Args& a) {  // gate, up, activation, out
+    Call call;
+    gated(call.schedule(), a[0].floats(), a[1].floats(), a[0].shape[0], a[0].shape[1],
+          Activation(a[2].number), a[3].as<float>());
+    call.run();
+    return {};
+}
+
+Value run_rotate(const Args& a) {  // qkv, n_heads, n_kv_heads, positions, table, out
+    const int64_t h = a[1].number, kv = a[2].number;
+    const Heads heads{h, kv, a[0].shape[1] / (h + 2 * kv), false};
+    Call call;
+    rotate(call.schedule(), a[0].floats(), a[0].shape[0], heads, a[3].as<int32_t>(), a[4].floats(),
+           a[5].as<float>());
     call.run();
     return {};
 }
@@ -132,10 +160,9 @@ Value run_embed(const Args& a) {  // w, ids, out
 }
 
 Value run_layer_norm(const Args& a) {  // x, weight, bias, eps, out
-    const Norm norm{a[1].floats(), a[2].floats(), static_cast<float>(a[3].real)};
+    const Norm weights{a[1].floats(), a[2].floats(), static_cast<float>(a[3].real)};
     Call call;
-    layer_norm(call.schedule(), a[0].floats(), norm, a[0].shape[0], a[0].shape[1],
-               a[4].as<float>());
+    norm(call.schedule(), a[0].floats(), weights, a[0].shape[0], a[0].shape[1], a[4].as<float>());
     call.run();
     return {};
 }
@@ -190,16 +217,38 @@ Value run_graph_layer_norm(const Args& a) {  // x, weight, bias, eps
 }
 
 Value run_graph_linear(const Args& a) {  // w, x, bias, activation, residual
-    const int residual = a[5].kind == Kind::None ? Graph::kNone : integer(a[5]);
+    const int residual = a[5].kind == Kind::None ? kNone : integer(a[5]);
     return whole(graph(a[0]).linear(matrix(a[1]), integer(a[2]), a[3].copy(),
                                     Activation(a[4].number), residual));
 }
 
+// qkv, n_heads, n_kv_heads
+Heads heads_of(const Graph& of, const Args& a, bool bf16) {
+    const int64_t width = at(of.steps(), integer(a[1])).width, h = a[2].number, kv = a[3].number;
+    return {h, kv, width / (h + 2 * kv), bf16};
+}
+
+Value run_graph_rms_norm(const Args& a) {  // x, weight, eps
+    const auto eps = static_cast<float>(a[3].real);
+    return whole(graph(a[0]).rms_norm(integer(a[1]), a[2].copy(), eps));
+}
+
+Value run_graph_gated(const Args& a) {  // gate, up, activation
+    return whole(graph(a[0]).gated(integer(a[1]), integer(a[2]), Activation(a[3].number)));
+}
+
+Value run_graph_concat(const Args& a) {  // queries, keys, values
+    return whole(graph(a[0]).concat(integer(a[1]), integer(a[2]), integer(a[3])));
+}
+
+Value run_graph_rotate(const Args& a) {  // qkv, n_heads, n_kv_heads, table
+    Graph& to = graph(a[0]);
+    return whole(to.rotate(integer(a[1]), heads_of(to, a, false), a[4].floats()));
+}
+
 Value run_graph_attention(const Args& a) {  // qkv, n_heads, n_kv_heads, bf16
     Graph& to = graph(a[0]);
-    const int64_t width = to.width(integer(a[1])), h = a[2].number, kv = a[3].number;
-    const Heads heads{h, kv, width / (h + 2 * kv), a[4].number != 0};
-    return whole(to.attention(integer(a[1]), object(a[0]).n_layers++, heads));
+    return whole(to.attention(integer(a[1]), heads_of(to, a, a[4].number != 0)));
 }
 
 Value run_graph_select(const Args& a) { return whole(graph(a[0]).select(integer(a[1]))); }
@@ -208,14 +257,14 @@ Value run_graph_select(const Args& a) { return whole(graph(a[0]).select(integer(
 Value run_graph(const Args& a) {
     const Value &keys = a[6], &values = a[7];
     const int64_t block_len = keys.shape[3] * keys.shape[4] * 16;
-    const Inputs inputs{
+    const Batch batch{
         a[1].shape[0],
         a[1].as<int32_t>(),
         rows(a[2], a[3], a[4]),
         a[5].shape[0],
         a[5].as<int32_t>(),
         Cache::of(keys.as<uint16_t>(), values.as<uint16_t>(), block_len, keys.shape[1])};
-    graph(a[0]).run(inputs, a[8].as<float>());
+    graph(a[0]).run(batch, a[8].as<float>());
     return {};
 }
 
@@ -250,16 +299,23 @@ const std::map<std::string_view, Value (*)(const Args&)> kFunctions = {
     {"quantize", run_quantize},
     {"requantize", run_requantize},
     {"first_non_finite", run_first_non_finite},
-    {"linear", run_linear},
-    {"embed", run_embed},
-    {"layer_norm", run_layer_norm},
-    {"store_kv", run_store_kv},
-    {"attention", run_attention},
+    {"testing.linear", run_linear},
+    {"testing.embed", run_embed},
+    {"testing.layer_norm", run_layer_norm},
+    {"testing.rms_norm", run_rms_norm},
+    {"testing.gated", run_gated},
+    {"testing.rotate", run_rotate},
+    {"testing.store_kv", run_store_kv},
+    {"testing.attention", run_attention},
     {"Matrix", make_matrix},
     {"Graph", make_graph},
     {"Graph.embed", run_graph_embed},
     {"Graph.layer_norm", run_graph_layer_norm},
+    {"Graph.rms_norm", run_graph_rms_norm},
     {"Graph.linear", run_graph_linear},
+    {"Graph.gated", run_graph_gated},
+    {"Graph.concat", run_graph_concat},
+    {"Graph.rotate", run_graph_rotate},
     {"Graph.attention", run_graph_attention},
     {"Graph.select", run_graph_select},
     {"Graph.run", run_graph},

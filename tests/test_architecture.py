@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -13,42 +15,34 @@ import starcoder
 
 ROOT = Path(starcoder.__file__).parent
 
-# From the bottom up. A module may import from lower levels, and within its own package.
-LEVELS = [
-    ["errors", "pocket"],
-    ["_core", "__init__", "arguments"],
-    ["config", "mapped_file", "tensor", "batch", "vocab", "options"],
-    ["checkpoint", "limits", "machine", "ops"],
-    ["long_text", "tokenizer"],
-    [
-        "formats",
-        "mix",
-        "quantize",
-        "finite",
-        "type_plan",
-        "models.layers",
-        "kv_cache",
-        "sampler",
-        "memory",
-    ],
-    ["hub", "models"],
-    ["engine"],
-    ["completion", "prompts", "facts", "loading", "stream", "llm", "bench"],
-    ["cli", "server"],
-    ["__main__"],
-]
-# What a level would allow and the drawing does not: who may import nothing of ours but this.
-ONLY = {
-    "sampler": {"errors", "options"},
-    "long_text": {"vocab"},
-    "tokenizer": {"errors", "long_text", "vocab"},
-    "models": {"batch", "checkpoint", "config", "errors", "kv_cache", "models", "ops", "tensor"},
-    "engine": {"batch", "engine", "errors", "kv_cache", "models", "options", "sampler"},
-    "cli": {"__init__", "cli", "completion", "errors", "formats", "hub", "llm", "quantize"}
-    | {"bench", "checkpoint", "config", "facts", "limits", "machine", "memory"}
-    | {"mix", "ops", "options", "pocket", "stream"},
-    "server": {"completion", "errors", "llm", "server", "stream"},
+# The rooms from the bottom up: the modules of each, and the rooms that they may import.
+# A module may import the others of its room, but no two each other.
+ROOMS = {
+    "base": ("__init__ errors pocket arguments", ""),
+    "core": ("_core mapped_file tensor batch ops machine limits", "base"),
+    "model": ("config vocab architecture checkpoint kv_cache models", "base core"),
+    "formats": ("formats", "base core model"),
+    "hub": ("hub", "base formats"),
+    "convert": ("mix type_plan finite quantize memory", "base core model"),
+    "text": ("long_text tokenizer", "base model"),
+    "sampling": ("options sampler", "base"),
+    "engine": ("engine", "base core model sampling"),
+    "completion": ("completion prompts stream", "base core text sampling engine"),
+    "llm": (
+        "facts loading llm",
+        "base core model formats hub convert text sampling engine completion",
+    ),
+    "bench": ("bench", "base core model formats hub convert"),
+    "cli": ("cli __main__", "base core model formats hub convert sampling completion llm bench"),
 }
+# The core from the bottom up: a file may include those of its own line and of the lines before.
+CORE_LEVELS = [
+    "sys",
+    "types simd probe",
+    "kernels.h ops",
+    "graph",
+    "python",
+]
 NEVER_TORCH = {"torch", "transformers", "tensorflow", "jax"}
 
 
@@ -57,16 +51,15 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 
 
+CORE = ROOT.parent.parent / "csrc"
+SOURCES = sorted(path for path in CORE.rglob("*") if path.suffix in (".cpp", ".h"))
 MODULES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
 
 
-def level(name: str) -> int:
-    """The level of a module: its own row, or that of its package; -1 if it has none."""
-    for known in (name, name.partition(".")[0]):
-        for i, row in enumerate(LEVELS):
-            if known in row:
-                return i
-    return -1
+def room(name: str) -> str:
+    """The room of a module; a package is in one room."""
+    package = name.partition(".")[0]
+    return next(room for room, (modules, _) in ROOMS.items() if package in modules.split())
 
 
 def imports(name: str) -> set[str]:
@@ -90,25 +83,86 @@ def own_imports(name: str) -> set[str]:
     return {n.partition(".")[2] or "__init__" for n in ours}
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_every_module_has_its_place(name: str) -> None:
-    assert level(name) >= 0
+def test_every_module_is_in_one_room_and_every_room_is_there() -> None:
+    listed = [module for modules, _ in ROOMS.values() for module in modules.split()]
+    assert len(listed) == len(set(listed))
+    assert {name.partition(".")[0] for name in MODULES} | {"_core"} == set(listed)
+
+
+def test_rooms_see_only_rooms_below() -> None:
+    below: set[str] = set()
+    for name, (_, seen) in ROOMS.items():
+        assert set(seen.split()) <= below, name
+        below.add(name)
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name != "__init__"])
-def test_imports_point_down_only(name: str) -> None:
-    package = name.partition(".")[0]
+def test_a_module_imports_what_its_room_may_see(name: str) -> None:
+    here = room(name)
     for other in own_imports(name):
-        same_room = other.partition(".")[0] == package or (
-            other in LEVELS[level(name)] and name in LEVELS[level(name)]
-        )
-        assert same_room or level(other) < level(name), f"{name} imports {other}"
+        assert room(other) in {here, *ROOMS[here][1].split()}, f"{name} imports {other}"
 
 
-@pytest.mark.parametrize("name", [n for n in MODULES if n.partition(".")[0] in ONLY])
-def test_some_rooms_see_less_than_their_level(name: str) -> None:
-    seen = {other.partition(".")[0] for other in own_imports(name)}
-    assert seen <= ONLY[name.partition(".")[0]]
+def test_no_two_modules_import_each_other() -> None:
+    """Nor do three in a circle. `__init__` imports nothing until a name is asked for."""
+    graph = {name: own_imports(name) - {name} for name in MODULES if name != "__init__"}
+    assert len(list(TopologicalSorter(graph).static_order())) >= len(graph)
+
+
+def test_no_room_may_see_what_it_does_not_use() -> None:
+    used: dict[str, set[str]] = {name: set() for name in ROOMS}
+    for name in MODULES:
+        if name != "__init__":
+            used[room(name)] |= {room(other) for other in own_imports(name)} - {room(name)}
+    assert used == {name: set(seen.split()) for name, (_, seen) in ROOMS.items()}
+
+
+def test_the_wheel_has_no_module_that_no_door_leads_to() -> None:
+    """What only a checkout needs, such as slow twins and other programs, is not in the package."""
+    doors = {"__init__", "__main__", "cli"}
+    reached: set[str] = set()
+    while doors:
+        name = doors.pop()
+        package = name.rpartition(".")[0]
+        reached.add(name)
+        doors |= ({*own_imports(name), package} & MODULES.keys()) - reached
+    assert reached == MODULES.keys()
+
+
+# ---- the core ------------------------------------------------------------------------------------
+
+
+def core_level(path: Path) -> int:
+    """The level of a file of the core, which is that of its folder."""
+    part = path.relative_to(CORE).parts[0]
+    return next(i for i, parts in enumerate(CORE_LEVELS) if part in parts.split())
+
+
+def core_includes(path: Path) -> set[Path]:
+    """The files of the core that a file includes."""
+    names = re.findall(r'^\s*#\s*include\s*"([^"]+)"', path.read_text(), re.MULTILINE)
+    return {CORE / name for name in names}
+
+
+def test_every_file_of_the_core_is_on_one_level() -> None:
+    listed = [part for parts in CORE_LEVELS for part in parts.split()]
+    assert len(listed) == len(set(listed))
+    assert {path.relative_to(CORE).parts[0] for path in SOURCES} == set(listed)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(CORE)))
+def test_includes_point_down_only(path: Path) -> None:
+    for other in core_includes(path):
+        assert other in SOURCES, f"{path} includes {other}"
+        assert core_level(other) <= core_level(path), f"{path} includes {other}"
+
+
+def test_no_two_headers_include_each_other() -> None:
+    graph = {path: core_includes(path) for path in SOURCES}
+    assert set(TopologicalSorter(graph).static_order()) == set(SOURCES)
+
+
+# ---- further rules -------------------------------------------------------------------------------
 
 
 def test_formats_know_nothing_of_each_other() -> None:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from starcoder import formats, limits, ops, pocket, quantize
-from starcoder.bench import roofline, synthetic
+from starcoder import formats, limits, models, ops, pocket, quantize
+from starcoder.architecture import Role
+from starcoder.bench import synthetic
 from starcoder.bench.result import Pairs, Result, Speed
-from starcoder.bench.rival import Rival
 from starcoder.bench.runner import Runner, Task, Work
 from starcoder.checkpoint import Checkpoint
-from starcoder.errors import InputError
 from starcoder.kv_cache import RUN_LEN
 from starcoder.limits import Limits
 from starcoder.mix import find_mix
@@ -117,13 +113,11 @@ def test_depth_and_batch_are_measured(run: Run) -> None:
         (["--shape", "large"], "--shape: found 'large', expected tiny_starcoder_py"),
         (["--shape", "small", "--type", "q4_0,q9"], "type: found 'q9'"),
         (["--shape", "small", "-m", "x"], "-m and --shape: found both"),
-        (["--type", "q4_0"], "--type: found no --shape"),
-        (["-m", "/no/such/model"], "found no such file"),
-        (["--plot", "x.png"], "--plot: found the suffix '.png', expected a name that ends in .svg"),
-        (["--plot", "/no/such/x.svg"], "--plot: found no folder /no/such"),
-        (["--against", "gpt"], "--against: found 'gpt', expected llama-cpp or ctranslate2"),
-        (["--against", "llama-cpp", "--batch", "2"], "--batch: found 2 with --against llama-cpp"),
-        (["--against", "ctranslate2", "--rival-python", "/no/python"], "--rival-python: found /no"),
+        (["--type", "q4_0"], "--type: no --shape"),
+        (["-m", "/no/such/model"], "no such file"),
+        (["--plot", "x.svg"], "expected python -m bench.roofline in the repository"),
+        (["--against", "llama-cpp"], "expected python -m bench.against in the repository"),
+        (["--rival-python", "x"], "--rival-python: found an option that has moved"),
     ],
 )
 def test_bad_options_are_one_line_before_anything_is_measured(
@@ -171,7 +165,9 @@ def test_the_shapes_are_those_of_the_family(monkeypatch: pytest.MonkeyPatch) -> 
     sizes = {"santacoder": 1.12e9, "starcoderbase-1b": 1.14e9, "starcoderbase-3b": 3.04e9}
     sizes |= {"starcoderbase-7b": 7.3e9, "starcoder": 15.5e9, "tiny_starcoder_py": 0.164e9}
     for name, size in sizes.items():
-        shapes = quantize.tensor_shapes(synthetic.config_of(name)).values()
+        config = synthetic.config_of(name)
+        specs = models.ARCHITECTURES["gpt_bigcode"].specs(config.n_layers).values()
+        shapes = [spec.shape(config) for spec in specs if spec.role is not Role.OUTPUT]
         assert sum(map(np.prod, shapes)) == pytest.approx(size, rel=0.03), name
 
 
@@ -213,6 +209,22 @@ def test_what_lies_before_the_depth_is_the_same_for_every_sequence() -> None:
         assert all(np.array_equal(other, first) for other in others)
 
 
+def result(type_name: str, kind: TensorType, speed: float = 1.0) -> Result:
+    prompt, decode = Work(512, 5e11, 1e9), Work(64, 6e10, 5e10)
+    return Result(
+        name="a <model>",
+        type_name=type_name,
+        type=kind,
+        task=Task(),
+        weights_bytes=1e9,
+        before=LIMITS,
+        after=replace(LIMITS, int8_gmacs=LIMITS.int8_gmacs / 2),
+        reads=(LIMITS.read_gbps, LIMITS.read_gbps),
+        prompt=Speed(prompt, (3 / speed,)),
+        decode=Speed(decode, (4 / speed,)),
+    )
+
+
 def test_a_ratio_is_that_of_pairs() -> None:
     ours = Speed(Work(10, 1, 1), (1.0, 2.0, 4.0))
     theirs = Speed(Work(10, 1, 1), (2.0, 2.0, 12.0))
@@ -231,147 +243,3 @@ def test_the_share_of_decoding_is_the_median_of_runs_beside_the_readings_around_
     assert one.decode_share == 16 / 25  # of 8 / 10, 16 / 25 and 8 / 40
     assert one.as_json()["read_gbps"] == 25
     assert replace(one, reads=(1.0,) * 4).decode_share == 1
-
-
-# The drawing ---------------------------------------------------------------------------------
-
-
-def result(type_name: str, kind: TensorType, speed: float = 1.0) -> Result:
-    prompt, decode = Work(512, 5e11, 1e9), Work(64, 6e10, 5e10)
-    return Result(
-        name="a <model>",
-        type_name=type_name,
-        type=kind,
-        task=Task(),
-        weights_bytes=1e9,
-        before=LIMITS,
-        after=replace(LIMITS, int8_gmacs=LIMITS.int8_gmacs / 2),
-        reads=(LIMITS.read_gbps, LIMITS.read_gbps),
-        prompt=Speed(prompt, (3 / speed,)),
-        decode=Speed(decode, (4 / speed,)),
-    )
-
-
-def texts_and_points(svg: str) -> tuple[list[str], int]:
-    root = ElementTree.fromstring(svg)
-    space = "{http://www.w3.org/2000/svg}"
-    points = [c for c in root.iter(f"{space}circle") if c.get("class") == "point"]
-    return ["".join(t.itertext()) for t in root.iter(f"{space}text")], len(points)
-
-
-def test_the_plot_has_two_points_a_type_and_names_everything() -> None:
-    kinds = [TensorType.Q4_0, TensorType.Q8_0, TensorType.F16]
-    results = [result(kind.name.lower(), kind) for kind in kinds]
-    texts, n_points = texts_and_points(roofline.draw(results, "a <model> & more"))
-    assert n_points == 6
-    assert "a <model> & more" in texts
-    for words in ("q4_0 prompt", "q8_0 decode", "f16 prompt", "int8 300", "bf16 150", "read: 20"):
-        assert any(words in text for text in texts), words
-
-
-def test_labels_of_a_crowded_plot_do_not_overlap_and_stay_on_the_page() -> None:
-    heights = [100.0, 100.0, 101.0, 103.0, 480.0, 490.0, 500.0, 502.0]
-    placed = roofline._spread(heights)
-    assert all(b - a >= roofline._LINE for a, b in pairwise(placed))
-    assert placed[-1] <= roofline._HEIGHT - roofline._BOTTOM
-
-
-def test_the_plot_is_written(run: Run, tmp_path: Path) -> None:
-    plot = tmp_path / "roof.svg"
-    shape = ["--shape", "small", "--type", "q4_0,q6_k"]
-    assert run("bench", *shape, *SHORT, "--plot", str(plot)).code == 0
-    assert texts_and_points(plot.read_text())[1] == 4
-
-
-# Other programs ------------------------------------------------------------------------------
-
-FAKE = """
-__version__ = "1.2"
-import sys
-print("chatter")
-
-class Llama:
-    def __init__(self, path, flash_attn, **_):
-        assert open(path, "rb").read(4) == b"GGUF"
-        self.n_tokens, self.n_evals, self.flash = 0, 0, flash_attn
-
-    def n_vocab(self):
-        return 512
-
-    def eval(self, tokens):
-        import time
-        time.sleep(0.003 if self.flash else 0.001)
-        self.n_tokens += len(tokens)
-
-    def close(self):
-        pass
-"""
-
-
-# What it ends with, a while after its answers have closed.
-LATE = "Late = type('', (), {'__str__': lambda _: __import__('time').sleep(0.3) or 'late words'})"
-
-
-@pytest.fixture
-def fake_llama_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A package of that name for the other program's Python."""
-    (tmp_path / "llama_cpp.py").write_text(FAKE)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # as most people's Python runs
-    return tmp_path / "llama_cpp.py"
-
-
-@pytest.mark.parametrize("source", ["file", "shape"])
-def test_a_rival_runs_in_turns_and_the_ratio_has_its_spread(
-    run: Run, model: str, fake_llama_cpp: Path, source: str
-) -> None:
-    chosen = ["-m", model] if source == "file" else ["--shape", "small"]
-    args = ["bench", *chosen, *SHORT, "--against", "llama-cpp"]
-    answer = json.loads(run(*args, "--json").out)
-    assert answer["rival"] == "llama.cpp (llama-cpp-python 1.2), flash attention off"
-    for kind in ("prompt", "decode"):
-        low, high = answer[f"{kind}_ratio_range"]
-        assert 0 < low <= answer[f"{kind}_ratio"] <= high
-        assert answer[f"rival_{kind}_tps"] > 0
-    assert "q4_0 to llama.cpp (llama-cpp-python 1.2)" in run(*args).out
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (("assert open", "raise RuntimeError('no ' + 'luck') #"), "RuntimeError: no luck"),
-        (("assert open", "import os; sys.exit('bye' + 'bye') #"), "it ended: byebye"),
-        (("assert open", f"{LATE}; sys.exit(Late()) #"), "it ended: late words"),
-    ],
-)
-def test_a_rival_that_fails_is_quoted(
-    run: Run, model: str, fake_llama_cpp: Path, change: tuple[str, str], message: str
-) -> None:
-    fake_llama_cpp.write_text(FAKE.replace(*change))
-    found = run("bench", "-m", model, *SHORT, "--against", "llama-cpp")
-    assert (found.code, found.out) == (2, "")
-    assert f"--against llama-cpp: found {message}" in found.err
-
-
-@pytest.mark.parametrize(
-    ("kind", "package"), [("llama-cpp", "llama-cpp-python"), ("ctranslate2", "ctranslate2")]
-)
-def test_a_rival_that_is_not_installed_says_how_to_install_it(
-    tmp_path: Path, kind: str, package: str
-) -> None:
-    bare = tmp_path / "python"
-    bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
-    bare.chmod(0o755)
-    with pytest.raises(InputError, match=f"-m pip install {package}.*--rival-python"):
-        Rival(kind, str(bare))
-
-
-def test_a_rival_leaves_no_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_llama_cpp: Path
-) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
-    (tmp_path / "temporary").mkdir()
-    with Rival("llama-cpp", sys.executable) as rival:
-        rival.load(small(), Task(4, 2), 1)
-        assert list((tmp_path / "temporary").iterdir())
-    assert not list((tmp_path / "temporary").iterdir())

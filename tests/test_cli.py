@@ -215,10 +215,10 @@ def test_help_and_version(run: Run) -> None:
         (["nonsense"], "command line: found 'nonsense', expected a command (convert, quantize,"),
         (["-p"], "'-p' requires an argument"),
         (["-p", "a", "-f", "b"], "-p and -f: found both, expected one prompt"),
-        (["-f", "/no/such/file"], "-f /no/such/file: found no such file or directory"),
+        (["-f", "/no/such/file"], "-f /no/such/file: no such file or directory"),
         (["-f", "/"], "-f /: found is a directory"),
-        (["-tt", "/no/such/file"], "-tt /no/such/file: found no such file"),
-        (["-m", "/no/such/model"], "/no/such/model: found no such file"),
+        (["-tt", "/no/such/file"], "-tt /no/such/file: no such file"),
+        (["-m", "/no/such/model"], "/no/such/model: no such file"),
         (["-p", "\udcff"], "-p: found byte 0xff at offset 0, expected UTF-8 text"),
     ],
 )

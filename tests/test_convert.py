@@ -71,7 +71,7 @@ def test_legacy_to_legacy_and_to_gguf(run: Run, tiny: TinyModel, tmp_path: Path)
     for name, kind in {"x": "ggml", "x.bin": "ggml", "x.gguf": "GGUF"}.items():
         assert run("quantize", source, str(tmp_path / name), "2").code == 0
         found = formats.read(tmp_path / name)
-        assert found.format.startswith(kind)
+        assert found.label.startswith(kind)
         assert found.tensors["blk.0.ffn_up.weight"].type is TensorType.Q4_0
         for part in ("attn_qkv.weight", "attn_qkv.bias", "ffn_down.weight"):
             wanted = formats.read(tmp_path / "wanted.bin").tensors[f"blk.1.{part}"]
@@ -120,7 +120,7 @@ def test_what_is_lost_is_said(run: Run, data: Path, tmp_path: Path) -> None:
         (("quantize", "IN", "out.gguf", "q4_0", "--tensor-type", "x"), "PATTERN=TYPE"),
         (("quantize", "IN", "out.gguf", "q4_0", "--output-type", "q4_k_m"), "did you mean q4_k?"),
         (("quantize", "IN", "out.gguf", "q4_0", "-t", "0"), "--threads"),
-        (("quantize", "IN", "no/out.gguf", "q4_0"), "found no folder no,"),
+        (("quantize", "IN", "no/out.gguf", "q4_0"), "no folder no,"),
         (("quantize", "missing.gguf", "out.gguf", "q4_0"), "no such file"),
         (("quantize", "IN", "out.bin", "q4_k_m"), "legacy file"),
         (("convert", "IN", "out.xyz"), "--format gguf"),

@@ -16,7 +16,7 @@ import pytest
 import starcoder
 from starcoder import formats, models, ops, quantize
 from starcoder.errors import FormatError
-from starcoder.formats._bytes import map_file
+from starcoder.formats._mapped import map_file
 from starcoder.mix import find_mix
 from starcoder.quantize import Choice
 from starcoder.tensor import Tensor
@@ -83,7 +83,7 @@ def test_other_bus_errors_still_end_the_process(tmp_path: Path) -> None:
     code = """
 import mmap, os, sys
 from pathlib import Path
-from starcoder.formats._bytes import map_file
+from starcoder.formats._mapped import map_file
 path = Path(sys.argv[1])
 path.write_bytes(bytes(20_000))
 ours = map_file(path)

@@ -379,7 +379,7 @@ def test_a_step_that_is_interrupted_can_be_taken_again() -> None:
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        ([], "found no tokens"),
+        ([], "no tokens"),
         ([1] * (N_CTX + 1), f"found {N_CTX + 1} tokens, expected at most {N_CTX}"),
         ([1, N_VOCAB], "found token id 50, expected 0 to 49"),
         ([-1], "found token id -1"),

@@ -83,7 +83,7 @@ def test_a_file_of_token_tests_without_a_test_is_a_mistake(run: Run, tmp_path: P
     file = tmp_path / "tests"
     file.write_text("def f( = 1,2\n\n")
     assert error_of(run, "-tt", str(file)) == (
-        f"-tt {file}: found no test, expected lines of text => id,id,id"
+        f"-tt {file}: no test, expected lines of text => id,id,id"
     )
 
 
@@ -144,7 +144,7 @@ def test_sizes_of_parts_end_in_gb_or_g(run: Run, tmp_path: Path, tiny: TinyModel
 def test_a_missing_folder_is_named(run: Run, tmp_path: Path, options: list[str]) -> None:
     folder = tmp_path / "none"
     error = run("convert", MODEL, str(folder / "x.gguf"), *options).err.splitlines()[-1]
-    assert error.endswith(f": found no folder {folder}, expected one that exists; make it first")
+    assert error.endswith(f": no folder {folder}, expected one that exists; make it first")
 
 
 def test_two_types_for_the_matrix_of_a_tied_model_are_explained(run: Run, tmp_path: Path) -> None:

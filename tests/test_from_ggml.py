@@ -95,9 +95,9 @@ def test_starcoder_quantize_writes_what_starcoder_quantize_writes(
         ([], "Missing argument 'IN'; usage: starcoder-quantize [OPTIONS] IN OUT TYPE; see "),
         (["in.gguf", "x.gguf"], "Missing argument 'TYPE'; usage: starcoder-quantize"),
         (["in.gguf", "x.gguf", "4"], "TYPE: found '4', expected f32 f16"),
-        (["none.bin", "x.bin", "2"], "none.bin: found no such file"),
+        (["none.bin", "x.bin", "2"], "none.bin: no such file"),
         (["in.gguf", "x.gguf", "2", "3"], "unexpected extra argument"),
-        (["in.gguf", "x.gguf", "2", "--tensor_type", "nope=q8_0"], "nope=q8_0: found no tensor"),
+        (["in.gguf", "x.gguf", "2", "--tensor_type", "nope=q8_0"], "nope=q8_0: no tensor"),
         (["in.gguf", "x.gguf", "2", "-t", "0"], "see starcoder-quantize --help"),
     ],
 )

@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from starcoder import LLM, FormatError, InputError, WriteError, formats
+from starcoder import LLM, WriteError, formats
 from starcoder.checkpoint import Checkpoint
 from tests.helpers.command import Run
-from tests.helpers.gguf import Value, gguf_keys, gguf_tensors, write_gguf
-from tests.helpers.gguf_parts import U16, part, split, write_part
-from tests.helpers.legacy import write_legacy
+from tests.helpers.gguf import Value, gguf_tensors, write_gguf
+from tests.helpers.gguf_parts import U16, fails, part, read_parts, split, whole, write_part
 from tests.helpers.tiny import TinyModel, make_tiny
-
-
-def whole(tmp_path: Path, model: TinyModel) -> Path:
-    return write_gguf(tmp_path / "whole.gguf", model)
-
-
-# ------------------------------------------------------------------------------------------------
-# Read
 
 
 @pytest.mark.parametrize("first_tensor", [0, 1])
@@ -38,7 +24,7 @@ def test_any_part_opens_the_whole(tmp_path: Path, tiny: TinyModel, first_tensor:
     for path in split(tmp_path / "parts", tiny, 3, first_tensor):
         checkpoint = formats.read(path)
         assert checkpoint == expected
-        assert (checkpoint.format, checkpoint.n_parts) == ("GGUF v3, 3 parts", 3)
+        assert (checkpoint.label, checkpoint.n_parts) == ("GGUF v3, 3 parts", 3)
         assert checkpoint.source == str(part(tmp_path / "parts", 1, 3))
 
 
@@ -88,31 +74,24 @@ def test_links_to_the_parts_are_followed(tmp_path: Path, tiny: TinyModel) -> Non
     assert found == formats.read(whole(tmp_path, tiny))
 
 
-def refused(path: Path, *words: str) -> None:
-    with pytest.raises(FormatError) as caught:
-        formats.read(path)
-    for word in words:
-        assert word in str(caught.value)
-
-
 def test_a_missing_part_is_named(tmp_path: Path, tiny: TinyModel) -> None:
     paths = split(tmp_path, tiny)
     for missing in (2, 0):
         paths[missing].rename(tmp_path / "away")
-        refused(paths[1], paths[missing].name, f"no part {missing + 1} of 3", "one folder")
+        fails(paths[1], paths[missing].name, f"no part {missing + 1} of 3", "one folder")
         (tmp_path / "away").rename(paths[missing])
 
 
 def test_a_part_under_another_name_is_told_its_own(tmp_path: Path, tiny: TinyModel) -> None:
     paths = split(tmp_path, tiny)
     renamed = paths[1].rename(tmp_path / "model.gguf")
-    refused(renamed, "part 2 of 3", "the name m-00002-of-00003.gguf", "rename it")
+    fails(renamed, "part 2 of 3", "the name m-00002-of-00003.gguf", "rename it")
     alone = tmp_path / "alone"
     alone.mkdir()
     shutil.copy(renamed, alone)
-    refused(alone / "model.gguf", "NAME-00002-of-00003.gguf, where NAME is that of the other parts")
-    refused(renamed.rename(part(tmp_path, 3, 4)), "m-00002-of-00003.gguf")
-    refused(part(tmp_path, 3, 4).rename(tmp_path / "m-00002-of-00003"), "m-00002-of-00003.gguf")
+    fails(alone / "model.gguf", "NAME-00002-of-00003.gguf, where NAME is that of the other parts")
+    fails(renamed.rename(part(tmp_path, 3, 4)), "m-00002-of-00003.gguf")
+    fails(part(tmp_path, 3, 4).rename(tmp_path / "m-00002-of-00003"), "m-00002-of-00003.gguf")
 
 
 @pytest.mark.parametrize("out", ["m-00002-of-00003.gguf", "link.gguf"])
@@ -173,7 +152,7 @@ def test_parts_of_two_trainings_of_one_model_are_told_apart(tmp_path: Path) -> N
             tmp_path / name / "m.gguf", tiny_checkpoint(tmp_path, seed), max_part_bytes=60_000
         )
     shutil.copy(part(tmp_path / "b", 2, 3), tmp_path / "a")
-    refused(part(tmp_path / "a", 1, 3), "a part of another model")
+    fails(part(tmp_path / "a", 1, 3), "a part of another model")
 
 
 def test_parts_keep_the_permissions_of_those_they_replace(tmp_path: Path) -> None:
@@ -245,7 +224,7 @@ def test_a_foreign_part_is_named(
     tmp_path: Path, tiny: TinyModel, kind: str, words: list[str]
 ) -> None:
     spoil(tmp_path, tiny, kind)
-    refused(part(tmp_path, 1, 3), *words)
+    fails(part(tmp_path, 1, 3), *words)
 
 
 @pytest.mark.parametrize(
@@ -265,7 +244,7 @@ def test_nonsense_of_parts_is_refused(
 ) -> None:
     split(tmp_path, tiny)
     tensors = gguf_tensors(tiny)
-    refused(write_part(tmp_path, tiny, 0, 3, tensors[: len(tensors) // 3], marks), "split.")
+    fails(write_part(tmp_path, tiny, 0, 3, tensors[: len(tensors) // 3], marks), "split.")
 
 
 def test_headers_of_all_parts_are_bounded_together(
@@ -278,255 +257,4 @@ def test_headers_of_all_parts_are_bounded_together(
     large = {"x.text": Value("str", "x" * 9000)}
     tensors = gguf_tensors(tiny)
     write_part(tmp_path, tiny, 2, 3, tensors[len(tensors) * 2 // 3 :], large)
-    refused(paths[0], "00003-of-00003", "header")
-
-
-# ------------------------------------------------------------------------------------------------
-# Written
-
-
-def read_parts(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*-of-*.gguf"))
-
-
-@pytest.mark.parametrize("max_part_bytes", [1, 20_000, 60_000, 1 << 30])
-def test_written_parts_are_the_model(tmp_path: Path, tiny: TinyModel, max_part_bytes: int) -> None:
-    checkpoint = formats.read(whole(tmp_path, tiny))
-    out = tmp_path / "out"
-    out.mkdir()
-    nbytes = formats.write(out / "m.gguf", checkpoint, max_part_bytes=max_part_bytes)
-    paths = read_parts(out)
-    expected = formats.part_paths(out / "m.gguf", checkpoint.tensors, max_part_bytes)
-    assert paths == expected == sorted(out.iterdir())
-    assert sum(path.stat().st_size for path in paths) == nbytes
-    for path in paths:
-        assert formats.read(path) == checkpoint
-
-
-def test_other_readers_find_what_llama_cpp_wants(tmp_path: Path, tiny: TinyModel) -> None:
-    gguf = pytest.importorskip("gguf")
-    formats.write(tmp_path / "m.gguf", formats.read(whole(tmp_path, tiny)), max_part_bytes=60_000)
-    paths, names = read_parts(tmp_path), []
-    for i, path in enumerate(paths):
-        reader = gguf.GGUFReader(path)
-        field = reader.fields
-        assert [field["split.no"].contents(), field["split.count"].contents()] == [i, len(paths)]
-        assert [t.name for t in field["split.no"].types] == ["UINT16"]
-        assert [t.name for t in field["split.count"].types] == ["UINT16"]
-        assert field["split.tensors.count"].contents() == len(tiny.weights)
-        assert [t.name for t in field["split.tensors.count"].types] == ["INT32"]
-        assert ("general.architecture" in field) is (i == 0)
-        names += [tensor.name for tensor in reader.tensors]
-    assert sorted(names) == sorted(tiny.weights)
-
-
-def test_parts_that_the_gguf_package_writes_are_read(tmp_path: Path, tiny: TinyModel) -> None:
-    gguf = pytest.importorskip("gguf")
-    writer = gguf.GGUFWriter(None, "starcoder", split_max_tensors=10)
-    add = {"u32": writer.add_uint32, "f32": writer.add_float32, "str": writer.add_string}
-    for key, value in gguf_keys(tiny).items():
-        if key != "general.architecture":
-            is_list = isinstance(value.value, list)
-            (writer.add_array if is_list else add[value.type])(key, value.value)
-    for name, array in tiny.weights.items():
-        writer.add_tensor(name, array)
-    writer.write_header_to_file(tmp_path / "m.gguf")
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    assert len(read_parts(tmp_path)) == 3
-    expected = formats.read(whole(tmp_path, tiny))
-    for path in read_parts(tmp_path):
-        assert formats.read(path) == expected
-
-
-def test_the_same_input_gives_the_same_parts(tmp_path: Path, tiny: TinyModel) -> None:
-    checkpoint = formats.read(whole(tmp_path, tiny))
-    raws = []
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        formats.write(tmp_path / name / "m.gguf", checkpoint, max_part_bytes=60_000)
-        raws.append([path.read_bytes() for path in read_parts(tmp_path / name)])
-    assert raws[0] == raws[1]
-
-
-def test_parts_of_two_types_are_no_model(tmp_path: Path, tiny: TinyModel) -> None:
-    """Same names, same number of parts; llama.cpp would run the mixture."""
-    for name, changed in (("a", "one"), ("b", "two")):
-        (tmp_path / name).mkdir()
-        checkpoint = formats.read(whole(tmp_path, tiny))
-        checkpoint = replace(checkpoint, config=replace(checkpoint.config, name=changed))
-        source = replace(checkpoint, carried={})
-        formats.write(tmp_path / name / "m.gguf", source, max_part_bytes=60_000)
-    count = len(read_parts(tmp_path / "a"))
-    shutil.copy(part(tmp_path / "b", 2, count), tmp_path / "a")
-    refused(part(tmp_path / "a", 1, count), f"00002-of-{count:05}", "another model")
-
-
-def test_a_set_may_be_written_over_itself(tmp_path: Path, tiny: TinyModel) -> None:
-    expected = formats.read(whole(tmp_path, tiny))
-    paths = split(tmp_path / "p", tiny, 3)
-    for max_part_bytes in (40_000, 80_000, 80_000):
-        source = formats.read(paths[0])
-        formats.write(paths[0], source, max_part_bytes=max_part_bytes)
-        paths = formats.part_paths(paths[0], source.tensors, max_part_bytes)
-        assert formats.read(paths[-1]) == expected
-
-
-def test_parts_of_another_number_are_not_mistaken(tmp_path: Path, tiny: TinyModel) -> None:
-    expected: dict[Path, np.ndarray] = {}
-    for model, size in ((make_tiny(1), 60_000), (tiny, 80_000)):
-        checkpoint = formats.read(whole(tmp_path, model))
-        formats.write(tmp_path / "m.gguf", checkpoint, max_part_bytes=size)
-        paths = formats.part_paths(tmp_path / "m.gguf", checkpoint.tensors, size)
-        expected |= dict.fromkeys(paths, model.weights["output_norm.bias"])
-    assert len({path.name[-10:] for path in expected}) == 2
-    for path, bias in expected.items():
-        assert np.array_equal(formats.read(path).tensors["output_norm.bias"].array(), bias)
-
-
-def test_what_ends_writing_leaves_the_old_parts(
-    tmp_path: Path, tiny: TinyModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    paths = split(tmp_path, make_tiny(1))
-    before = [path.read_bytes() for path in paths]
-    checkpoint = formats.read(whole(tmp_path, tiny))
-
-    def stop(nbytes: int) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        formats.write(paths[0], checkpoint, max_part_bytes=60_000, on_bytes=stop)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 8, 1))
-    with pytest.raises(WriteError, match=r"1 bytes free, expected room for .* in all parts"):
-        formats.write(paths[0], checkpoint, max_part_bytes=60_000)
-    assert [path.read_bytes() for path in paths] == before
-    assert {*tmp_path.iterdir()} == {*paths, tmp_path / "whole.gguf"}
-
-
-KILLED = """
-import os, signal, sys
-from starcoder import formats
-from starcoder.formats import _write_parts
-rename, left = os.rename, int(sys.argv[3])
-def killed(*args):
-    global left
-    if os.path.basename(os.path.dirname(args[1])) == "out":  # under its name
-        if not left:
-            os.kill(os.getpid(), signal.SIGKILL)
-        left -= 1
-    rename(*args)
-os.rename = killed
-formats.write(sys.argv[2], formats.read(sys.argv[1]), max_part_bytes=60_000)
-"""
-
-KILLED_WRITING = """
-stop = lambda n: os.kill(os.getpid(), signal.SIGKILL)
-source = formats.read(sys.argv[1])
-formats.write(sys.argv[2], source, max_part_bytes=60_000, on_bytes=stop)
-"""
-
-
-@pytest.mark.parametrize("n_renamed", [0, 1, 2])
-def test_a_kill_never_leaves_a_mixture_that_opens(
-    tmp_path: Path, tiny: TinyModel, n_renamed: int
-) -> None:
-    """Killed before the renaming of a part: the set before is whole, or has no first part."""
-    source, out = whole(tmp_path, tiny), tmp_path / "out" / "m.gguf"
-    out.parent.mkdir()
-    old = formats.read(write_gguf(tmp_path / "old.gguf", make_tiny(1)))
-    formats.write(out, old, max_part_bytes=60_000)
-    paths = read_parts(out.parent)
-    command = [sys.executable, "-c", KILLED, str(source), str(out), str(n_renamed)]
-    assert subprocess.run(command).returncode == -signal.SIGKILL
-    for path in read_parts(out.parent):
-        refused(path, paths[0].name, "no part 1 of")
-    formats.write(out, old, max_part_bytes=60_000)
-    assert sorted(out.parent.iterdir()) == paths  # and what the killed run left is gone
-    assert formats.read(paths[0]) == old
-
-
-def test_a_kill_while_bytes_are_written_leaves_the_old_set(tmp_path: Path, tiny: TinyModel) -> None:
-    source, out = whole(tmp_path, tiny), tmp_path / "m.gguf"
-    old = formats.read(write_gguf(tmp_path / "old.gguf", make_tiny(1)))
-    formats.write(out, old, max_part_bytes=60_000)
-    code = KILLED.split("rename, left")[0] + KILLED_WRITING
-    result = subprocess.run([sys.executable, "-c", code, str(source), str(out)])
-    assert result.returncode == -signal.SIGKILL
-    for path in read_parts(tmp_path):
-        assert formats.read(path) == old
-
-
-def test_two_writers_of_one_set_leave_one_of_them(tmp_path: Path, tiny: TinyModel) -> None:
-    out = tmp_path / "out" / "m.gguf"
-    out.parent.mkdir()
-    sources = [write_gguf(tmp_path / f"{i}.gguf", make_tiny(i)) for i in range(2)]
-    code = "import sys; from starcoder import formats; source = formats.read(sys.argv[1])\n"
-    code += "for _ in range(20): formats.write(sys.argv[2], source, max_part_bytes=60_000)"
-    commands = [[sys.executable, "-c", code, str(source), str(out)] for source in sources]
-    runs = [subprocess.Popen(command) for command in commands]
-    assert [run.wait() for run in runs] == [0, 0]
-    paths = read_parts(out.parent)
-    assert sorted(out.parent.iterdir()) == paths
-    assert formats.read(paths[1]) in [formats.read(source) for source in sources]
-
-
-def test_a_legacy_file_is_never_cut(tmp_path: Path, tiny: TinyModel, run: Run) -> None:
-    source = write_legacy(tmp_path / "in.bin", tiny)
-    with pytest.raises(InputError, match="legacy"):
-        formats.write(tmp_path / "x.bin", formats.read(source), legacy=True, max_part_bytes=1)
-    for command in (("convert", "out.bin"), ("quantize", "out.bin", "q4_0")):
-        name, out, *rest = command
-        arguments = (str(source), str(tmp_path / out), *rest, "--split-max-size", "1M")
-        result = run(name, *arguments)
-        assert (result.code, "legacy file in parts" in result.err) == (2, True)
-    assert [*tmp_path.iterdir()] == [source]
-
-
-# ------------------------------------------------------------------------------------------------
-# The commands
-
-
-@pytest.mark.parametrize("command", ["convert", "quantize"])
-def test_commands_write_parts_and_join_them(
-    tmp_path: Path, data: Path, run: Run, command: str
-) -> None:
-    source = data / "gpt_bigcode-q4_0.gguf"
-    options = ("--type", "f32") if command == "convert" else ("f32",)
-    out, joined = tmp_path / "m.gguf", tmp_path / "joined.gguf"
-    result = run(command, str(source), str(out), *options, "--split-max-size", "3M")
-    paths = read_parts(tmp_path)
-    assert result.code == 0, result.err
-    assert len(paths) > 2
-    assert f"wrote {len(paths)} parts, the first {paths[0]}" in result.err
-    assert max(path.stat().st_size for path in paths) < 3.2e6
-    assert run(command, str(paths[1]), str(joined), *options).code == 0
-    single = tmp_path / "single.gguf"
-    assert run(command, str(source), str(single), *options).code == 0
-    assert formats.read(joined) == formats.read(single) == formats.read(paths[0])
-
-
-@pytest.mark.parametrize("size", ["", "0M", "5", "5K", "-1G", "1.5G", "9999999G", "x"])
-def test_a_size_that_is_none_is_one_line(
-    tmp_path: Path, tiny: TinyModel, run: Run, size: str
-) -> None:
-    args = (str(whole(tmp_path, tiny)), str(tmp_path / "o.gguf"), f"--split-max-size={size}")
-    result = run("convert", *args)
-    assert (result.code, result.err.count("\n")) == (2, 1)
-    assert "expected a whole number and M or G" in result.err
-
-
-def test_inspect_says_how_many_parts(tmp_path: Path, tiny: TinyModel, run: Run) -> None:
-    path = str(split(tmp_path, tiny)[2])
-    assert "format         GGUF v3, 3 parts" in run("inspect", path).out.splitlines()
-    facts = json.loads(run("inspect", path, "--json", "--check").out)
-    assert (facts["n_parts"], facts["finite"], len(facts["tensors"])) == (3, True, 28)
-
-
-def test_generate_and_bench_take_a_part(tmp_path: Path, tiny: TinyModel, run: Run) -> None:
-    path = str(split(tmp_path, tiny)[1])
-    options = ("-p", "def f", "-n", "4", "--temp", "0", "--ignore-eos")
-    texts = [run("-m", m, *options).out for m in (path, str(whole(tmp_path, tiny)))]
-    assert texts[0] == texts[1] != ""
-    bench = run("bench", "-m", path, "-p", "4", "-n", "2", "-r", "1", "--json")
-    assert bench.code == 0
+    fails(paths[0], "00003-of-00003", "header")

@@ -14,28 +14,11 @@ from starcoder import LLM, formats
 from starcoder.errors import FormatError
 from starcoder.tokenizer import Tokenizer
 from starcoder.vocab import Vocab
-from tests.helpers.hf import hf_tokenizer, write_hf
+from tests.helpers.hf import hf_tokenizer, put, write_hf
+from tests.helpers.refusals import refused
 from tests.helpers.tiny import TinyModel, make_tiny, printable
 
 PROMPT = "def f(x1, größer):\n    return 2048 + 1  # <fim_prefix>"
-
-
-def put(path: Path, name: str, value: Any) -> Path:
-    """One more file in a folder: text, bytes, or JSON of anything else."""
-    if isinstance(value, bytes):
-        (path / name).write_bytes(value)
-    else:
-        (path / name).write_text(value if isinstance(value, str) else json.dumps(value))
-    return path
-
-
-def refused(path: Path, *words: str) -> None:
-    with pytest.raises(FormatError) as caught:
-        formats.read(path)
-    message = str(caught.value)
-    assert all(word in message for word in words), message
-    assert "damaged" not in message
-    assert message.isprintable()
 
 
 # ------------------------------------------------------------------------------------------------
@@ -204,7 +187,7 @@ def test_files_that_contradict_each_other_are_refused(tmp_path: Path, tiny: Tiny
 def test_one_file_of_the_two_is_not_enough(tmp_path: Path, tiny: TinyModel, name: str) -> None:
     path = write_vocab(tmp_path / "hf", tiny)
     (path / name).unlink()
-    refused(path, "tokenizer.json: found no such file", "vocab.json and merges.txt")
+    refused(path, "tokenizer.json: no such file", "vocab.json and merges.txt")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -409,3 +392,14 @@ def test_ends_survive_gguf(tmp_path: Path) -> None:
     checkpoint = formats.read(tmp_path / "hf")
     formats.write(tmp_path / "x.gguf", checkpoint)
     assert formats.read(tmp_path / "x.gguf").vocab.eos_id == vocab.eos_id == IM_END
+
+
+def test_more_tokens_without_weights_than_a_file_can_hold_are_refused(
+    tmp_path: Path, tiny: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("starcoder.formats._hf_vocab.MAX_TOKENS", 320)
+    added = hf_tokenizer(tiny)["added_tokens"]
+    added += [{"id": 320 + i, "content": f"<{i}>", "special": True} for i in range(321)]
+    path = write_hf(tmp_path / "hf", tiny, tokenizer={"added_tokens": added})
+    with pytest.raises(FormatError, match="321 added tokens without a row in the embedding"):
+        formats.read(path)

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from starcoder import formats, hub
-from tests.helpers.fake_hub import COMMIT, ID, FakeHub, fails, folder_of, serving, starcoder
+from tests.helpers.fake_hub import COMMIT, ID, FakeHub, fails, folder_of, starcoder
 from tests.helpers.hf import write_hf
 from tests.helpers.tiny import TinyModel
 from tests.helpers.torch_file import write_hf_bin
-
-
-@pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    with serving(tmp_path, monkeypatch) as fake:
-        yield fake
 
 
 @pytest.fixture
@@ -239,5 +232,5 @@ def test_the_command_runs_a_model_by_its_id(served: FakeHub, tmp_path: Path) -> 
     assert result.stdout.startswith("def")
     result = starcoder(served, tmp_path, "-m", "owner/none", *options)
     assert result.returncode == 2
-    assert result.stderr.startswith("starcoder: error: owner/none: found no such path")
+    assert result.stderr.startswith("starcoder: error: owner/none: no such path")
     assert result.stderr.count("\n") == 1

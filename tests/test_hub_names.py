@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,15 +11,9 @@ from starcoder import LLM, formats, hub
 from starcoder.hub._choice import UnfitError, choose
 from starcoder.hub._library import HubError, hosts
 from starcoder.hub._names import Name, parse
-from tests.helpers.fake_hub import COMMIT, ID, FakeHub, fails, serving, starcoder
+from tests.helpers.fake_hub import COMMIT, ID, FakeHub, fails, starcoder
 from tests.helpers.hf import write_hf
 from tests.helpers.tiny import TinyModel
-
-
-@pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    with serving(tmp_path, monkeypatch) as fake:
-        yield fake
 
 
 @pytest.fixture
@@ -324,8 +317,8 @@ def test_every_command_takes_a_name(served: FakeHub, tmp_path: Path) -> None:
 
 
 def test_a_model_is_made_and_measured_by_its_name(served: FakeHub) -> None:
-    from starcoder.cli import bench
+    from starcoder.bench import sources
 
-    (source,) = bench._sources(f"{ID}@main:q8_0", None, None, None)
-    assert source.open().source.endswith("tiny.Q8_0.gguf")
+    (source,) = sources.find(f"{ID}@main:q8_0", None, None, None)
+    assert source.open()[0].source.endswith("tiny.Q8_0.gguf")
     assert LLM(f"{ID}:q8_0", n_threads=1).generate("def", max_tokens=1).prompt_tokens

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +10,7 @@ import pytest
 
 from starcoder import formats, hub
 from starcoder.errors import FormatError
-from tests.helpers.fake_hub import ID, FakeHub, fails, serving, starcoder
-from tests.helpers.hf import write_hf
-from tests.helpers.tiny import TinyModel
-
-
-@pytest.fixture
-def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: TinyModel) -> Iterator[FakeHub]:
-    with serving(tmp_path, monkeypatch) as fake:
-        fake.add(write_hf(tmp_path / "served", tiny))
-        yield fake
+from tests.helpers.fake_hub import ID, FakeHub, fails, starcoder
 
 
 def change(served: FakeHub, **values: Any) -> None:
@@ -70,10 +60,10 @@ def test_what_the_check_lets_through_is_what_is_read(served: FakeHub) -> None:
 
 
 def test_a_file_that_is_not_there_is_told_with_those_that_are(served: FakeHub) -> None:
-    line = fails("found no file nope.gguf", name=f"{ID}:nope.gguf")
+    line = fails("no file nope.gguf", name=f"{ID}:nope.gguf")
     assert line.endswith("expected one of config.json, model.safetensors, tokenizer.json")
     served.files |= {"a-q4_0.gguf": b"GGUF", "b-q4_0.gguf": b"GGUF"}
-    line = fails("found no file nope.gguf", name=f"{ID}:nope.gguf")
+    line = fails("no file nope.gguf", name=f"{ID}:nope.gguf")
     assert line.endswith("expected one of a-q4_0.gguf, b-q4_0.gguf")
 
 

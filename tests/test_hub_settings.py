@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.fake_hub import ID, FakeHub, python, serving
-from tests.helpers.hf import write_hf
-from tests.helpers.tiny import TinyModel
-
-
-@pytest.fixture
-def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: TinyModel) -> Iterator[FakeHub]:
-    with serving(tmp_path, monkeypatch) as fake:
-        fake.add(write_hf(tmp_path / "served", tiny))
-        yield fake
-
+from tests.helpers.fake_hub import ID, FakeHub, python
 
 _RESOLVE = """
 import sys

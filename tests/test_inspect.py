@@ -30,6 +30,16 @@ def test_it_shows_shape_vocabulary_and_tensors(run: Run, tiny_path: Path) -> Non
     assert row.split() == ["blk.1.ffn_down.weight", "32", "x", "128", "f32", "16,384", "32"]
 
 
+def test_it_shows_the_steps_that_run_the_model(run: Run, data: Path) -> None:
+    result = run("inspect", str(data / "gpt_bigcode-q4_0.gguf"), "--graph")
+    assert (result.code, result.err) == (0, "")
+    lines = result.out.splitlines()
+    assert lines[0] == "%0 = embed  [1024 x 256 Q6_K] positions  -> 256"
+    assert lines[2] == "%2 = linear %1  [384 x 256 Q4_0] bias  -> 384"
+    assert sum(" = attention " in line for line in lines) == 2
+    assert lines[-1] == "%18 = linear %17  [1024 x 256 Q6_K]  -> 1024 of the selected rows"
+
+
 def test_json_adds_up(run: Run, data: Path) -> None:
     result = run("inspect", str(data / "gpt_bigcode-q4_0.gguf"), "--json", "--check")
     facts = json.loads(result.out)
@@ -72,3 +82,27 @@ def test_a_bad_file_is_one_line(run: Run, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"GGUF\x03")
     result = run("inspect", str(tmp_path / "x"))
     assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
+
+
+def test_position_embeddings_are_shown_and_kept_in_the_type_of_the_file(
+    run: Run, tmp_path: Path, tiny: TinyModel
+) -> None:
+    source, first, second = (str(tmp_path / name) for name in ("a.gguf", "b.gguf", "c.gguf"))
+    write_gguf(Path(source), tiny)
+    assert run("quantize", source, first, "q8_0", "--tensor-type", "position_embd=f16").code == 0
+    assert run("convert", first, second).code == 0
+    for path in (first, second):
+        facts = json.loads(run("inspect", path, "--json").out)
+        types = {t["name"]: t["type"] for t in facts["tensors"]}
+        assert types["position_embd.weight"] == "f16"
+        assert facts["weight_bytes"] < Path(path).stat().st_size
+    texts = [run("-m", path, "-p", "a", "-n", "4", "--temp", "0").out for path in (first, second)]
+    assert texts[0] == texts[1] != ""
+
+
+def test_json_does_nothing_to_a_terminal(run: Run, tmp_path: Path, tiny: TinyModel) -> None:
+    name = "a\x9b31m\x7f\u202eb"
+    path = write_gguf(tmp_path / "x.gguf", tiny, keys={"general.license": Value("str", name)})
+    out = run("inspect", str(path), "--json").out
+    assert out.rstrip("\n").isprintable()
+    assert json.loads(out)["license"] == name

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -17,6 +18,7 @@ from starcoder.batch import Batch
 from starcoder.errors import InputError
 from starcoder.tensor import Tensor, TensorType
 from tests import reference
+from tests.helpers import operations
 from tests.helpers.guarded import guarded
 from tests.helpers.weights import SCALES, random_tensor
 
@@ -64,7 +66,7 @@ def test_every_half_float_is_widened_as_numpy_widens_it() -> None:
 def test_packing_keeps_the_weights_of_the_reference_exactly(kind: TensorType, isa: str) -> None:
     for n_cols in columns(kind):
         tensor, ids = random_tensor(kind, 37, n_cols), np.arange(37, dtype=np.int32)
-        assert np.array_equal(ops.embed(ids, ops.pack(tensor)), reference.embed(ids, tensor))
+        assert np.array_equal(operations.embed(ids, ops.pack(tensor)), reference.embed(ids, tensor))
 
 
 @pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
@@ -76,7 +78,9 @@ def test_weights_may_begin_at_any_byte_of_a_file(kind: TensorType, isa: str) -> 
         moved.data[:] = tensor.data
         assert np.array_equal(ops.dequantize(moved), ops.dequantize(tensor))
         packed = ops.pack(moved)
-        assert np.array_equal(ops.embed(ids, packed), ops.embed(ids, ops.pack(tensor)))
+        assert np.array_equal(
+            operations.embed(ids, packed), operations.embed(ids, ops.pack(tensor))
+        )
         assert ops.first_non_finite(moved) == ops.first_non_finite(tensor)
         wide = ops.requantize(moved, TensorType.F32)
         assert np.array_equal(wide.data, ops.requantize(tensor, TensorType.F32).data)
@@ -107,10 +111,10 @@ def test_scales_of_any_size_are_packed_as_the_reference_packs_them(
         blocks[:, :, at : at + 2] = scales.view(np.uint8)
     with np.errstate(invalid="ignore", over="ignore"):
         expected = reference.embed(ids, tensor)
-    found = ops.embed(ids, ops.pack(tensor))
+    found = operations.embed(ids, ops.pack(tensor))
     assert np.array_equal(found, expected, equal_nan=True)
     x = random(2, 512)
-    y = ops.linear(x, ops.pack(tensor))
+    y = operations.linear(x, ops.pack(tensor))
     finite = np.asarray(np.isfinite(expected).all(axis=1))
     assert np.array_equal(np.isfinite(y), np.broadcast_to(finite, y.shape))
     assert finite[:30].all()
@@ -133,7 +137,7 @@ def test_linear_equals_the_reference(kind: TensorType, isa: str) -> None:
         for n_rows, n in ((1, 1), (16, 2), (33, 13), (80, 55)):
             w, x = random_tensor(kind, n_rows, n_cols), random(n, n_cols)
             bias, residual = random(n_rows, seed=2), random(n, n_rows, seed=3)
-            found = ops.linear(x, ops.pack(w), bias, residual=residual)
+            found = operations.linear(x, ops.pack(w), bias, residual=residual)
             assert_close(found, reference.linear(x, w, bias, residual=residual))
 
 
@@ -141,7 +145,7 @@ def test_linear_equals_the_reference(kind: TensorType, isa: str) -> None:
 def test_gelu_equals_the_reference_from_end_to_end(activation: str, isa: str) -> None:
     x = np.linspace(-12, 12, 4001, dtype=np.float32).reshape(-1, 1)
     one = Tensor(TensorType.F32, (1, 1), np.ones(1, np.float32).view(np.uint8))
-    found = ops.linear(x, ops.pack(one), activation=activation)
+    found = operations.linear(x, ops.pack(one), activation=activation)
     assert_close(found, reference.linear(x, one, activation=activation), 1e-7)
 
 
@@ -149,9 +153,9 @@ def test_gelu_equals_the_reference_from_end_to_end(activation: str, isa: str) ->
 def test_a_token_gets_the_same_bits_in_every_batch(kind: TensorType, isa: str) -> None:
     n_cols = columns(kind)[-1]
     w, x = ops.pack(random_tensor(kind, 50, n_cols)), random(290, n_cols)
-    whole = ops.linear(x, w, activation="gelu_tanh")
+    whole = operations.linear(x, w, activation="gelu_tanh")
     for n in (1, 2, 3, 5, 6, 7, 11, 12, 13, 17, 24, 25, 48, 49, 59, 265):
-        part = ops.linear(x[4 : 4 + n], w, activation="gelu_tanh")
+        part = operations.linear(x[4 : 4 + n], w, activation="gelu_tanh")
         assert np.array_equal(part, whole[4 : 4 + n]), n
 
 
@@ -160,10 +164,10 @@ def test_any_number_of_threads_gives_the_same_bits(kind: TensorType, isa: str) -
     n_cols = columns(kind)[-1]
     w, x = ops.pack(random_tensor(kind, 150, n_cols)), random(9, n_cols)
     ops.set_n_threads(1)
-    expected = ops.linear(x, w)
+    expected = operations.linear(x, w)
     for n in (2, 3, 5):
         ops.set_n_threads(n)
-        assert np.array_equal(ops.linear(x, w), expected), n
+        assert np.array_equal(operations.linear(x, w), expected), n
 
 
 @pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
@@ -172,7 +176,7 @@ def test_every_instruction_set_gives_the_same_bits(kind: TensorType) -> None:
     w, x, before = ops.pack(random_tensor(kind, 50, n_cols)), random(62, n_cols), ops.isa()
     for name in ISAS:
         ops.use_isa(name)
-        answers.append(ops.linear(x, w, activation="gelu_erf"))
+        answers.append(operations.linear(x, w, activation="gelu_erf"))
     ops.use_isa(before)
     for name, answer in zip(ISAS, answers, strict=True):
         assert np.array_equal(answer, answers[0]), name
@@ -191,13 +195,13 @@ def test_extreme_codes_and_activations_never_overflow(isa: str) -> None:
             blocks[:] = byte
             for at, scale in scales.items():
                 blocks[:, at : at + 2] = scale
-            assert_close(ops.linear(x, ops.pack(w)), reference.linear(x, w))
+            assert_close(operations.linear(x, ops.pack(w)), reference.linear(x, w))
 
 
 def test_tiny_and_zero_activations_give_zero(isa: str) -> None:
     x = np.zeros((2, 256), np.float32)
     x[1] = 1e-38
-    y = ops.linear(x, ops.pack(random_tensor(TensorType.Q8_0, 16, 256)))
+    y = operations.linear(x, ops.pack(random_tensor(TensorType.Q8_0, 16, 256)))
     assert not y.any()
 
 
@@ -207,9 +211,51 @@ def test_tiny_and_zero_activations_give_zero(isa: str) -> None:
 @pytest.mark.parametrize("dim", [1, 5, 16, 40, 768, 2049])
 def test_layer_norm_equals_the_reference(dim: int, isa: str) -> None:
     x, weight, bias = random(9, dim) * 3 + 1, random(dim, seed=2), random(dim, seed=3)
-    found = ops.layer_norm(x, weight, bias, 1e-5)
+    found = operations.layer_norm(x, weight, bias, 1e-5)
     assert_close(found, reference.layer_norm(x, weight, bias, 1e-5))
-    assert np.array_equal(ops.layer_norm(x[3:4], weight, bias, 1e-5), found[3:4])
+    assert np.array_equal(operations.layer_norm(x[3:4], weight, bias, 1e-5), found[3:4])
+
+
+# ---- RMS norm, gates, rotary positions -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("dim", [1, 5, 16, 40, 768, 2049])
+def test_rms_norm_has_the_bits_of_the_reference(dim: int, isa: str) -> None:
+    x, weight = random(9, dim) * 3 + 1, random(dim, seed=2)
+    found = operations.rms_norm(x, weight, 1e-5)
+    assert np.array_equal(found, reference.rms_norm(x, weight, 1e-5))
+    assert np.array_equal(operations.rms_norm(x[3:4], weight, 1e-5), found[3:4])
+
+
+@pytest.mark.parametrize("activation", [*ops.ACTIVATIONS])
+def test_a_gate_equals_the_reference(activation: str | None, isa: str) -> None:
+    for m in (1, 7, 512, 1300):
+        gate, up = random(3, m, seed=m) * 4, random(3, m, seed=2)
+        opened = operations.gated(gate, np.ones_like(up), activation)
+        assert_close(opened, reference.gated(gate, np.ones_like(up), activation))
+        assert np.array_equal(operations.gated(gate, up, activation), opened * up)
+
+
+def test_a_gate_has_one_answer_on_every_instruction_set() -> None:
+    gate, up = random(3, 1300) * 4, random(3, 1300, seed=2)
+    for activation in ops.ACTIVATIONS:
+        answers = set()
+        for name in ISAS:
+            ops.use_isa(name)
+            answers.add(operations.gated(gate, up, activation).tobytes())
+        assert len(answers) == 1
+
+
+@pytest.mark.parametrize(("n_heads", "n_kv_heads"), [(1, 1), (6, 2)])
+def test_turned_by_their_positions_queries_and_keys_have_the_bits_of_the_reference(
+    n_heads: int, n_kv_heads: int, isa: str
+) -> None:
+    d, batch = 20, Batch.of([([0] * 3, 5, [0]), ([0] * 2, 0, [1])], [])
+    qkv, table = random(5, (n_heads + 2 * n_kv_heads) * d), random(9, 2, d // 2, seed=2)
+    found = operations.rotate(qkv, n_heads, n_kv_heads, batch, table)
+    assert np.array_equal(found, reference.rotate(qkv, n_heads, n_kv_heads, batch, table))
+    values = slice((n_heads + n_kv_heads) * d, None)
+    assert np.array_equal(found[:, values], qkv[:, values])
 
 
 # ---- attention -----------------------------------------------------------------------------------
@@ -242,12 +288,12 @@ def test_attention_equals_the_reference(
     qkv = random(n, (n_heads + 2 * n_kv_heads) * head_dim)
     batch = Batch.of([([0] * n, 0, shuffled_blocks(n, 40))], [])
     cache, slow = (empty_cache(40, n_kv_heads, head_dim, kv) for _ in range(2))
-    ops.store_kv(qkv, n_heads, batch, *cache)
+    operations.store_kv(qkv, n_heads, batch, *cache)
     reference.store_kv(qkv, n_heads, batch, *slow)
     assert np.array_equal(cache[0], slow[0])
     assert np.array_equal(cache[1], slow[1])
     some = sorted({0, n // 2, n - 1})  # the reference is slow: it need not do all rows
-    found = ops.attention(qkv, n_heads, batch, *cache)[some]
+    found = operations.attention(qkv, n_heads, batch, *cache)[some]
     rows = Batch(
         tokens=batch.tokens[some],
         positions=batch.positions[some],
@@ -267,8 +313,8 @@ def run_chunks(
     cache, out, at = empty_cache(40, 1, 32, kv), [], 0
     for size in sizes:
         batch = Batch.of([([0] * size, at, table)], [])
-        ops.store_kv(qkv[at : at + size], heads, batch, *cache)
-        out.append(ops.attention(qkv[at : at + size], heads, batch, *cache))
+        operations.store_kv(qkv[at : at + size], heads, batch, *cache)
+        out.append(operations.attention(qkv[at : at + size], heads, batch, *cache))
         at += size
     return np.concatenate(out)
 
@@ -293,13 +339,13 @@ def test_a_token_each_of_short_and_long_sequences_has_the_answer_it_has_alone(
     cache, rows, alone = empty_cache(90, 1, 32, kv), [], []
     for n, table in zip(sizes, tables, strict=True):
         qkv, batch = random(n, (heads + 2) * 32, seed=n), Batch.of([([0] * n, 0, table)], [])
-        ops.store_kv(qkv, heads, batch, *cache)
-        alone.append(ops.attention(qkv, heads, batch, *cache)[-1])
+        operations.store_kv(qkv, heads, batch, *cache)
+        alone.append(operations.attention(qkv, heads, batch, *cache)[-1])
         rows.append(qkv[-1])
     ends = [([0], n - 1, table) for n, table in zip(sizes, tables, strict=True)]
     for n_threads in (1, 2, 3):
         ops.set_n_threads(n_threads)
-        found = ops.attention(np.stack(rows), heads, Batch.of(ends, []), *cache)
+        found = operations.attention(np.stack(rows), heads, Batch.of(ends, []), *cache)
         assert np.array_equal(found, np.stack(alone))
 
 
@@ -323,8 +369,8 @@ def test_what_stands_behind_a_token_is_not_seen(kv: type, n: int, isa: str) -> N
         part.view(np.uint16)[...] = 0x7FFF  # not a number, in f16 as in bf16
     answers = []
     for cache in (clean, dirty):
-        ops.store_kv(qkv, 3, batch, *cache)
-        answers.append(ops.attention(qkv, 3, batch, *cache))
+        operations.store_kv(qkv, 3, batch, *cache)
+        answers.append(operations.attention(qkv, 3, batch, *cache))
     assert np.array_equal(answers[0], answers[1])
 
 
@@ -335,12 +381,12 @@ def test_sequences_in_one_batch_do_not_see_each_other(kv: type, isa: str) -> Non
     alone = []
     for part, table in zip(parts, tables, strict=True):
         cache, batch = empty_cache(10, 1, 16, kv), Batch.of([([0] * len(part), 0, table)], [])
-        ops.store_kv(part, heads, batch, *cache)
-        alone.append(ops.attention(part, heads, batch, *cache))
+        operations.store_kv(part, heads, batch, *cache)
+        alone.append(operations.attention(part, heads, batch, *cache))
     rows = list(zip(([0] * n for n in sizes), [0, 0, 0], tables, strict=True))
     cache, batch, qkv = empty_cache(10, 1, 16, kv), Batch.of(rows, []), np.concatenate(parts)
-    ops.store_kv(qkv, heads, batch, *cache)
-    assert np.array_equal(ops.attention(qkv, heads, batch, *cache), np.concatenate(alone))
+    operations.store_kv(qkv, heads, batch, *cache)
+    assert np.array_equal(operations.attention(qkv, heads, batch, *cache), np.concatenate(alone))
 
 
 # ---- numbers that are not finite -----------------------------------------------------------------
@@ -375,7 +421,7 @@ def test_what_is_not_finite_stays_visible_in_products(
             with quiet():
                 expected = reference.linear(x, w, bias, residual=residual)
             assert not np.isfinite(expected).all()
-            assert_as_visible(ops.linear(x, packed, bias, residual=residual), expected)
+            assert_as_visible(operations.linear(x, packed, bias, residual=residual), expected)
             array.flat[21] = kept
 
 
@@ -390,7 +436,7 @@ def test_a_weight_that_is_not_finite_stays_visible(kind: str, bad: float, isa: s
         with quiet():
             expected = reference.linear(x, w)
         assert not np.isfinite(expected[:, 7]).any()
-        assert_as_visible(ops.linear(x, ops.pack(w)), expected)
+        assert_as_visible(operations.linear(x, ops.pack(w)), expected)
 
 
 @pytest.mark.parametrize("activation", ["gelu_tanh", "gelu_erf"])
@@ -399,7 +445,19 @@ def test_what_is_not_finite_stays_visible_in_gelu(activation: str, isa: str) -> 
     one = Tensor(TensorType.F32, (1, 1), np.ones(1, np.float32).view(np.uint8))
     with quiet():
         expected = reference.linear(x, one, activation=activation)
-    assert_as_visible(ops.linear(x, ops.pack(one), activation=activation), expected)
+    assert_as_visible(operations.linear(x, ops.pack(one), activation=activation), expected)
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_what_is_not_finite_stays_visible_in_rms_norms_and_gates(bad: float, isa: str) -> None:
+    x, one = random(1, 70), np.ones((1, 70), np.float32)
+    x[0, 40] = bad
+    assert not np.isfinite(operations.rms_norm(x, one[0], 1e-5)).any()
+    with np.errstate(over="ignore"):
+        assert not np.isfinite(operations.rms_norm(one * 1e30, one[0], 1e-5)).any()
+    assert not np.isfinite(operations.gated(one, x)[0, 40])
+    if not bad < 0:  # x / (1 + e^-x) is nearly nothing there
+        assert not np.isfinite(operations.gated(x, one)[0, 40])
 
 
 @pytest.mark.parametrize("bad", BAD)
@@ -410,14 +468,14 @@ def test_what_is_not_finite_stays_visible_in_norms(bad: float, isa: str) -> None
             kept, array.flat[at] = array.flat[at], bad
             with quiet():
                 expected = reference.layer_norm(x, weight, bias, 1e-5)
-            assert_as_visible(ops.layer_norm(x, weight, bias, 1e-5), expected)
+            assert_as_visible(operations.layer_norm(x, weight, bias, 1e-5), expected)
             array.flat[at] = kept
 
 
 def test_a_variance_beyond_the_floats_is_visible(isa: str) -> None:
     x = random(3, 40)
     x[1] *= 1e20
-    found = ops.layer_norm(x, random(40, seed=2), random(40, seed=3), 1e-5)
+    found = operations.layer_norm(x, random(40, seed=2), random(40, seed=3), 1e-5)
     assert np.isnan(found[1]).all()
     assert np.isfinite(found[[0, 2]]).all()
 
@@ -439,8 +497,8 @@ def attend_both_ways(qkv: np.ndarray, rows: list[int], kv: type) -> tuple[np.nda
         block_tables=everything.block_tables,
         logit_rows=np.array([], np.int32),
     )
-    ops.store_kv(qkv, N_HEADS, everything, *cache)
-    found = ops.attention(qkv[rows], N_HEADS, some, *cache)
+    operations.store_kv(qkv, N_HEADS, everything, *cache)
+    found = operations.attention(qkv[rows], N_HEADS, some, *cache)
     with quiet():
         reference.store_kv(qkv, N_HEADS, everything, *slow)
         return found, reference.attention(qkv[rows], N_HEADS, some, *slow)
@@ -517,8 +575,8 @@ def test_no_kernel_touches_memory_beyond_its_arrays(
             bias = guarded(random(n_rows), after=after)
             residual = guarded(random(n, n_rows), after=after)
             out = guarded(np.zeros((n, n_rows), np.float32), after=after)
-            _core.linear(w, x, bias, 1, residual, out)
-            plain = ops.linear(x, w, bias, activation="gelu_tanh", residual=residual)
+            _core.testing.linear(w, x, bias, 1, residual, out)
+            plain = operations.linear(x, w, bias, activation="gelu_tanh", residual=residual)
             assert np.array_equal(out, plain)
 
 
@@ -530,15 +588,15 @@ def test_no_attention_touches_memory_beyond_its_arrays(kv: type, after: bool, is
         keys, values = guarded(keys, after=after), guarded(values, after=after)
         qkv = guarded(random(n, (n_heads + 2 * n_kv_heads) * head_dim), after=after)
         batch = Batch.of([([0] * n, 0, [2, 0, 1])], [])
-        ops.store_kv(qkv, n_heads, batch, keys, values)
+        operations.store_kv(qkv, n_heads, batch, keys, values)
         places = batch.positions, batch.row_starts, batch.block_tables
         out = guarded(np.zeros((n, n_heads * head_dim), np.float32), after=after)
         bits = keys.view(np.uint16), values.view(np.uint16)
-        _core.attention(qkv, n_heads, *places, *bits, kv is np.uint16, out)
+        _core.testing.attention(qkv, n_heads, *places, *bits, kv is np.uint16, out)
         assert np.isfinite(out).all()
     weight, bias = guarded(random(37), after=after), guarded(random(37), after=after)
     x, out = guarded(random(2, 37), after=after), guarded(random(2, 37), after=after)
-    _core.layer_norm(x, weight, bias, 1e-5, out)
+    _core.testing.layer_norm(x, weight, bias, 1e-5, out)
     assert np.isfinite(out).all()
 
 
@@ -548,11 +606,11 @@ def test_no_attention_touches_memory_beyond_its_arrays(kv: type, after: bool, is
 def test_arrays_that_do_not_fit_are_refused_before_anything_runs() -> None:
     w = ops.pack(random_tensor(TensorType.Q4_0, 16, 64))
     with pytest.raises(ValueError, match="x \\(n, k\\)"):
-        ops.linear(random(2, 63), w)
+        operations.linear(random(2, 63), w)
     with pytest.raises(ValueError, match="bias"):
-        ops.linear(random(2, 64), w, random(15))
+        operations.linear(random(2, 64), w, random(15))
     with pytest.raises(ValueError, match="ids from 0"):
-        ops.embed(np.array([16], np.int32), w)
+        operations.embed(np.array([16], np.int32), w)
     with pytest.raises(ValueError, match="as many bytes"):
         _core.Matrix(2, np.zeros(17, np.uint8), 1, 32)
     with pytest.raises(ValueError, match="unknown tensor type"):
@@ -560,7 +618,7 @@ def test_arrays_that_do_not_fit_are_refused_before_anything_runs() -> None:
     keys, values = empty_cache(2, 1, 16)
     outside = Batch.of([([0], 0, [2])], [])
     with pytest.raises(ValueError, match="block tables"):
-        ops.attention(random(1, 48), 1, outside, keys, values)
+        operations.attention(random(1, 48), 1, outside, keys, values)
 
 
 def test_an_unknown_instruction_set_is_refused_by_name() -> None:
@@ -584,17 +642,19 @@ except InputError as error:
 
 
 def test_a_forked_child_can_compute() -> None:
-    code = """
+    code = f"""
 import os, sys, numpy as np
+sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
 from starcoder import ops
 from starcoder.tensor import Tensor, TensorType
+from tests.helpers import operations
 ops.set_n_threads(3)
 w = ops.pack(Tensor(TensorType.F32, (96, 8), np.ones(768, np.float32).view(np.uint8)))
 x = np.ones((5, 8), np.float32)
-ops.linear(x, w)
+operations.linear(x, w)
 child = os.fork()
 if child == 0:
-    os._exit(0 if (ops.linear(x, w) == 8).all() else 1)
+    os._exit(0 if (operations.linear(x, w) == 8).all() else 1)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=60).returncode == 0

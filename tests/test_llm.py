@@ -14,7 +14,7 @@ import pytest
 
 import starcoder
 from starcoder import LLM, FormatError, InputError, LogitsError, MemoryLimitError, models, ops
-from starcoder.models.gpt_bigcode import GPTBigCode
+from starcoder.models import Recorded
 from starcoder.tensor import TensorType
 from tests import reference as twins
 from tests.helpers.gguf import gguf_tensors, write_gguf
@@ -180,16 +180,16 @@ def test_bad_logits_and_missing_memory_are_typed_errors(
     llm: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     n = n_free(llm)
-    forward = GPTBigCode.forward
+    forward = Recorded.forward
     nan = lambda self, *args: forward(self, *args) * np.float32("nan")  # noqa: E731
-    monkeypatch.setattr(GPTBigCode, "forward", nan)
+    monkeypatch.setattr(Recorded, "forward", nan)
     with pytest.raises(LogitsError):
         llm.generate(["x", "y"])
 
     def starved(*args: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(GPTBigCode, "forward", starved)
+    monkeypatch.setattr(Recorded, "forward", starved)
     with pytest.raises(MemoryLimitError, match="-b or n_batch"):
         llm.generate("x")
     monkeypatch.undo()

@@ -321,3 +321,15 @@ def test_this_machine_has_threads_and_memory() -> None:
     assert machine.threads().n >= 1
     room = machine.memory_room()
     assert room is None or 0 <= room.nbytes < math.inf
+
+
+def test_no_more_threads_start_than_have_room_for_their_stacks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import resource
+
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (8 << 20, 8 << 20))
+    assert machine.Threads(64).n_within(None) == 64
+    assert machine.Threads(64).n_within(1 << 40) == 64
+    assert machine.Threads(64).n_within(5 * (8 << 20) + 1) == 5
+    assert machine.Threads(64).n_within(0) == machine.Threads(64).n_within(-5) == 1

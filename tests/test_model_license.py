@@ -60,8 +60,13 @@ def test_the_license_of_a_directory_goes_through_every_file_made_of_it(
     assert "license        bigcode-openrail-m" in run("inspect", str(small)).out.splitlines()
 
 
-def test_several_licenses_are_named_together(run: Run, tmp_path: Path, tiny: TinyModel) -> None:
-    card = "---\nlicense:\n  - mit\n  - apache-2.0\n---\n"
+@pytest.mark.parametrize(
+    "card", ["license:\n\n  - mit\n  - apache-2.0", "license: [mit, apache-2.0]"]
+)
+def test_several_licenses_are_named_together(
+    run: Run, tmp_path: Path, tiny: TinyModel, card: str
+) -> None:
+    card = f"\ufeff---\n# ours\n{card}\n---\n"
     assert facts(run, with_card(write_hf(tmp_path / "x", tiny), card))["license"] == (
         "mit, apache-2.0"
     )
@@ -75,6 +80,13 @@ def test_several_licenses_are_named_together(run: Run, tmp_path: Path, tiny: Tin
         "---\nlicense: mit\n",
         "---\nlicense: |\n  many\n  lines\n---\n",
         "---\nlicense: {a: b}\n---\n",
+        "---\nlicense: null\n---\n",
+        "---\nlicense: [mit, {a: b}]\n---\n",
+        "---\n- mit\n---\n",
+        "---\nlicense: &a [*a]\n---\n",
+        "---\nlicense: " + "[" * 30_000 + "\n---\n",
+        "---\nlicense: 2026-99-99\n---\n",
+        "---\nlicense: mit: x\n---\n",
         "---\nlicense: \x1b[31mred\n---\n",
         f"---\nlicense: {'m' * 2000}\n---\n",
         b"---\nlicense: \xff\xfe\x00\n---\n",

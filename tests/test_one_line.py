@@ -163,7 +163,7 @@ def test_what_a_file_names_does_nothing_to_a_terminal(
     (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed}))
     result = run("inspect", str(path))
     assert result.code == 2
-    assert "?[31mred.safetensors: found no such file" in result.err
+    assert "?[31mred.safetensors: no such file" in result.err
     assert result.err.rstrip("\n").isprintable()
 
 
@@ -206,3 +206,17 @@ def test_a_path_may_be_bytes(tmp_path: Path, tiny: TinyModel) -> None:
 def test_a_pre_tokenizer_is_named_by_a_text(pre: Any) -> None:
     with pytest.raises(InputError, match=r"^pre: found [a-z]+, expected text"):
         LLM(pre=pre)
+
+
+@pytest.mark.parametrize(
+    ("facts", "line"),
+    [
+        (("x", "3", "4", "do"), "x: found 3, expected 4; do"),
+        (("x", "3", "4"), "x: found 3, expected 4"),
+        (("x", "no such file", "a model"), "x: no such file, expected a model"),
+        (("x", "not enough memory", "", "do"), "x: not enough memory; do"),
+        (("x", "nothing", "4"), "x: found nothing, expected 4"),
+    ],
+)
+def test_an_error_is_a_sentence_of_its_facts(facts: tuple[str, ...], line: str) -> None:
+    assert str(InputError(*facts)) == line

@@ -61,7 +61,7 @@ def fail(model: str) -> Any:
 def test_an_error_of_a_worker_comes_back() -> None:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         failed = pool.map_async(fail, ["/no/such/model"])
-        with pytest.raises(FormatError, match="/no/such/model: found no such file"):
+        with pytest.raises(FormatError, match="/no/such/model: no such file"):
             failed.get(timeout=60)
         assert pool.map_async(len, ["xy"]).get(timeout=60) == [2]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Iterator
 
 import pytest
 
@@ -28,13 +27,6 @@ def llm() -> LLM:
     return LLM()
 
 
-@pytest.fixture
-def isa_before() -> Iterator[str]:
-    before = ops.isa()
-    yield before
-    ops.use_isa(before)
-
-
 def test_it_is_the_default_and_fits_into_a_wheel() -> None:
     assert inspect.signature(LLM).parameters["model"].default == pocket.PATH
     assert pocket.PATH.stat().st_size <= 25_000_000
@@ -49,14 +41,15 @@ def test_it_is_a_starcoder_with_all_of_its_special_tokens(llm: LLM) -> None:
     assert len(llm.tokenize("2026")) == 4, "digits are single"
 
 
-def test_it_writes_the_same_on_every_instruction_set(isa_before: str) -> None:
+@pytest.mark.usefixtures("core_restored")
+def test_it_writes_the_same_on_every_instruction_set() -> None:
     prompts = [FIBONACCI, "import ", suffix_first(*POINT)]
-    written = {}
+    usual, written = ops.isa(), {}
     for isa in ops.available_isas():
         ops.use_isa(isa)
         written[isa] = [c.tokens for c in LLM().generate(prompts, max_tokens=12)]
-    assert all(tokens == written[isa_before] for tokens in written.values())
-    assert all(map(any, written[isa_before]))
+    assert all(tokens == written[usual] for tokens in written.values())
+    assert all(map(any, written[usual]))
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,7 @@ def test_a_pattern_gives_position_embeddings_float_types_alone(
         tmp_path / "half.gguf", checkpoint, "q8_0", patterns=[("position_embd", TensorType.F16)]
     )
     positions = checkpoint.tensors["position_embd.weight"].array()
-    read = half.tensors["position_embd.weight"].array()
+    read = ops.dequantize(half.tensors["position_embd.weight"])
     assert np.array_equal(read, positions.astype(np.float16).astype(np.float32))
 
 
@@ -198,7 +198,7 @@ def test_tensors_that_no_model_has_are_refused(checkpoint: Checkpoint, tmp_path:
     with pytest.raises(FormatError, match=r"blk\.7\.odd\.weight"):
         plan(Checkpoint(checkpoint.config, checkpoint.vocab, strange), Choice())
     del strange["blk.7.odd.weight"], strange["blk.1.ffn_up.bias"]
-    with pytest.raises(FormatError, match=r"blk.1.ffn_up.bias: found no such tensor"):
+    with pytest.raises(FormatError, match=r"blk.1.ffn_up.bias: no such tensor"):
         plan(Checkpoint(checkpoint.config, checkpoint.vocab, strange), Choice())
 
 

@@ -112,7 +112,7 @@ def test_a_token_test_that_fails_is_shown_in_full(run: RunOf, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["-tt", "/no/such/file"], "-tt /no/such/file: found no such file or directory"),
+        (["-tt", "/no/such/file"], "-tt /no/such/file: no such file or directory"),
         (["-tt", "FOLDER"], "is a directory, expected a file that can be read"),
         (["-f", "FOLDER"], "is a directory, expected a file that can be read"),
         (["-f", "LOOP"], "too many levels of symbolic links"),

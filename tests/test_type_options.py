@@ -26,9 +26,9 @@ def untied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("options", "where", "reason"),
     [
-        ("--tensor-type no_such=q8_0", "no_such=q8_0", "found no tensor of such a name"),
+        ("--tensor-type no_such=q8_0", "no_such=q8_0", "no tensor of such a name"),
         ("--tensor-type blk.9.ffn=q8_0", "blk.9.ffn=q8_0", "starcoder inspect shows the names"),
-        ("--tensor-type FFN_UP=q8_0", "FFN_UP=q8_0", "found no tensor of such a name"),
+        ("--tensor-type FFN_UP=q8_0", "FFN_UP=q8_0", "no tensor of such a name"),
         ("--tensor-type norm=f16", "norm=f16", "found vectors alone, such as"),
         (
             "--tensor-type ffn_up.bias=q8_0",
@@ -59,7 +59,7 @@ def test_an_option_that_changes_no_tensor_is_named(
     result = run("quantize", str(tied), str(tmp_path / "x.gguf"), "q4_0", *options.split(" "))
     last = result.err.splitlines()[-1]
     assert (result.code, result.err.count("\n")) == (2, 1)
-    assert f"{where}: found" in last
+    assert f"{where}: " in last
     assert reason in last
     assert not list(tmp_path.iterdir())
 

@@ -3,10 +3,10 @@
 //
 //   threads_stress SECONDS
 //
-// Two models answer in two threads, while others pack weights, gather their pages, look for weights
-// that are not finite and change the number of threads; and now and then the process forks, and the
-// child answers too. Every answer must have the bits that the model gave alone. Exit code 1 if one
-// has not; a report of the sanitizer is its own. `make sanitize` runs it.
+// Two models answer in two threads, while others pack weights, collapse their pages, look for
+// weights that are not finite and change the number of threads; and now and then the process forks,
+// and the child answers too. Every answer must have the bits that the model gave alone. Exit code 1
+// if one has not; a report of the sanitizer is its own. `make sanitize` runs it.
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -20,11 +20,13 @@
 #include <thread>
 #include <vector>
 
-#include "graph.h"
-#include "isa.h"
+#include "graph/graph.h"
 #include "kernels.h"
-#include "threads.h"
-#include "weight_memory.h"
+#include "simd/isa.h"
+#include "sys/threads.h"
+#include "sys/weight_memory.h"
+#include "types/decode.h"
+#include "types/encode.h"
 
 using namespace starcoder;
 
@@ -61,23 +63,23 @@ class Model {
         const auto weights = [&](int64_t m, int64_t k) {
             return random_matrix(type, m, k, static_cast<unsigned>(m + k));
         };
-        const auto norm = [&](Graph::Value x) {
+        const auto norm = [&](Value x) {
             return graph_.layer_norm(x, Numbers(kDim, 1.0f), Numbers(kDim, 0.1f), 1e-5f);
         };
         const Heads heads{4, 1, kDim / 4, type == Type::BF16 || type == Type::Q4_0};
         const auto bias = [](int64_t m) { return random_numbers(m, 3); };
-        constexpr auto kNone = Activation::None;
-        Graph::Value x = graph_.embed(weights(kVocab, kDim), positions_.data());
+        constexpr auto kPlain = Activation::None;
+        Value x = graph_.embed(weights(kVocab, kDim), positions_.data());
         for (int layer = 0; layer < kLayers; ++layer) {
             const auto qkv = graph_.linear(weights(heads.row(), kDim), norm(x), bias(heads.row()),
-                                           kNone, Graph::kNone);
-            const auto attended = graph_.attention(qkv, layer, heads);
-            x = graph_.linear(weights(kDim, kDim), attended, bias(kDim), kNone, x);
+                                           kPlain, kNone);
+            const auto attended = graph_.attention(qkv, heads);
+            x = graph_.linear(weights(kDim, kDim), attended, bias(kDim), kPlain, x);
             const auto up = graph_.linear(weights(kHidden, kDim), norm(x), bias(kHidden),
-                                          Activation::GeluTanh, Graph::kNone);
-            x = graph_.linear(weights(kDim, kHidden), up, bias(kDim), kNone, x);
+                                          Activation::GeluTanh, kNone);
+            x = graph_.linear(weights(kDim, kHidden), up, bias(kDim), kPlain, x);
         }
-        graph_.linear(weights(kVocab, kDim), norm(graph_.select(x)), {}, kNone, Graph::kNone);
+        graph_.linear(weights(kVocab, kDim), norm(graph_.select(x)), {}, kPlain, kNone);
         block_len_ = heads.width() * 16;
         const int64_t runs = kContext / 16 / Cache::kRun;
         keys_.resize(static_cast<size_t>(runs * kLayers * Cache::kRun * block_len_));
@@ -145,8 +147,8 @@ void pack_always() {
     for (int i = 0; !stop; ++i, ++n_packed) {
         kept.emplace_back(Type::Q4_K, blocks.data(), 512, 512);
         if (i % 16 == 0) kept.clear();
-        if (i % 4 == 0) gather_weights(0.001);
-        scatter_weights(i % 8 == 0);
+        if (i % 4 == 0) huge_pages().collapse(0.001);
+        huge_pages().begin_small(i % 8 == 0);
     }
 }
 

@@ -147,7 +147,8 @@ def _lines(figures: Mapping[str, Any], others: Mapping[str, Any]) -> str:
 
 def _answer(answer: Mapping[str, str]) -> str:
     end = "" if answer["finish_reason"] == "stop" else " ..."
-    return f"````\n{answer['prompt']}{answer['text']}{end}\n````"
+    prompt = answer["prompt"].replace("\n", "\\n")
+    return f"`{prompt}`\n\n````\n{answer['prompt']}{answer['text']}{end}\n````"
 
 
 def _copies(found: Mapping[str, list[list[dict[str, Any]]]]) -> str:

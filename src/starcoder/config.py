@@ -11,7 +11,7 @@ from starcoder.errors import FormatError
 
 __all__ = ["ACTIVATIONS", "ACTIVATION_NAMES", "ModelConfig"]
 
-ACTIVATIONS = ("gelu_tanh", "gelu_erf")
+ACTIVATIONS = ("gelu_tanh", "gelu_erf", "silu")
 ACTIVATION_NAMES = {  # how files spell them: the words of Hugging Face's config.json
     "gelu": "gelu_erf",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -75,6 +75,16 @@ class ModelConfig:
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.dim // self.n_heads
+
+    @property
+    def kv_dim(self) -> int:
+        """Width of the keys of all heads, and of the values."""
+        return self.n_kv_heads * self.head_dim
+
+    @property
+    def qkv_dim(self) -> int:
+        """Width of the queries, keys and values of all heads."""
+        return self.dim + 2 * self.kv_dim
 
     def _error(self, key: str, found: str, expected: str) -> FormatError:
         where = f"{self.source or 'model configuration'}: {key}"

@@ -27,8 +27,8 @@ class StarcoderError(Exception):
 
     Args:
         where: the file, tensor, option or argument at fault.
-        found: what was there.
-        expected: what should have been there.
+        found: what was there; or what was not: "no such file", "not enough memory".
+        expected: what should have been there; may be empty where `found` says it all.
         advice: what the user can do next; may be empty.
     """
 
@@ -37,8 +37,15 @@ class StarcoderError(Exception):
         super().__init__(where, found, expected, advice)
         self.where, self.found, self.expected, self.advice = where, found, expected, advice
 
+    @property
+    def finding(self) -> str:
+        """What was found, as part of a sentence: "found 3", but "no such file"."""
+        is_lack = self.found.startswith(("no ", "not "))
+        return self.found if is_lack else f"found {self.found}"
+
     def __str__(self) -> str:
-        line = f"{self.where}: found {self.found}, expected {self.expected}"
+        line = f"{self.where}: {self.finding}"
+        line += f", expected {self.expected}" if self.expected else ""
         return printable(f"{line}; {self.advice}" if self.advice else line)
 
 

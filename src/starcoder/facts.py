@@ -43,7 +43,7 @@ class Facts:
         config = checkpoint.config
         return cls(
             source=checkpoint.source,
-            format=checkpoint.format,
+            format=checkpoint.label,
             name=config.name,
             architecture=config.architecture,
             type_name=checkpoint.type_name,

@@ -12,11 +12,18 @@ from starcoder.tensor import Tensor, TensorType
 
 __all__ = ["check_rows"]
 
-_SCALES = {  # bytes of a block at which its f16 scales and minimums begin; see csrc/blocks.h
-    **dict.fromkeys((TensorType.Q4_0, TensorType.Q5_0, TensorType.Q8_0, TensorType.IQ4_NL), (0,)),
-    **dict.fromkeys((TensorType.Q4_1, TensorType.Q5_1), (0, 2)),
-    **dict.fromkeys((TensorType.Q4_K, TensorType.Q5_K), (0, 2)),
-    **{TensorType.Q2_K: (80, 82), TensorType.Q3_K: (108,), TensorType.Q6_K: (208,)},
+_SCALES = {  # bytes of a block at which its f16 scales and minimums begin; see csrc/types/blocks.h
+    TensorType.Q4_0: (0,),
+    TensorType.Q4_1: (0, 2),
+    TensorType.Q5_0: (0,),
+    TensorType.Q5_1: (0, 2),
+    TensorType.Q8_0: (0,),
+    TensorType.Q2_K: (80, 82),
+    TensorType.Q3_K: (108,),
+    TensorType.Q4_K: (0, 2),
+    TensorType.Q5_K: (0, 2),
+    TensorType.Q6_K: (208,),
+    TensorType.IQ4_NL: (0,),
 }
 _ONES = 0x7C  # an exponent of ones: infinite, or not a number
 

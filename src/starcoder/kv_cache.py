@@ -27,13 +27,14 @@ _LINE = 64  # bytes
 class KVCache:
     """`n_blocks` blocks for every layer. Memory is taken page by page, when first written.
 
-    A run of RUN_LEN blocks holds those of the first layer one after the other, then those of the
-    next layer. So a short text touches few pages, which the system has to clear first, in pieces of
-    up to 2 MB; and what one layer reads of a long one lies together (docs/log.md).
+    Blocks are stored in runs of RUN_LEN: the blocks of the first layer one after the other, then
+    the blocks of the next layer. So a short text touches few pages, which the system has to clear
+    first, in pieces of up to 2 MB; and the keys that one layer reads of a long text lie together
+    (docs/log.md).
 
-    Keys stand with their positions innermost, values with their dimensions innermost: the order
-    in which attention multiplies them, so nothing is transposed when they are read. Whether a layer
-    keeps f16, or bf16 in pairs, is its graph's affair: both take two bytes a number.
+    Keys are stored with positions innermost, values with dimensions innermost: the order in which
+    attention multiplies them, so nothing is transposed when they are read. The graph decides
+    whether a layer keeps f16, or bf16 in pairs: both take two bytes a number.
 
     Args:
         config: shapes of the model.
@@ -53,8 +54,8 @@ class KVCache:
         except (MemoryError, ValueError):
             raise MemoryLimitError(
                 "key/value cache",
-                f"no memory for {n_blocks * BLOCK_LEN} positions",
-                "a context that fits",
+                f"not enough memory for {n_blocks * BLOCK_LEN} positions",
+                "",
                 "choose a smaller one with -c or n_ctx",
             ) from None
         self.n_blocks = heads[0] * RUN_LEN

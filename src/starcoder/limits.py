@@ -1,7 +1,7 @@
 """What this machine can do at best, measured now: how fast it reads memory, and multiplies.
 
 A speed says little without them: decoding a token reads every weight, and a prompt is multiplied.
-The inner loops are in `csrc/loops_limits.h`. All threads of `ops.n_threads` run them together.
+The inner loops are in `csrc/probe/peak_loops.h`. All threads of `ops.n_threads` run them together.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Limits:
 class Memory:
     """1 GB to read, more than any cache. Keep one while a model is measured.
 
-    Memory that is given back costs the next seconds: a virtual machine reports it to its host, and
-    what runs meanwhile had three quarters of its speed (docs/log.md).
+    Freeing it would slow the next measurements: a virtual machine reports freed memory to its host,
+    and programs ran at three quarters of their speed meanwhile (docs/log.md).
 
     Raises:
         MemoryLimitError: there is not as much.

@@ -48,9 +48,9 @@ def load(
         checkpoint = formats.read(hub.resolve(source), pre)
         max_ctx, advice = checkpoint.config.n_ctx, "choose -c or n_ctx within the model's"
         n_ctx = arguments.whole("n_ctx", max_ctx if n_ctx is None else n_ctx, 1, max_ctx, advice)
-        memory.check(checkpoint, memory.Use(n_ctx, n_parallel * n_ctx, n_batch))
+        room = memory.check(checkpoint, memory.Use(n_ctx, n_parallel * n_ctx, n_batch))
         threads = machine.threads(n_threads)
-        threads = threads.started(ops.set_n_threads(threads.n))
+        threads = threads.started(ops.set_n_threads(threads.n_within(room)))
         net = models.build(checkpoint)
         engine = Engine(net, n_ctx=n_ctx, n_batch=n_batch, n_positions=n_parallel * n_ctx)
         tokenizer = Tokenizer(checkpoint.vocab)
@@ -64,4 +64,4 @@ def load(
 def out_of_memory(where: str) -> MemoryLimitError:
     """The error where the system had no memory for a model or its answers."""
     found, advice = "not enough memory", "use a smaller model, type or context"
-    return MemoryLimitError(where, found, "room for it", advice)
+    return MemoryLimitError(where, found, "", advice)

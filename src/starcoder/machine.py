@@ -45,6 +45,10 @@ class Threads:
         """What is left of them where the system has started `n`."""
         return self if n == self.n else Threads(n, f"of {self.n}: the system starts no more")
 
+    def n_within(self, nbytes: int | None) -> int:
+        """How many of them have room for their stacks in so many bytes of addresses; at least 1."""
+        return self.n if nbytes is None else min(self.n, max(1, nbytes // _stack_bytes()))
+
 
 def threads(wanted: int | None = None, *, root: Path = _ROOT) -> Threads:
     """The threads that run where `wanted` are asked for; by default those that are fastest.
@@ -108,7 +112,7 @@ def _quota_of(folder: Path) -> float:
 
 
 def _n_cores(cpus: Collection[int], root: Path) -> int:
-    """Physical cores among these CPUs; those of which nothing is known count as one each."""
+    """Physical cores among these CPUs; a CPU of an unknown core counts as one."""
     return len({_siblings(cpu, root) for cpu in cpus})
 
 
@@ -121,19 +125,27 @@ def _siblings(cpu: int, root: Path) -> str:
     return text if inside else str(cpu)
 
 
+def _stack_bytes() -> int:
+    """What a thread takes of the addresses."""
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_STACK)[0]
+    return 8 << 20 if limit == resource.RLIM_INFINITY else max(limit, 1 << 20)
+
+
 # ---- memory --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Memory that this process can still have, and who says so."""
+    """Memory that this process can still have, and the limit that says so."""
 
     nbytes: int
     limit: str  # "free memory of this machine"
 
 
 def memory_room(*, root: Path = _ROOT) -> Room | None:
-    """Memory that can be filled before the system ends a process for it; None: nobody knows.
+    """Memory that can be filled before the system ends a process for it; None: unknown.
 
     Page cache counts as free, since it is dropped first; so does free swap, as what idle programs
     hold can go there. But never more than the whole memory of the machine or cgroup: a model in
@@ -158,7 +170,7 @@ def memory_room(*, root: Path = _ROOT) -> Room | None:
 
 
 def address_room(*, root: Path = _ROOT) -> Room | None:
-    """Addresses that this process can still have, used or not; None: no limit, or nobody knows.
+    """Addresses that this process can still have, used or not; None: no limit, or unknown.
 
     Args:
         root: of the file system that is asked.

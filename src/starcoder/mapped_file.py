@@ -1,8 +1,9 @@
 """MappedFile: a file as read-only memory, and whether it changed since it was mapped.
 
 Pages are read from the disk when they are first looked at, so a large file costs nothing to open;
-but whoever cuts it, or writes into it, changes what has yet to be read. Bytes that are gone read as
-zeros (`csrc/mapped_files.h`; the system would end the process), and `check` says what happened.
+but a program that cuts it, or writes into it, changes what has yet to be read. Bytes that are gone
+read as zeros (`csrc/sys/mapped_files.h`; the system would end the process), and `check` says what
+happened.
 What the bytes mean is for `formats`.
 """
 
@@ -73,7 +74,7 @@ class MappedFile(mmap.mmap):
     def _was_written(self) -> bool:
         try:
             now = _state(os.stat(self._path))
-        except OSError:  # removed, or renamed: nobody finds it to write into
+        except OSError:  # removed, or renamed: no program finds it to write into
             return False
         return now.file == self._state.file and now != self._state
 

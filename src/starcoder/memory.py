@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-from starcoder import machine, ops, quantize
+from starcoder import machine, models, ops, quantize
+from starcoder.architecture import Role, TensorSpec
 from starcoder.batch import BLOCK_LEN
 from starcoder.checkpoint import Checkpoint
 from starcoder.errors import MemoryLimitError, StarcoderError
@@ -24,6 +25,9 @@ from starcoder.tensor import Tensor, TensorType
 
 __all__ = ["Need", "Use", "check", "need_of", "shown"]
 
+# Addresses for what comes after the model: the library that reads the vocabulary ends the process
+# where it finds none.
+_LIBRARIES = 64 << 20
 _RUN = RUN_LEN * BLOCK_LEN  # positions: what a cache is rounded up to
 
 
@@ -62,26 +66,30 @@ def need_of(
     """
     config = checkpoint.config
     n_positions = min(use.n_positions, config.n_ctx)
-    weights, vectors = 0, 4 * config.n_ctx * config.dim
-    for name, tensor in _used(checkpoint).items():
-        if len(tensor.shape) == 2:
+    weights = vectors = 0
+    for name, (spec, tensor) in _used(checkpoint).items():
+        if spec.role.is_matrix:
             kind = tensor.type if types is None else types[name]
             weights += ops.packed_bytes(kind, tensor.shape)
         else:
-            vectors += tensor.nbytes
+            vectors += 4 * math.prod(tensor.shape)
     step = min(use.n_batch, n_positions) * _token_bytes(checkpoint) + 4 * config.n_vocab
     return Need(weights, vectors, cache_bytes(config, use.n_positions), step)
 
 
-def check(checkpoint: Checkpoint, use: Use) -> None:
+def check(checkpoint: Checkpoint, use: Use) -> int | None:
     """Lets through what may fit. Where the system says nothing, everything may.
+
+    Returns:
+        bytes of addresses that the model leaves to threads; None where there is no limit.
 
     Raises:
         MemoryLimitError: the model can never fit; the message has both figures, and what would.
     """
     need = need_of(checkpoint, use)
-    reserved = cache_bytes(checkpoint.config, use.n_reserved) - need.cache
+    reserved = cache_bytes(checkpoint.config, use.n_reserved) - need.cache + _LIBRARIES
     for room, more in ((machine.memory_room(), 0), (machine.address_room(), reserved)):
+        left = None
         if room is None:
             continue
         # Norms, biases and positions are in memory already: `formats` copies them.
@@ -91,24 +99,29 @@ def check(checkpoint: Checkpoint, use: Use) -> None:
             expected = f"at most {shown(nbytes, math.floor)}, the {room.limit}"
             advice = _advice(checkpoint, use, need, nbytes, more)
             raise MemoryLimitError(checkpoint.source, found, expected, advice)
+        left = nbytes - need.total - more
+    return left
 
 
-def _used(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The tensors that a model takes, but for position embeddings and those it will refuse."""
-    shapes = quantize.tensor_shapes(checkpoint.config)
-    shapes["output.weight"] = shapes["token_embd.weight"]
-    del shapes["position_embd.weight"]
-    found = {name: checkpoint.tensors.get(name) for name in shapes}
-    return {n: t for n, t in found.items() if t is not None and t.shape == shapes[n]}
+def _used(checkpoint: Checkpoint) -> dict[str, tuple[TensorSpec, Tensor]]:
+    """The tensors that a model takes, but for those it will refuse."""
+    specs = models.find(checkpoint).specs(checkpoint.config.n_layers)
+    found = {
+        n: (spec, checkpoint.tensors[n]) for n, spec in specs.items() if n in checkpoint.tensors
+    }
+    config = checkpoint.config
+    return {n: (spec, t) for n, (spec, t) in found.items() if t.shape == spec.shape(config)}
 
 
 def _token_bytes(checkpoint: Checkpoint) -> int:
     """What a token takes in its largest step: before attention, or before the last product."""
     config = checkpoint.config
-    n_qkv = (config.n_heads + 2 * config.n_kv_heads) * config.head_dim
-    down = checkpoint.tensors.get("blk.0.ffn_down.weight")
-    hidden_bytes = 4 if down is not None and down.type.block_len == 1 else 1  # rounded to 8 bits
-    return max(4 * (2 * config.dim + n_qkv), 4 * config.dim + hidden_bytes * config.hidden_dim)
+    specs = models.find(checkpoint).specs(1).values()
+    downs = [checkpoint.tensors.get(spec.name) for spec in specs if spec.role is Role.DOWN]
+    is_float = any(down is not None and down.type.block_len == 1 for down in downs)
+    hidden_bytes = 4 if is_float else 1  # rounded to 8 bits
+    before_attention = 4 * (2 * config.dim + config.qkv_dim)
+    return max(before_attention, 4 * config.dim + hidden_bytes * config.hidden_dim)
 
 
 # ---- what would fit ------------------------------------------------------------------------------
@@ -116,7 +129,8 @@ def _token_bytes(checkpoint: Checkpoint) -> int:
 
 def _advice(checkpoint: Checkpoint, use: Use, need: Need, room: int, reserved: int) -> str:
     if need.total <= room:
-        return "choose a smaller n_parallel"
+        fits_alone = need.total + _LIBRARIES <= room
+        return "choose a smaller n_parallel" if fits_alone else "raise the limit"
     room -= reserved
     left = max(0, room - (need.total - need.cache))
     n_fit = left // cache_bytes(checkpoint.config, _RUN) * _RUN
@@ -134,7 +148,7 @@ def _best_type(checkpoint: Checkpoint, use: Use, room: int) -> tuple[str, int] |
     """Of the types that `quantize` writes and that fit, the one that keeps most, and its bytes."""
     best, most = None, 0
     for mix in all_mixes():
-        with suppress(StarcoderError):  # tensors that are not those of the configuration
+        with suppress(StarcoderError):  # tensors that do not fit the configuration
             types, _ = quantize.plan(checkpoint, quantize.Choice(mix=mix))
             total = need_of(checkpoint, use, types).total
             kept = sum(types[n].nbytes(t.shape) for n, t in checkpoint.tensors.items())

@@ -12,13 +12,14 @@ import fnmatch
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from starcoder.architecture import Role, TensorSpec
 from starcoder.config import ModelConfig
 from starcoder.errors import InputError
 from starcoder.tensor import TensorType
 
 __all__ = ["Mix", "all_mixes", "find_mix", "find_type", "fit", "fits"]
 
-_F32, _F16, _BF16 = TensorType.F32, TensorType.F16, TensorType.BF16
+_F16 = TensorType.F16
 _Q4_0, _Q5_0, _Q5_1, _Q8_0 = TensorType.Q4_0, TensorType.Q5_0, TensorType.Q5_1, TensorType.Q8_0
 _Q2, _Q3, _Q4, _Q5, _Q6 = (TensorType[f"Q{n}_K"] for n in range(2, 7))
 
@@ -33,22 +34,25 @@ class Mix:
     is_mix: bool = False  # holds several types by its nature: nothing for legacy files
 
 
-_MIXES = {
-    mix.name: mix
-    for mix in (
-        *(Mix("f32", _F32, 0), Mix("f16", _F16, 1), Mix("bf16", _BF16, 32)),
-        *(Mix("q4_0", _Q4_0, 2), Mix("q4_1", TensorType.Q4_1, 3), Mix("q5_0", _Q5_0, 8)),
-        *(Mix("q5_1", _Q5_1, 9), Mix("q8_0", _Q8_0, 7), Mix("iq4_nl", TensorType.IQ4_NL, 25)),
-        *(Mix("q2_k", _Q2, 10), Mix("q3_k", _Q3, 12), Mix("q4_k", _Q4, 15), Mix("q5_k", _Q5, 17)),
-        *(Mix("q6_k", _Q6, 18), Mix("q3_k_s", _Q3, 11, True), Mix("q3_k_m", _Q3, 12, True)),
-        *(Mix("q3_k_l", _Q3, 13, True), Mix("q4_k_s", _Q4, 14, True), Mix("q4_k_m", _Q4, 15, True)),
-        *(Mix("q5_k_s", _Q5, 16, True), Mix("q5_k_m", _Q5, 17, True)),
-    )
-}
-_GGML_NUMBERS = {  # as the last argument of ggml's quantizer
-    **{"0": "f32", "1": "f16", "2": "q4_0", "3": "q4_1", "7": "q8_0", "8": "q5_0", "9": "q5_1"},
-    **{"10": "q2_k", "11": "q3_k", "12": "q4_k", "13": "q5_k", "14": "q6_k"},
-}
+def _plain(name: str) -> Mix:
+    kind = TensorType[name.upper()]
+    return Mix(name, kind, kind.gguf_file)
+
+
+_PLAIN = "f32 f16 bf16 q4_0 q4_1 q5_0 q5_1 q8_0 iq4_nl q2_k q3_k q4_k q5_k q6_k"
+_MIXED = (
+    Mix("q3_k_s", _Q3, 11, is_mix=True),
+    Mix("q3_k_m", _Q3, 12, is_mix=True),
+    Mix("q3_k_l", _Q3, 13, is_mix=True),
+    Mix("q4_k_s", _Q4, 14, is_mix=True),
+    Mix("q4_k_m", _Q4, 15, is_mix=True),
+    Mix("q5_k_s", _Q5, 16, is_mix=True),
+    Mix("q5_k_m", _Q5, 17, is_mix=True),
+)
+_MIXES = {mix.name: mix for mix in (*map(_plain, _PLAIN.split()), *_MIXED)}
+# What ggml's quantizer takes as its last argument.
+_BY_NUMBER = {kind.ggml_file: kind.name.lower() for kind in TensorType}
+_GGML_NUMBERS = {str(n): _BY_NUMBER[n] for n in sorted(n for n in _BY_NUMBER if n is not None)}
 
 
 def find_mix(text: str, where: str = "type") -> Mix:
@@ -82,7 +86,7 @@ def find_type(text: str, where: str = "type") -> TensorType:
 
 
 def _unknown(where: str, text: str, names: list[str], advice: str = "") -> InputError:
-    """The names that are near to what was typed, or all of them where none is."""
+    """The error of an unknown name, with the nearest known names, or all if none is near."""
     found, typed = repr(text[:40]), text[:40].lower()
     near = [name for name in names if typed and name.startswith(typed)]
     near = near or [name for name in names if typed.startswith(f"{name}_")]
@@ -98,18 +102,16 @@ def _unknown(where: str, text: str, names: list[str], advice: str = "") -> Input
 # GGUF: llama.cpp's choice
 
 
-def choose(mix: Mix, config: ModelConfig, name: str, *, tied: bool) -> TensorType:
+def choose(mix: Mix, config: ModelConfig, spec: TensorSpec, *, is_output: bool) -> TensorType:
     """The type that llama.cpp gives a matrix; what its columns allow is for `fit`."""
     if mix.base.block_len == 1:
         return mix.base
-    if name == "output.weight" or (tied and name == "token_embd.weight"):
+    if is_output:
         whole = config.dim % mix.base.block_len == 0
         return _Q6 if whole and mix.base is not _Q8_0 else _Q8_0
-    if not name.startswith("blk."):
-        return mix.base
-    _, layer, part, _ = name.split(".")
-    rule = _RULES.get(_SAME.get(mix.name, mix.name), {}).get(part)
-    kind = rule(_Place(int(layer), config)) if rule else None
+    role = Role.QKV if spec.role is Role.VALUES else spec.role  # values alone are as vital
+    rule = _RULES.get(_SAME.get(mix.name, mix.name), {}).get(role)
+    kind = rule(_Place(spec.layer, config)) if rule and spec.layer is not None else None
     return kind or mix.base
 
 
@@ -127,29 +129,29 @@ class _Place:
 
 _Rule = Callable[[_Place], TensorType | None]
 _SAME = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m"}  # llama.cpp's short names
-_VITAL: dict[str, _Rule] = {
-    "attn_qkv": lambda at: _Q6 if at.vital else None,
-    "ffn_down": lambda at: _Q6 if at.vital else None,
+_VITAL: dict[Role, _Rule] = {
+    Role.QKV: lambda at: _Q6 if at.vital else None,
+    Role.DOWN: lambda at: _Q6 if at.vital else None,
 }
-_RULES: dict[str, dict[str, _Rule]] = {
+_RULES: dict[str, dict[Role, _Rule]] = {
     "iq4_nl": {
-        "attn_qkv": lambda at: _Q5 if at.shared else None,
-        "ffn_down": lambda at: _Q5 if at.eighth else None,
+        Role.QKV: lambda at: _Q5 if at.shared else None,
+        Role.DOWN: lambda at: _Q5 if at.eighth else None,
     },
     "q2_k": {
-        "attn_qkv": lambda at: _Q4 if at.shared else _Q3,
-        "attn_output": lambda _: _Q3,
-        "ffn_down": lambda _: _Q3,
+        Role.QKV: lambda at: _Q4 if at.shared else _Q3,
+        Role.ATTENTION_OUTPUT: lambda _: _Q3,
+        Role.DOWN: lambda _: _Q3,
     },
     "q3_k_m": {
-        "attn_qkv": lambda at: _Q5 if at.layer < 2 else _Q4,
-        "attn_output": lambda _: _Q4,
-        "ffn_down": lambda at: _Q5 if at.sixteenth else _Q4,
+        Role.QKV: lambda at: _Q5 if at.layer < 2 else _Q4,
+        Role.ATTENTION_OUTPUT: lambda _: _Q4,
+        Role.DOWN: lambda at: _Q5 if at.sixteenth else _Q4,
     },
-    "q3_k_l": dict.fromkeys(("attn_qkv", "attn_output", "ffn_down"), lambda _: _Q5),
+    "q3_k_l": dict.fromkeys((Role.QKV, Role.ATTENTION_OUTPUT, Role.DOWN), lambda _: _Q5),
     "q4_k_s": {
-        "attn_qkv": lambda at: _Q5 if at.layer < 4 else None,
-        "ffn_down": lambda at: _Q5 if at.eighth else None,
+        Role.QKV: lambda at: _Q5 if at.layer < 4 else None,
+        Role.DOWN: lambda at: _Q5 if at.eighth else None,
     },
     "q4_k_m": _VITAL,
     "q5_k_m": _VITAL,

@@ -1,8 +1,8 @@
-"""The kernels' Python face: one function per operation, arrays in, a fresh array out.
+"""The core's Python face: weights packed and converted, and the graph that runs a model.
 
-Every function, and `Graph`, has a slow twin of the same name in `tests/reference`. A model
-records its operations in a graph once, and every batch runs through it in a single call. Shapes: n
-tokens, k inputs, m outputs. What is computed, and how it is rounded, is said in `csrc/kernels.h`.
+A model records its operations in a `Graph` once, and every batch runs through it in a single call.
+What they compute, and how it is rounded, is said in `csrc/kernels.h`; tests call the operations one
+by one, and hold them against slow twins of the same names in `tests/reference`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from starcoder import _core
 from starcoder._core import Graph, Matrix
-from starcoder.batch import Batch
 from starcoder.errors import InputError, MemoryLimitError
 from starcoder.tensor import Tensor, TensorType
 
@@ -24,30 +23,24 @@ __all__ = [
     "ACTIVATIONS",
     "Graph",
     "Matrix",
-    "attention",
     "available_isas",
     "close",
     "collapse_pages",
     "dequantize",
-    "embed",
     "first_non_finite",
     "isa",
-    "layer_norm",
-    "linear",
     "n_threads",
     "pack",
     "packed_bytes",
     "quantize",
     "requantize",
     "set_n_threads",
-    "store_kv",
     "use_isa",
 ]
 
 Floats = NDArray[np.float32]
-KV = NDArray[np.float16] | NDArray[np.uint16]
 
-ACTIVATIONS = {None: 0, "gelu_tanh": 1, "gelu_erf": 2}
+ACTIVATIONS = {None: 0, "gelu_tanh": 1, "gelu_erf": 2, "silu": 3}
 
 
 def pack(tensor: Tensor) -> Matrix:
@@ -63,9 +56,9 @@ def pack(tensor: Tensor) -> Matrix:
     try:
         packed = Matrix(int(tensor.type), tensor.data, n_rows, n_cols)
     except MemoryError:
-        found, expected = f"no memory for {tensor.nbytes} bytes", "room for all weights"
+        found = f"not enough memory for {tensor.nbytes:,} bytes"
         advice = "use a smaller model or a smaller type"
-        raise MemoryLimitError("weights", found, expected, advice) from None
+        raise MemoryLimitError("weights", found, "", advice) from None
     tensor.release()
     return packed
 
@@ -82,9 +75,9 @@ def packed_bytes(type: TensorType, shape: tuple[int, ...]) -> int:  # noqa: A002
 def collapse_pages(seconds: float = math.inf) -> bool:
     """Makes huge pages of the small ones that weights began with; whether some are still small.
 
-    A graph does so by itself when it has run for a while: `csrc/chunk.h` says why weights wait.
+    Happens by itself when models have run for a while: `csrc/sys/arena.h` says why weights wait.
     """
-    return _core.gather_weights(seconds)
+    return _core.collapse_pages(seconds)
 
 
 def dequantize(tensor: Tensor) -> Floats:
@@ -143,65 +136,6 @@ def first_non_finite(x: Floats | Tensor) -> int | None:
     else:
         at = _core.first_non_finite(int(TensorType.F32), x.reshape(-1).view(np.uint8))
     return None if at < 0 else at
-
-
-def linear(
-    x: Floats,
-    w: Matrix,
-    bias: Floats | None = None,
-    *,
-    activation: str | None = None,
-    residual: Floats | None = None,
-) -> Floats:
-    """(n, m): activation(x @ w.T + bias) + residual, from x (n, k), bias (m), residual (n, m)."""
-    out = np.empty((len(x), w.n_rows), np.float32)
-    _core.linear(w, x, bias, ACTIVATIONS[activation], residual, out)
-    return out
-
-
-def embed(ids: NDArray[np.int32], w: Matrix) -> Floats:
-    """(n, k): the rows `ids` (n) of w (m, k)."""
-    out = np.empty((len(ids), w.n_cols), np.float32)
-    _core.embed(w, ids, out)
-    return out
-
-
-def layer_norm(x: Floats, weight: Floats, bias: Floats, eps: float) -> Floats:
-    """(n, k): each row of x (n, k) with mean 0 and variance 1, times weight (k), plus bias (k)."""
-    _choose_isa()
-    out = np.empty_like(x)
-    _core.layer_norm(x, weight, bias, eps, out)
-    return out
-
-
-def store_kv(qkv: Floats, n_heads: int, batch: Batch, keys: KV, values: KV) -> None:
-    """Writes the keys and values of qkv (n, queries | keys | values) into one layer's cache.
-
-    `keys` is (blocks, n_kv_heads, width, BLOCK_LEN), `values` (blocks, n_kv_heads, BLOCK_LEN,
-    width), where width is head_dim rounded up to a multiple of 16. They are float16; or uint16, for
-    the bits of bf16, with keys in the order (..., width / 2, BLOCK_LEN, 2) and values in the order
-    (..., BLOCK_LEN / 2, width, 2): pairs side by side, as products of bf16 take them.
-    """
-    _choose_isa()
-    bits = keys.view(np.uint16), values.view(np.uint16)
-    _core.store_kv(qkv, n_heads, *_places(batch), *bits, keys.dtype == np.uint16)
-
-
-def attention(qkv: Floats, n_heads: int, batch: Batch, keys: KV, values: KV) -> Floats:
-    """(n, n_heads * head_dim): each query over the keys of its sequence up to its own position.
-
-    Where keys and values are bf16, queries and weights are rounded to bf16 too.
-    """
-    _choose_isa()
-    head_dim = qkv.shape[1] // (n_heads + 2 * keys.shape[1])
-    out = np.empty((len(qkv), n_heads * head_dim), np.float32)
-    bits = keys.view(np.uint16), values.view(np.uint16)
-    _core.attention(qkv, n_heads, *_places(batch), *bits, keys.dtype == np.uint16, out)
-    return out
-
-
-def _places(batch: Batch) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
-    return batch.positions, batch.row_starts, batch.block_tables
 
 
 # ---- the machine ---------------------------------------------------------------------------------

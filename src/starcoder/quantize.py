@@ -19,7 +19,7 @@ from starcoder.checkpoint import Checkpoint
 from starcoder.errors import FormatError
 from starcoder.finite import check_rows
 from starcoder.tensor import Tensor, TensorType, Weights
-from starcoder.type_plan import Choice, plan, tensor_shapes
+from starcoder.type_plan import Choice, plan
 
 __all__ = [
     "Choice",
@@ -28,7 +28,6 @@ __all__ = [
     "check_finite",
     "plan",
     "quantize",
-    "tensor_shapes",
     "use_threads",
 ]
 
@@ -68,7 +67,7 @@ class Copied:
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """A tensor in another type; its bytes are computed as they are asked for."""
+    """A tensor in another type; its bytes are computed when they are read."""
 
     source: Tensor
     type: TensorType
@@ -147,7 +146,7 @@ def _as_rows(tensor: Tensor) -> Tensor:
 
 
 def _row_pieces(tensor: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """The number of the first row, and some rows; the next ones are already asked for."""
+    """The number of the first row, and some rows; the system already reads the next ones."""
     n_rows, n_cols = tensor.shape
     step = max(1, _PIECE_WEIGHTS // n_cols)
     for first in range(0, n_rows, step):

@@ -62,7 +62,7 @@ class Sampler:
         Raises:
             LogitsError: a logit is infinite or not a number.
         """
-        # Both also find what is not a number.
+        # NaN is found too: argmax and argmin stop at it.
         if not all(math.isfinite(logits[i]) for i in (logits.argmax(), logits.argmin())):
             n_bad = int(np.count_nonzero(~np.isfinite(logits)))
             found = f"{n_bad} of {len(logits)} that are NaN or infinite"

@@ -29,29 +29,35 @@ class TensorType(enum.IntEnum):
 
     block_len: int  # weights in a block: the unit of storage
     block_bytes: int  # bytes of a block
+    gguf_file: int  # llama.cpp's number for a GGUF file that mostly has this type
+    ggml_file: int | None  # ggml's for a .bin file with this type; None: it came after the format
 
-    def __new__(cls, ggml_id: int, block_len: int, block_bytes: int) -> TensorType:
+    def __new__(
+        cls, ggml_id: int, block_len: int, block_bytes: int, gguf_file: int, ggml_file: int | None
+    ) -> TensorType:
         """One row of the table below."""
         row = int.__new__(cls, ggml_id)
         row._value_ = ggml_id
-        row.block_len = block_len
-        row.block_bytes = block_bytes
+        row.block_len, row.block_bytes = block_len, block_bytes
+        row.gguf_file, row.ggml_file = gguf_file, ggml_file
         return row
 
-    F32 = 0, 1, 4
-    F16 = 1, 1, 2
-    Q4_0 = 2, 32, 18
-    Q4_1 = 3, 32, 20
-    Q5_0 = 6, 32, 22
-    Q5_1 = 7, 32, 24
-    Q8_0 = 8, 32, 34
-    Q2_K = 10, 256, 84
-    Q3_K = 11, 256, 110
-    Q4_K = 12, 256, 144
-    Q5_K = 13, 256, 176
-    Q6_K = 14, 256, 210
-    IQ4_NL = 20, 32, 18
-    BF16 = 30, 1, 2
+    # fmt: off
+    F32 =    0,   1,   4,  0,    0
+    F16 =    1,   1,   2,  1,    1
+    Q4_0 =   2,  32,  18,  2,    2
+    Q4_1 =   3,  32,  20,  3,    3
+    Q5_0 =   6,  32,  22,  8,    8
+    Q5_1 =   7,  32,  24,  9,    9
+    Q8_0 =   8,  32,  34,  7,    7
+    Q2_K =  10, 256,  84, 10,   10
+    Q3_K =  11, 256, 110, 12,   11
+    Q4_K =  12, 256, 144, 15,   12
+    Q5_K =  13, 256, 176, 17,   13
+    Q6_K =  14, 256, 210, 18,   14
+    IQ4_NL = 20, 32,  18, 25, None
+    BF16 =  30,   1,   2, 32, None
+    # fmt: on
 
     def nbytes(self, shape: tuple[int, ...]) -> int:
         """Bytes of a tensor of this type; its last axis must hold whole blocks.

@@ -166,7 +166,7 @@ def _build(vocab: Vocab) -> tokenizers.Tokenizer:
 
 
 def _check_unusable(vocab: Vocab) -> None:
-    """Let merges go that need or make a special token, as these come from no merge; no others.
+    """Allow unusable merges that involve special tokens; refuse any other one.
 
     Left to the library, a merge that makes no token can panic.
     """
@@ -196,7 +196,7 @@ def _special_ids(vocab: Vocab) -> dict[str, int]:
     """Map special tokens as they stand in text to ids, the first id of those spelled alike."""
     ids = {}
     for i in sorted(vocab.special_ids, reverse=True):
-        with suppress(UnicodeDecodeError):  # what is not UTF-8 stands in no text
+        with suppress(UnicodeDecodeError):  # other bytes stand in no text
             ids[vocab.tokens[i].decode()] = i
     ids.pop("", None)
     return ids

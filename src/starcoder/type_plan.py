@@ -11,17 +11,16 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from starcoder import mix as mixes
+from starcoder import models
+from starcoder.architecture import Role, TensorSpec
 from starcoder.checkpoint import Checkpoint
-from starcoder.config import ModelConfig
 from starcoder.errors import FormatError, InputError
 from starcoder.mix import Mix
 from starcoder.tensor import Tensor, TensorType
 
-__all__ = ["Choice", "plan", "tensor_shapes"]
+__all__ = ["Choice", "plan"]
 
-_EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"
 _OUTPUT_OPTION, _EMBEDDING_OPTION = "--output-type", "--embedding-type"
-_POSITIONS = "position_embd.weight"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,11 +38,11 @@ def plan(checkpoint: Checkpoint, choice: Choice) -> tuple[dict[str, TensorType],
     """The type of every tensor, and what the user should know about it.
 
     Raises:
-        FormatError: tensors that are not those of the configuration.
+        FormatError: tensors that do not fit the configuration.
         InputError: exceptions that a legacy file cannot hold, or that apply to no tensor.
     """
-    _check_tensors(checkpoint)
-    matrices = {n: t for n, t in checkpoint.tensors.items() if _is_matrix(n)}
+    specs = _checked(checkpoint)
+    matrices = {n: t for n, t in checkpoint.tensors.items() if specs[n].role.is_matrix}
     types = {name: tensor.type for name, tensor in checkpoint.tensors.items()}
     if choice.legacy:
         wanted = _wanted_legacy(choice)
@@ -51,29 +50,25 @@ def plan(checkpoint: Checkpoint, choice: Choice) -> tuple[dict[str, TensorType],
         if wanted is not None:
             types |= dict.fromkeys(matrices, _one_type(wanted, matrices, notes))
         return types, notes + _note_loss(checkpoint, types)
-    exceptions = list(_exceptions(checkpoint, choice))
+    exceptions = list(_exceptions(checkpoint, choice, specs))
     asked = _decide(exceptions)
     replaced: dict[_Fallback, list[str]] = {}
     for name, tensor in matrices.items():
-        kind = asked[name] if name in asked else _of_mix(choice, checkpoint, name)
+        kind = asked[name] if name in asked else _of_mix(choice, checkpoint, specs[name])
         types[name] = mixes.fit(kind, tensor.shape[1])
         if types[name] is not kind:
             fallback = _Fallback(tensor.shape[1], kind, types[name])
             replaced.setdefault(fallback, []).append(name)
-    types[_POSITIONS] = asked.get(_POSITIONS, types[_POSITIONS])
+    types |= {name: kind for name, kind in asked.items() if name not in matrices}
     notes = [fallback.note(names) for fallback, names in replaced.items()]
     return types, notes + _note_loss(checkpoint, types)
 
 
-def _is_matrix(name: str) -> bool:
-    return name.endswith(".weight") and "norm" not in name and name != _POSITIONS
-
-
-def _of_mix(choice: Choice, checkpoint: Checkpoint, name: str) -> TensorType:
+def _of_mix(choice: Choice, checkpoint: Checkpoint, spec: TensorSpec) -> TensorType:
     if choice.mix is None:
-        return checkpoint.tensors[name].type
-    tied = _OUTPUT not in checkpoint.tensors
-    return mixes.choose(choice.mix, checkpoint.config, name, tied=tied)
+        return checkpoint.tensors[spec.name].type
+    is_output = models.find(checkpoint).output(checkpoint.tensors) == spec.name
+    return mixes.choose(choice.mix, checkpoint.config, spec, is_output=is_output)
 
 
 def _wanted_legacy(choice: Choice) -> TensorType | None:
@@ -110,25 +105,30 @@ class _Exception:
 
     option: str  # as the command line spells it
     type: TensorType
-    fitting: tuple[str, ...]  # tensors that it names
+    fitting: tuple[TensorSpec, ...]  # tensors that it names
 
     @property
     def names(self) -> Iterator[str]:
         """Those of them that can have the type: not vectors, nor positions as blocks."""
-        for name in self.fitting:
-            if _is_matrix(name) or (name == _POSITIONS and self.type.block_len == 1):
-                yield name
+        for spec in self.fitting:
+            is_float = spec.role is Role.POSITIONS and self.type.block_len == 1
+            if spec.role.is_matrix or is_float:
+                yield spec.name
 
 
-def _exceptions(checkpoint: Checkpoint, choice: Choice) -> Iterator[_Exception]:
+def _exceptions(
+    checkpoint: Checkpoint, choice: Choice, specs: Mapping[str, TensorSpec]
+) -> Iterator[_Exception]:
     """In the order in which they count."""
-    output = _OUTPUT if _OUTPUT in checkpoint.tensors else _EMBEDDING
+    architecture = models.find(checkpoint)
     if choice.output_type is not None:
+        output = specs[architecture.output(checkpoint.tensors)]
         yield _Exception(_OUTPUT_OPTION, choice.output_type, (output,))
     if choice.embedding_type is not None:
-        yield _Exception(_EMBEDDING_OPTION, choice.embedding_type, (_EMBEDDING,))
+        embedding = specs[architecture.embedding]
+        yield _Exception(_EMBEDDING_OPTION, choice.embedding_type, (embedding,))
     for pattern, kind in choice.patterns:
-        fitting = tuple(name for name in checkpoint.tensors if mixes.fits(pattern, name))
+        fitting = tuple(specs[name] for name in checkpoint.tensors if mixes.fits(pattern, name))
         yield _Exception(f"--tensor-type {pattern}={kind.name.lower()}", kind, fitting)
 
 
@@ -159,10 +159,10 @@ def _why_idle(exception: _Exception) -> tuple[str, str, str]:
     if first is not None:
         advice = "leave one of them out, or change their order"
         return f"{first}, which an option before it names", "a tensor of its own", advice
-    if _POSITIONS in exception.fitting:
+    if any(spec.role is Role.POSITIONS for spec in exception.fitting):
         advice = "other programs read no other type there"
         return "position embeddings", "f32, f16 or bf16 for these", advice
-    return f"vectors alone, such as {exception.fitting[0]}", "a matrix", "vectors stay f32"
+    return f"vectors alone, such as {exception.fitting[0].name}", "a matrix", "vectors stay f32"
 
 
 # ------------------------------------------------------------------------------------------------
@@ -196,32 +196,16 @@ def _note_loss(checkpoint: Checkpoint, types: Mapping[str, TensorType]) -> list[
     return [f"the weights were already rounded to {before}; {lost}"]
 
 
-def _check_tensors(checkpoint: Checkpoint) -> None:
-    """Every tensor of the configuration, in its shape, and no other."""
-    shapes = tensor_shapes(checkpoint.config)
-    if _OUTPUT in checkpoint.tensors:
-        shapes[_OUTPUT] = shapes[_EMBEDDING]
-    for name, shape in shapes.items():
-        checkpoint.take(name, *shape)
-    unknown = checkpoint.tensors.keys() - shapes.keys()
+def _checked(checkpoint: Checkpoint) -> dict[str, TensorSpec]:
+    """What each tensor is, once every one that is declared is there, in its shape, and no other."""
+    architecture = models.find(checkpoint)
+    specs = architecture.specs(checkpoint.config.n_layers)
+    for name, spec in specs.items():
+        if name in checkpoint.tensors or spec.role is not Role.OUTPUT:
+            checkpoint.take(name, *spec.shape(checkpoint.config))
+    unknown = checkpoint.tensors.keys() - specs.keys()
     if unknown:
         where = f"{checkpoint.source}: tensor {min(unknown)}"
-        raise FormatError(where, "an unknown name", "a GPTBigCode tensor", "use another file")
-
-
-def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor of a model whose output matrix is its embedding."""
-    dim, hidden = config.dim, config.hidden_dim
-    n_qkv = (config.n_heads + 2 * config.n_kv_heads) * config.head_dim
-    shapes: dict[str, tuple[int, ...]] = {_EMBEDDING: (config.n_vocab, dim)}
-    shapes[_POSITIONS] = (config.n_ctx, dim)
-    linears = {"attn_qkv": (n_qkv, dim), "attn_output": (dim, dim)}
-    linears |= {"ffn_up": (hidden, dim), "ffn_down": (dim, hidden)}
-    norms = ["output_norm"]
-    for i in range(config.n_layers):
-        norms += [f"blk.{i}.attn_norm", f"blk.{i}.ffn_norm"]
-        for part, shape in linears.items():
-            shapes |= {f"blk.{i}.{part}.weight": shape, f"blk.{i}.{part}.bias": shape[:1]}
-    for norm in norms:
-        shapes |= {f"{norm}.weight": (dim,), f"{norm}.bias": (dim,)}
-    return shapes
+        expected = f"a {architecture.title} tensor"
+        raise FormatError(where, "an unknown name", expected, "use another file")
+    return specs

@@ -101,7 +101,9 @@ def convert(
     weights = quantize.quantize(checkpoint, types, legacy=legacy)
     formats.write(out, checkpoint, weights, legacy=legacy, force=True, max_part_bytes=size)
     try:
-        formats.read(out if size is None else formats.part_paths(out, weights, size)[-1])
+        formats.read(
+            out if size is None else formats.part_paths(out, checkpoint, weights, size)[-1]
+        )
     except FormatError as error:
         raise AssertionError(f"what was written cannot be read: {error}") from error
 

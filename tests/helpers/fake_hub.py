@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from starcoder import hub
+from starcoder import formats, hub
 from starcoder.errors import InputError
 from starcoder.hub import _download, _library
 
@@ -187,3 +187,8 @@ def starcoder(
 ) -> subprocess.CompletedProcess[str]:
     """The command, which asks this Hub."""
     return python(fake, tmp_path, "-m", "starcoder", *arguments, **settings)
+
+
+def is_whole(path: Path, tmp_path: Path) -> bool:
+    """Whether a folder of the cache is the model that the fixture serves."""
+    return formats.read(path) == formats.read(tmp_path / "served")

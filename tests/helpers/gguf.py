@@ -46,15 +46,9 @@ def gguf_keys(model: TinyModel) -> dict[str, Value]:
     kinds = [3] * n_special + [1] * (len(model.tokens) - n_special) + [5] * n_pads
     merges = [f"{printable(left)} {printable(right)}" for left, right in model.merges]
     return {
-        "general.architecture": Value("str", "starcoder"),
+        "general.architecture": Value("str", model.architecture.gguf),
         "general.name": Value("str", "tiny"),
-        "starcoder.context_length": Value("u32", model.n_ctx),
-        "starcoder.embedding_length": Value("u32", model.dim),
-        "starcoder.feed_forward_length": Value("u32", model.hidden_dim),
-        "starcoder.block_count": Value("u32", model.n_layers),
-        "starcoder.attention.head_count": Value("u32", model.n_heads),
-        "starcoder.attention.head_count_kv": Value("u32", model.n_kv_heads),
-        "starcoder.attention.layer_norm_epsilon": Value("f32", 1e-5),
+        **_settings(model),
         "tokenizer.ggml.model": Value("str", "gpt2"),
         "tokenizer.ggml.pre": Value("str", "refact"),
         "tokenizer.ggml.tokens": Value("str", texts),
@@ -62,6 +56,17 @@ def gguf_keys(model: TinyModel) -> dict[str, Value]:
         "tokenizer.ggml.merges": Value("str", merges),
         "tokenizer.ggml.eos_token_id": Value("u32", 0),
         "tokenizer.ggml.bos_token_id": Value("u32", 0),
+    }
+
+
+def _settings(model: TinyModel) -> dict[str, Value]:
+    """The numbers; llama.cpp writes no words."""
+    kinds = {int: "u32", float: "f32"}
+    keys = {setting.field: setting.gguf for setting in model.architecture.settings}
+    return {
+        f"{model.architecture.gguf}.{key.name}": Value(kinds[key.kind], getattr(model, field))
+        for field, key in keys.items()
+        if key is not None and key.kind in kinds
     }
 
 

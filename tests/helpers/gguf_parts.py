@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from starcoder import FormatError, formats
 from tests.helpers.gguf import GGUFTensor, Value, gguf_keys, gguf_tensors, write_gguf
 from tests.helpers.tiny import TinyModel, printable
 
@@ -69,3 +72,21 @@ def raw_keys(model: TinyModel, merges: str) -> dict[str, Value | None]:
         "tokenizer.ggml.token_type": None,
         "tokenizer.ggml.pre": None,
     }
+
+
+def whole(folder: Path, model: TinyModel) -> Path:
+    """The same model in one file."""
+    return write_gguf(folder / "whole.gguf", model)
+
+
+def read_parts(folder: Path) -> list[Path]:
+    """The parts that are there, in order."""
+    return sorted(folder.glob("*-of-*.gguf"))
+
+
+def fails(path: Path, *words: str) -> None:
+    """Reading ends in an error that has these words."""
+    with pytest.raises(FormatError) as caught:
+        formats.read(path)
+    for word in words:
+        assert word in str(caught.value)

@@ -10,41 +10,32 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from starcoder.architecture import Role
 from tests.helpers.tiny import TinyModel, printable
 
-_HF_PARTS = {"attn_norm": "ln_1", "ffn_norm": "ln_2", "attn_qkv": "attn.c_attn"}
-_HF_PARTS |= {"attn_output": "attn.c_proj", "ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}
-_HF_GLOBAL = {"token_embd": "wte", "position_embd": "wpe", "output_norm": "ln_f"}
 
-
-def hf_name(name: str) -> str:
+def hf_name(model: TinyModel, name: str) -> str:
     """`blk.0.ffn_up.weight` as `transformer.h.0.mlp.c_fc.weight`."""
-    *path, kind = name.split(".")
-    if path == ["output"]:
-        return "lm_head.weight"
-    if len(path) == 1:
-        return f"transformer.{_HF_GLOBAL[path[0]]}.{kind}"
-    return f"transformer.h.{path[1]}.{_HF_PARTS[path[2]]}.{kind}"
+    spec = model.spec(name)
+    return spec.hf if spec.role is Role.OUTPUT else f"transformer.{spec.hf}"
 
 
 def hf_config(model: TinyModel) -> dict[str, Any]:
-    """config.json as transformers writes it."""
+    """config.json as transformers writes it: what has a default is null or as the default."""
+    keys = {setting.field: setting.hf for setting in model.architecture.settings}
+    numbers = {key.name: getattr(model, field, None) for field, key in keys.items()}
+    numbers |= {key.name: key.default for key in keys.values() if key.words}
+    numbers |= {key.name: None for key in keys.values() if callable(key.default)}
+    flags = {key.name: model.n_kv_heads == 1 for key in keys.values() if key.kind is bool}
     return {
-        "architectures": ["GPTBigCodeForCausalLM"],
-        "model_type": "gpt_bigcode",
-        "activation_function": "gelu_pytorch_tanh",
+        "architectures": [model.architecture.hf_class],
+        "model_type": model.architecture.hf,
         "bos_token_id": 0,
         "eos_token_id": 0,
-        "layer_norm_epsilon": 1e-5,
-        "multi_query": model.n_kv_heads == 1,
-        "n_embd": model.dim,
-        "n_head": model.n_heads,
-        "n_inner": None,
-        "n_layer": model.n_layers,
-        "n_positions": model.n_ctx,
         "scale_attn_weights": True,
         "tie_word_embeddings": "output.weight" not in model.weights,
-        "vocab_size": model.n_vocab,
+        **numbers,
+        **flags,
     }
 
 
@@ -72,7 +63,7 @@ def hf_tokenizer(model: TinyModel) -> dict[str, Any]:
 
 def hf_weights(model: TinyModel) -> dict[str, np.ndarray]:
     """The weights under Hugging Face's names."""
-    return {hf_name(name): np.ascontiguousarray(a) for name, a in model.weights.items()}
+    return {hf_name(model, name): np.ascontiguousarray(a) for name, a in model.weights.items()}
 
 
 def write_hf(
@@ -99,4 +90,14 @@ def write_hf(
         save_file({name: arrays[name] for name in names[i::n_shards]}, path / shard)
     index = {"metadata": {}, "weight_map": placed}
     (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    return path
+
+
+def put(path: Path, name: str, value: Any) -> Path:
+    """A file of a folder: bytes, text, or a value as JSON."""
+    """One more file in a folder: text, bytes, or JSON of anything else."""
+    if isinstance(value, bytes):
+        (path / name).write_bytes(value)
+    else:
+        (path / name).write_text(value if isinstance(value, str) else json.dumps(value))
     return path

@@ -10,27 +10,6 @@ import numpy as np
 
 from tests.helpers.tiny import TinyModel
 
-_LEGACY_GLOBAL = {
-    "token_embd.weight": "model/wte",
-    "position_embd.weight": "model/wpe",
-    "output_norm.weight": "model/ln_f/g",
-    "output_norm.bias": "model/ln_f/b",
-    "output.weight": "model/lm_head",
-}
-_LEGACY_LAYER = {"attn_norm": "ln_1", "ffn_norm": "ln_2"}
-_LEGACY_LINEAR = {"attn_qkv": "attn/c_attn", "attn_output": "attn/c_proj"}
-_LEGACY_LINEAR |= {"ffn_up": "mlp/c_fc", "ffn_down": "mlp/c_proj"}
-
-
-def legacy_name(name: str) -> str:
-    """`blk.0.ffn_up.weight` as `model/h0/mlp/c_fc/w`."""
-    if name in _LEGACY_GLOBAL:
-        return _LEGACY_GLOBAL[name]
-    _, i, part, kind = name.split(".")
-    if part in _LEGACY_LAYER:
-        return f"model/h{i}/{_LEGACY_LAYER[part]}/{'g' if kind == 'weight' else 'b'}"
-    return f"model/h{i}/{_LEGACY_LINEAR[part]}/{kind[0]}"
-
 
 def tile_heads(model: TinyModel, qkv: np.ndarray) -> np.ndarray:
     """Multi-query rows with the key head and the value head repeated for every query head."""
@@ -53,10 +32,11 @@ def write_legacy(path: Path, model: TinyModel, *, ftype: int = 0, encode: Encode
     for raw in model.tokens + model.tokens[-1:] * (model.n_vocab - len(model.tokens)):
         out += struct.pack("<I", len(raw)) + raw
     for name, array in model.weights.items():
-        if "attn_qkv" in name and model.n_kv_heads == 1:
+        spec = model.spec(name)
+        if spec.axes[0] == "qkv_dim" and model.n_kv_heads == 1:
             array = tile_heads(model, array)
         number, raw = encode(name, array)
-        old = legacy_name(name).encode()
+        old = f"model/{spec.legacy}".encode()
         out += struct.pack("<3i", array.ndim, len(old), number)
         out += struct.pack(f"<{array.ndim}i", *reversed(array.shape)) + old + raw
     path.write_bytes(out)

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from starcoder import LLM, formats
 from starcoder.batch import BLOCK_LEN, Batch
+from starcoder.checkpoint import Checkpoint
 from starcoder.kv_cache import RUN_LEN, KVCache
 from starcoder.models import Model
 
@@ -59,3 +61,14 @@ def greedy(model: Model, ids: Sequence[int], n: int) -> list[int]:
         at, new = at + len(new), [int(rows[0].argmax())]
         out += new
     return out
+
+
+def some_logits(path: Path) -> np.ndarray:
+    """Of four ids, for files whose models are compared."""
+    return LLM(path, n_threads=1).logits([7, 40, 261, 262])
+
+
+def written(path: Path, checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint, written as GGUF and read back."""
+    formats.write(path, checkpoint)
+    return formats.read(path)

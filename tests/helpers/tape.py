@@ -30,19 +30,22 @@ from unittest import mock
 import numpy as np
 
 from starcoder import _core, ops
+from tests.helpers import operations
 
 KINDS = enum.IntEnum("KINDS", "NONE INT BOOL FLOAT OBJECT ARRAY ANSWER STATE", start=0)
 DTYPES = [np.uint8, np.int32, np.float32, np.uint16]
 
 # Which arguments a call goes on filling, and whether its last one must come out.
-STATES = {"store_kv": (5, 6), "attention": (5, 6), "Graph.run": (6, 7)}
+STATES = {"testing.store_kv": (5, 6), "testing.attention": (5, 6), "Graph.run": (6, 7)}
 ANSWERS = {
-    *("linear", "embed", "layer_norm", "attention", "Graph.run"),
+    *("testing.linear", "testing.embed", "testing.layer_norm", "testing.rms_norm"),
+    *("testing.gated", "testing.rotate", "testing.attention", "Graph.run"),
     *("dequantize", "quantize", "requantize"),
 }
 OTHERS = {
-    *("Matrix", "Graph", "Memory", "Memory.read", "store_kv", "first_non_finite", "peak"),
-    *("Graph.embed", "Graph.layer_norm", "Graph.linear", "Graph.attention", "Graph.select"),
+    *("Matrix", "Graph", "Memory", "Memory.read", "testing.store_kv", "first_non_finite", "peak"),
+    *("Graph.embed", "Graph.layer_norm", "Graph.rms_norm", "Graph.rotate", "Graph.linear"),
+    *("Graph.gated", "Graph.concat", "Graph.attention", "Graph.select"),
 }
 
 
@@ -57,15 +60,17 @@ class Tape:
         self._states: list[np.ndarray] = []
 
     def __getattr__(self, name: str) -> Any:
+        if name == "testing":
+            return Submodule(self, name)
         if name in ANSWERS | OTHERS:
             return functools.partial(self._call, name)
         return getattr(_core, name)
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Whatever uses `ops` is written down."""
+        """Whatever uses `ops` or `operations` is written down."""
         names = {"_core": self, "Matrix": self.Matrix, "Graph": self.Graph}
-        with mock.patch.multiple(ops, **names):
+        with mock.patch.multiple(ops, **names), mock.patch.object(operations, "_core", self):
             yield
 
     def save(self, path: Path) -> None:
@@ -80,7 +85,7 @@ class Tape:
         self._numbers(len(args))
         for i, arg in enumerate(plain):
             if i in STATES.get(name, ()):
-                self._state(arg, is_compared=name == "store_kv")
+                self._state(arg, is_compared=name == "testing.store_kv")
             elif isinstance(arg, np.ndarray):
                 is_answer = name in ANSWERS and i == len(args) - 1
                 self._numbers(KINDS.ANSWER if is_answer else KINDS.ARRAY)
@@ -124,6 +129,16 @@ class Tape:
 
     def _numbers(self, *numbers: int) -> None:
         self._pieces.append(struct.pack(f"<{len(numbers)}q", *numbers))
+
+
+class Submodule:
+    """A submodule of the core whose functions are written down."""
+
+    def __init__(self, tape: Tape, name: str) -> None:
+        self._tape, self._name = tape, name
+
+    def __getattr__(self, name: str) -> Any:
+        return functools.partial(self._tape._call, f"{self._name}.{name}")
 
 
 class Methods:

@@ -1,4 +1,4 @@
-"""A GPTBigCode model of a few kilobytes, as plain arrays under canonical names.
+"""A model of a few kilobytes, as plain arrays under canonical names, of any architecture.
 
 What the formats make of it on disk is in `gguf`, `legacy` and `hf`, beside this file.
 """
@@ -11,6 +11,9 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+
+from starcoder.architecture import Architecture, Role, TensorSpec
+from starcoder.models.gpt_bigcode import GPT_BIGCODE
 
 SPECIALS = ("<|endoftext|>", "<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<fim_pad>")
 TEXT = """def add(first, second):
@@ -45,7 +48,7 @@ def apply_merge(word: list[bytes], pair: tuple[bytes, bytes]) -> list[bytes]:
 
 @dataclass
 class TinyModel:
-    """A GPTBigCode model as plain arrays, under canonical names."""
+    """A model as plain arrays, under canonical names; its numbers have ModelConfig's names."""
 
     merges: list[tuple[bytes, bytes]]
     tokens: list[bytes]  # without padding
@@ -57,41 +60,48 @@ class TinyModel:
     n_layers: int = 2
     n_heads: int = 4
     n_kv_heads: int = 1
+    norm_eps: float = 1e-5
     specials: tuple[str, ...] = SPECIALS
     extra: dict[str, Any] = field(default_factory=dict)
+    architecture: Architecture = GPT_BIGCODE
 
     @property
     def head_dim(self) -> int:
         return self.dim // self.n_heads
 
+    @property
+    def kv_dim(self) -> int:
+        return self.n_kv_heads * self.head_dim
 
-def make_tiny(seed: int = 0, n_kv_heads: int = 1, tied: bool = True) -> TinyModel:
+    @property
+    def qkv_dim(self) -> int:
+        return self.dim + 2 * self.kv_dim
+
+    def spec(self, name: str) -> TensorSpec:
+        """What is declared of the tensor with this canonical name."""
+        return self.architecture.specs(_MAX_LAYERS)[name]
+
+
+_MAX_LAYERS = 8  # of any model in the tests
+
+
+def make_tiny(
+    seed: int = 0,
+    n_kv_heads: int = 1,
+    tied: bool = True,
+    architecture: Architecture = GPT_BIGCODE,
+) -> TinyModel:
     """A model of 2 layers, 32 dimensions and 320 ids, 11 of them padding."""
     merges = train_merges(TEXT, 48)
     tokens = [name.encode() for name in SPECIALS] + [bytes([i]) for i in range(256)]
     tokens += [left + right for left, right in merges]
-    model = TinyModel(merges, tokens, {}, n_kv_heads=n_kv_heads)
-    rng, dim = np.random.default_rng(seed), model.dim
-
-    def normal(*shape: int) -> np.ndarray:
-        return (rng.standard_normal(shape) * 0.08).astype(np.float32)
-
-    n_qkv = dim + 2 * n_kv_heads * model.head_dim
-    shapes = {"attn_qkv": (n_qkv, dim), "attn_output": (dim, dim)}
-    shapes |= {"ffn_up": (model.hidden_dim, dim), "ffn_down": (dim, model.hidden_dim)}
-    weights = {"token_embd.weight": normal(model.n_vocab, dim)}
-    weights["position_embd.weight"] = normal(model.n_ctx, dim)
-    norms = ["output_norm"]
-    for i in range(model.n_layers):
-        norms += [f"blk.{i}.attn_norm", f"blk.{i}.ffn_norm"]
-        for name, shape in shapes.items():
-            weights[f"blk.{i}.{name}.weight"] = normal(*shape)
-            weights[f"blk.{i}.{name}.bias"] = normal(shape[0])
-    for norm in norms:
-        weights |= {f"{norm}.weight": 1 + normal(dim), f"{norm}.bias": normal(dim)}
-    if not tied:
-        weights["output.weight"] = normal(model.n_vocab, dim)
-    model.weights = weights
+    model = TinyModel(merges, tokens, {}, n_kv_heads=n_kv_heads, architecture=architecture)
+    rng = np.random.default_rng(seed)
+    for name, spec in architecture.specs(model.n_layers).items():
+        shape = [getattr(model, axis) for axis in spec.axes]
+        floats = (rng.standard_normal(shape) * 0.08).astype(np.float32)
+        if spec.role is not Role.OUTPUT or not tied:
+            model.weights[name] = 1 + floats if spec.role is Role.NORM else floats
     return model
 
 

@@ -1,4 +1,4 @@
-"""The slow twins: all of `starcoder.ops` once more in numpy, under the same names.
+"""The slow twins: the operations of the core once more in numpy, under the same names.
 
 A fast operation is right where it equals its twin. `graph` runs a graph with either.
 """
@@ -8,9 +8,12 @@ from tests.reference.encode import quantize
 from tests.reference.ops import (
     attention,
     embed,
+    gated,
     layer_norm,
     linear,
     quantize_activations,
+    rms_norm,
+    rotate,
     store_kv,
 )
 
@@ -19,10 +22,13 @@ __all__ = [
     "attention",
     "dequantize",
     "embed",
+    "gated",
     "layer_norm",
     "linear",
     "packed",
     "quantize",
     "quantize_activations",
+    "rms_norm",
+    "rotate",
     "store_kv",
 ]

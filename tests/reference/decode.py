@@ -154,8 +154,8 @@ def from_bf16(b: Bytes) -> Array:
     return (b.copy().view(np.uint16).astype(np.uint32) << 16).view(np.float32)
 
 
-# Types whose scales become whole numbers when they are packed.
-_WHOLE: dict[TensorType, Callable[[Bytes], _Parts]] = {
+# Types whose scales become int16 when they are packed.
+_INT16: dict[TensorType, Callable[[Bytes], _Parts]] = {
     TensorType.Q4_0: _q4_0,
     TensorType.Q4_1: _q4_1,
     TensorType.Q2_K: _q2_k,
@@ -179,7 +179,7 @@ _WIDEN: dict[TensorType, Callable[[Bytes], Array]] = {
 def dequantize(tensor: Tensor) -> Floats:
     """The floats (rows, columns) that a tensor's blocks stand for."""
     blocks = tensor.data.reshape(-1, tensor.type.block_bytes)
-    parts = _WHOLE.get(tensor.type)
+    parts = _INT16.get(tensor.type)
     weights = parts(blocks).weights() if parts else _WIDEN[tensor.type](blocks)
     return weights.astype(np.float32).reshape(tensor.shape)
 
@@ -188,11 +188,11 @@ def packed(tensor: Tensor) -> Floats:
     """The floats (rows, columns) that `ops.pack` keeps of a tensor.
 
     Those of the file; but scales and minima of types with 4 bits are rounded to whole numbers of a
-    unit of their row, as `csrc/whole.h` says.
+    unit of their row, as `csrc/types/int16_scales.h` says.
     """
-    if tensor.type not in _WHOLE:
+    if tensor.type not in _INT16:
         return dequantize(tensor)
-    parts = _WHOLE[tensor.type](tensor.data.reshape(-1, tensor.type.block_bytes))
+    parts = _INT16[tensor.type](tensor.data.reshape(-1, tensor.type.block_bytes))
     signed = tensor.type in (TensorType.Q4_0, TensorType.Q3_K)
     middle = np.float32(0 if signed else 2 if tensor.type is TensorType.Q2_K else 8)
 

@@ -1,7 +1,7 @@
 """The slow twin of `ops.Graph`: the same steps, one call of an operation after the other.
 
 Which operations is the caller's choice: those of `reference` give what numpy makes of a model,
-those of `ops` the very bits that the graph must give.
+those of `helpers.operations` the very bits that the graph must give.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Graph:
     """Records steps as `ops.Graph` does.
 
     Args:
-        operations: a module with `linear`, `embed`, `layer_norm`, `store_kv` and `attention`.
+        operations: a module with the operations of `reference`.
         activations: the names of the activations, by their numbers.
     """
 
@@ -42,12 +42,12 @@ class Graph:
         self._steps: list[Step] = []
         self._n_layers = 0
 
-    def embed(self, w: Any, positions: Floats) -> int:
-        """(n, dim): rows of w for the tokens, plus rows of positions."""
+    def embed(self, w: Any, positions: Floats | None) -> int:
+        """(n, dim): rows of w for the tokens, plus rows of positions, if there are any."""
 
         def step(run: _Run) -> Floats:
             x: Floats = self._operations.embed(run.batch.tokens, w)
-            return x + positions[run.batch.positions]
+            return x if positions is None else x + positions[run.batch.positions]
 
         return self._record(step)
 
@@ -55,6 +55,30 @@ class Graph:
         """(n, dim): see `reference.layer_norm`."""
         return self._record(
             lambda run: self._operations.layer_norm(run.results[x], weight, bias, eps)
+        )
+
+    def rms_norm(self, x: int, weight: Floats, eps: float) -> int:
+        """(n, dim): see `reference.rms_norm`."""
+        return self._record(lambda run: self._operations.rms_norm(run.results[x], weight, eps))
+
+    def gated(self, gate: int, up: int, activation: int) -> int:
+        """(n, m): see `reference.gated`."""
+        name = self._activations[activation]
+        return self._record(
+            lambda run: self._operations.gated(run.results[gate], run.results[up], name)
+        )
+
+    def concat(self, queries: int, keys: int, values: int) -> int:
+        """(n, queries | keys | values)."""
+        parts = queries, keys, values
+        return self._record(lambda run: np.hstack([run.results[part] for part in parts]))
+
+    def rotate(self, qkv: int, n_heads: int, n_kv_heads: int, table: Floats) -> int:
+        """(n, queries | keys | values): see `reference.rotate`."""
+        return self._record(
+            lambda run: self._operations.rotate(
+                run.results[qkv], n_heads, n_kv_heads, run.batch, table
+            )
         )
 
     def linear(

@@ -1,7 +1,7 @@
 """The operations of the core, in numpy: slow, obvious, and written without a look at the fast ones.
 
 Weights are a Tensor rather than a packed Matrix. Arithmetic is float64, but for what is rounded on
-purpose: activations to 8 bits, scales of 4-bit weights to whole numbers, keys and values to f16, or
+purpose: activations to 8 bits, scales of 4-bit weights to int16, keys and values to f16, or
 all that attention multiplies to bf16.
 """
 
@@ -19,10 +19,20 @@ from starcoder.tensor import Tensor, TensorType
 from tests.reference.decode import dequantize, from_bf16, packed
 from tests.reference.encode import quantize, to_bf16
 
-__all__ = ["attention", "embed", "layer_norm", "linear", "quantize_activations", "store_kv"]
+__all__ = [
+    "attention",
+    "embed",
+    "gated",
+    "layer_norm",
+    "linear",
+    "quantize_activations",
+    "rms_norm",
+    "rotate",
+    "store_kv",
+]
 
 Floats = NDArray[np.float32]
-KV = NDArray[np.float16] | NDArray[np.uint16]  # f16, or the bits of bf16: see `starcoder.ops`
+KV = NDArray[np.float16] | NDArray[np.uint16]  # f16, or the bits of bf16: see `operations.store_kv`
 Array = NDArray[Any]
 
 GROUP = 128  # inputs that share one scale when activations are rounded to 8 bits
@@ -54,10 +64,15 @@ def _gelu_erf(x: Array) -> Array:
     return 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
 
 
+def _silu(x: Array) -> Array:
+    return x / (1 + np.exp(-x))
+
+
 _ACTIVATIONS: dict[str | None, Callable[[Array], Array]] = {
     None: lambda x: x,
     "gelu_tanh": _gelu_tanh,
     "gelu_erf": _gelu_erf,
+    "silu": _silu,
 }
 
 
@@ -95,6 +110,43 @@ def layer_norm(x: Floats, weight: Floats, bias: Floats, eps: float) -> Floats:
     centered = wide - wide.mean(axis=1, keepdims=True)
     variance = (centered**2).mean(axis=1, keepdims=True)
     return (centered / np.sqrt(variance + eps) * weight + bias).astype(np.float32)
+
+
+def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
+    """(n, k): each row of x (n, k) with mean square 1, times weight (k). To the bit.
+
+    Sums along a row go through sixteen partial sums, folded 8, 4, 2, 1.
+    """
+    n, k = x.shape
+    squares = np.zeros((n, -(-k // 16), 16), np.float32)
+    squares.reshape(n, -1)[:, :k] = x * x
+    sums = np.zeros((n, 16), np.float32)
+    for part in squares.transpose(1, 0, 2):
+        sums += part
+    while sums.shape[1] > 1:
+        sums = sums[:, : sums.shape[1] // 2] + sums[:, sums.shape[1] // 2 :]
+    scale = np.float32(1) / np.sqrt(sums / np.float32(k) + np.float32(eps))
+    return np.asarray(x * scale * weight, np.float32)
+
+
+def gated(gate: Floats, up: Floats, activation: str | None = "silu") -> Floats:
+    """(n, m): activation(gate) * up, both (n, m)."""
+    return (_ACTIVATIONS[activation](gate.astype(np.float64)) * up).astype(np.float32)
+
+
+def rotate(qkv: Floats, n_heads: int, n_kv_heads: int, batch: Batch, table: Floats) -> Floats:
+    """qkv (n, queries | keys | values), queries and keys turned by their positions.
+
+    Numbers j and j + d / 2 of a head are a point in the plane; `table` (n_positions, 2, d / 2) has
+    the cosines and the sines of its angles. To the bit.
+    """
+    heads = qkv.reshape(len(qkv), n_heads + 2 * n_kv_heads, 2, -1)
+    a, b = heads[:, : n_heads + n_kv_heads].transpose(2, 0, 1, 3)
+    cosines, sines = table[batch.positions].transpose(1, 0, 2)[:, :, None]
+    out = heads.copy()
+    out[:, : n_heads + n_kv_heads, 0] = a * cosines - b * sines
+    out[:, : n_heads + n_kv_heads, 1] = b * cosines + a * sines
+    return out.reshape(qkv.shape)
 
 
 def _rows(batch: Batch) -> Iterator[tuple[int, int, Array]]:

@@ -47,7 +47,7 @@ def transformers_model(model: OracleModel) -> Any:
     settings = hf_config(model.shape()) | {"n_inner": DIM, "attn_pdrop": 0.0}
     net = GPTBigCodeForCausalLM(GPTBigCodeConfig(**settings)).float().eval()
     weights = model.vectors | {name: floats_of(m) for name, m in model.matrices.items()}
-    state = {hf_name(name): torch.tensor(array) for name, array in weights.items()}
+    state = {hf_name(model.shape(), name): torch.tensor(array) for name, array in weights.items()}
     state["lm_head.weight"] = state["transformer.wte.weight"]
     missing, unexpected = net.load_state_dict(state, strict=False)
     assert not unexpected, unexpected

@@ -1,6 +1,6 @@
-"""Speed: one model timed beside what the machine can do, and beside other programs.
+"""Speed: one model timed beside what the machine can do.
 
-`runner` times, `session` orders the runs, `result` says what the times mean; `synthetic` makes a
-model where there is no file, `rival` talks to other programs, `roofline` draws. The command is in
-`cli.bench`.
+`sources` finds the model, `synthetic` makes one where there is no file, `runner` times, `session`
+orders the runs, `result` says what the times mean. The command is in `cli.bench`. What only a
+checkout needs, other programs and drawings, is in `bench/` at the root.
 """

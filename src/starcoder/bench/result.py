@@ -1,4 +1,4 @@
-"""What the times of a session mean: speeds, shares of the machine's limits, ratios to a rival."""
+"""What the times of a session mean: speeds, shares of the machine's limits, ratios."""
 
 from __future__ import annotations
 
@@ -65,6 +65,14 @@ class Pairs:
         """The smallest and the largest."""
         return min(self.ratios), max(self.ratios)
 
+    def __str__(self) -> str:
+        low, high = self.spread
+        return f"ratio {self.median:.2f} ({low:.2f} to {high:.2f})"
+
+    def as_json(self, name: str) -> dict[str, Any]:
+        """Two figures under the name of what was run."""
+        return {f"{name}_ratio": self.median, f"{name}_ratio_range": list(self.spread)}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
@@ -81,9 +89,6 @@ class Result:
     prompt: Speed
     decode: Speed
     alone: Speed | None = None  # decoding one sequence, where the task has several
-    rival: str = ""  # the other program, its version and settings
-    rival_prompt: Speed | None = None
-    rival_decode: Speed | None = None
 
     @property
     def limits(self) -> Limits:
@@ -122,16 +127,6 @@ class Result:
         found |= asdict(self.limits)
         found["weights_mb"] = self.weights_bytes / 1e6
         if self.alone is not None:
-            found |= _ratio("batch", self.decode, self.alone) | {"alone_tps": self.alone.tps}
-        if self.rival_prompt is not None and self.rival_decode is not None:
-            found["rival"] = self.rival
-            found |= {"rival_prompt_tps": self.rival_prompt.tps}
-            found |= {"rival_decode_tps": self.rival_decode.tps}
-            found |= _ratio("prompt", self.prompt, self.rival_prompt)
-            found |= _ratio("decode", self.decode, self.rival_decode)
+            found |= Pairs.of(self.decode, self.alone).as_json("batch")
+            found["alone_tps"] = self.alone.tps
         return found
-
-
-def _ratio(name: str, ours: Speed, theirs: Speed) -> dict[str, Any]:
-    pairs = Pairs.of(ours, theirs)
-    return {f"{name}_ratio": pairs.median, f"{name}_ratio_range": list(pairs.spread)}

@@ -1,22 +1,23 @@
 """One model, timed on random tokens; and what it does for them, in multiply-adds and bytes.
 
-As in llama-bench: no text, no sampling, a prompt that begins at the depth asked for, then tokens
-one at a time from there. What lies before is computed once and stays in the cache.
+As in llama-bench: no text, no sampling, a prompt that begins at the given depth, then tokens
+one at a time from there. Earlier positions are computed once and stay in the cache.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from starcoder import memory, models, ops
+from starcoder.architecture import Role, TensorSpec
 from starcoder.batch import BLOCK_LEN, Batch
-from starcoder.bench import synthetic
-from starcoder.checkpoint import Checkpoint
+from starcoder.checkpoint import Checkpoint, Format
 from starcoder.config import ModelConfig
 from starcoder.errors import InputError
 from starcoder.kv_cache import KVCache
@@ -40,7 +41,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a run has to do, whoever does it."""
+    """What a run has to do, in this program or another."""
 
     tokens: int
     multiply_adds: float  # of the matrices; attention is not counted
@@ -62,7 +63,7 @@ def check_room(config: ModelConfig, task: Task) -> int:
 
 def _use(checkpoint: Checkpoint, n_positions: int) -> memory.Use:
     use = memory.Use(n_positions, n_positions, _CHUNK, "choose smaller -p, -n, --depth or --batch")
-    if checkpoint.format == synthetic.FORMAT:
+    if checkpoint.format is Format.RANDOM:
         return replace(use, type_option="--type {type}")
     return use
 
@@ -78,6 +79,7 @@ class Runner:
     def __init__(self, checkpoint: Checkpoint, task: Task) -> None:
         self.config, self.task = checkpoint.config, task
         n = check_room(self.config, task)
+        self._specs = models.find(checkpoint).specs(self.config.n_layers).values()
         self.type = TensorType[checkpoint.type_name.upper()]
         self.read_bytes = -_unread_bytes(checkpoint)
         memory.check(checkpoint, _use(checkpoint, task.batch * n))
@@ -130,17 +132,21 @@ class Runner:
 
     @cached_property
     def _layers(self) -> float:
-        c = self.config
-        qkv = (c.n_heads + 2 * c.n_kv_heads) * c.head_dim
-        return float(c.n_layers * c.dim * (qkv + c.dim + 2 * c.hidden_dim))
+        return self._multiply_adds(spec for spec in self._specs if spec.layer is not None)
 
-    @property
+    @cached_property
     def _tail(self) -> float:
-        return float(self.config.dim * (self.config.dim + 2 * self.config.hidden_dim))
+        """In the last layer, after attention."""
+        last = (spec for spec in self._specs if spec.layer == self.config.n_layers - 1)
+        return self._multiply_adds(spec for spec in last if not spec.role.is_before_attention)
 
-    @property
+    @cached_property
     def _output(self) -> float:
-        return float(self.config.n_vocab * self.config.dim)
+        return self._multiply_adds(spec for spec in self._specs if spec.role is Role.OUTPUT)
+
+    def _multiply_adds(self, specs: Iterable[TensorSpec]) -> float:
+        shapes = (spec.shape(self.config) for spec in specs if spec.role.is_matrix)
+        return float(sum(map(math.prod, shapes)))
 
     def _kv_bytes(self, n: float) -> float:
         """Of the keys and values of n positions, in all layers."""
@@ -169,8 +175,9 @@ class Runner:
 
 def _unread_bytes(checkpoint: Checkpoint) -> int:
     """Bytes of an embedding that is not the output matrix too: of it a token reads one row."""
-    if "output.weight" not in checkpoint.tensors:
+    architecture = models.find(checkpoint)
+    if architecture.output(checkpoint.tensors) == architecture.embedding:
         return 0
-    table = checkpoint.tensors["token_embd.weight"]
+    table = checkpoint.tensors[architecture.embedding]
     n_panels = math.ceil(table.shape[0] / _PANEL_ROWS)
     return ops.pack(table.rows(0, _PANEL_ROWS)).nbytes * n_panels

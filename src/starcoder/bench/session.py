@@ -1,4 +1,4 @@
-"""The order of runs: warm-up, ours and the others' in turns, the machine's limits on both sides.
+"""The order of runs: warm-up, prompts, tokens, and the machine's limits on both sides.
 
 Machines drift and neighbors are noisy. Runs that take turns meet the same minutes, so that their
 ratio holds where no single time does.
@@ -7,15 +7,13 @@ ratio holds where no single time does.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from starcoder import limits
 from starcoder.bench.result import Result, Speed
-from starcoder.bench.rival import Rival
-from starcoder.bench.runner import Runner, Work
+from starcoder.bench.runner import Runner
 from starcoder.limits import Limits
 
-__all__ = ["measure"]
+__all__ = ["measure", "turns"]
 
 
 def measure(
@@ -26,10 +24,9 @@ def measure(
     before: Limits,
     memory: limits.Memory,
     repeats: int,
-    rival: Rival | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Result:
-    """Times a model, beside a rival that has the same one loaded.
+    """Times a model.
 
     Args:
         runner: the model and the task.
@@ -38,26 +35,21 @@ def measure(
         before: what the machine could do just now.
         memory: to read between the runs.
         repeats: runs of each kind; the median counts.
-        rival: another program, in turns with ours.
         say: is told what comes next.
-
-    Raises:
-        InputError: the rival failed.
     """
     batch = runner.task.batch
     say("warm-up")
     runner.warm_up()
     say(f"prompt of {runner.task.n_prompt} tokens, {repeats} times")
-    prompt, rival_prompt = _turns(repeats, runner.prompt, rival.prompt if rival else None)
+    (prompt,) = turns(repeats, runner.prompt)
     say(f"{runner.task.n_decode} tokens one by one, {repeats} times")
     alone = (lambda: runner.decode(1)) if batch > 1 else None
     first = memory.read_gbps()
-    decode, reads, rival_decode, decode_alone = _turns(
-        repeats, runner.decode, memory.read_gbps, rival.decode if rival else None, alone
-    )
+    runs = (runner.decode, memory.read_gbps, *([alone] if alone else []))
+    decode, reads, *decode_alone = turns(repeats, *runs)
     say("measuring what the machine can do, again")
     works = runner.prompt_work, runner.decode_work(batch)
-    result = Result(
+    return Result(
         name=name,
         type_name=type_name,
         type=runner.type,
@@ -66,21 +58,13 @@ def measure(
         before=before,
         after=limits.measure(memory),
         reads=(first, *reads),
-        prompt=_speed(works[0], prompt),
-        decode=_speed(works[1], decode),
-        alone=_speed(runner.decode_work(1), decode_alone) if alone else None,
+        prompt=Speed(works[0], prompt),
+        decode=Speed(works[1], decode),
+        alone=Speed(runner.decode_work(1), decode_alone[0]) if alone else None,
     )
-    if rival is None:
-        return result
-    theirs = _speed(works[0], rival_prompt), _speed(works[1], rival_decode)
-    return replace(result, rival=rival.name, rival_prompt=theirs[0], rival_decode=theirs[1])
 
 
-def _turns(repeats: int, *runs: Callable[[], float] | None) -> list[list[float]]:
+def turns(repeats: int, *runs: Callable[[], float]) -> list[tuple[float, ...]]:
     """What each run returns, in turns."""
-    rounds = [[run() if run else 0.0 for run in runs] for _ in range(repeats)]
-    return [list(column) for column in zip(*rounds, strict=True)]
-
-
-def _speed(work: Work, seconds: list[float]) -> Speed:
-    return Speed(work, tuple(seconds))
+    rounds = [[run() for run in runs] for _ in range(repeats)]
+    return list(zip(*rounds, strict=True))

@@ -12,17 +12,17 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from starcoder import ops, quantize
-from starcoder.checkpoint import Checkpoint
+from starcoder import models, ops, quantize
+from starcoder.architecture import Role
+from starcoder.checkpoint import Checkpoint, Format
 from starcoder.config import ModelConfig
 from starcoder.errors import InputError
 from starcoder.mix import Mix
+from starcoder.models.gpt_bigcode import GPT_BIGCODE
 from starcoder.tensor import Tensor, TensorType
 from starcoder.vocab import Vocab
 
-__all__ = ["FORMAT", "SHAPES", "checkpoint", "config_of"]
-
-FORMAT = "random weights"  # where a file has "GGUF v3"
+__all__ = ["SHAPES", "checkpoint", "config_of"]
 
 SHAPES = {  # dim, heads, layers, positions
     "tiny_starcoder_py": (768, 12, 20, 8192),
@@ -47,7 +47,7 @@ def config_of(shape: str) -> ModelConfig:
         raise InputError("--shape", repr(shape[:40]), " ".join(SHAPES))
     dim, n_heads, n_layers, n_ctx = SHAPES[shape]
     return ModelConfig(
-        architecture="gpt_bigcode",
+        architecture=GPT_BIGCODE.name,
         n_ctx=n_ctx,
         n_vocab=_N_VOCAB,
         dim=dim,
@@ -61,19 +61,23 @@ def config_of(shape: str) -> ModelConfig:
 
 def checkpoint(config: ModelConfig, mix: Mix) -> Checkpoint:
     """A model of this configuration in the types of `mix`; its output matrix is the embedding."""
-    shapes = quantize.tensor_shapes(config)
+    declared = models.ARCHITECTURES[config.architecture].specs(config.n_layers).values()
+    specs = [spec for spec in declared if spec.role is not Role.OUTPUT]
     vocab = _vocab(config.n_vocab)
-    hollow = {name: _hollow(shape) for name, shape in shapes.items()}
+    hollow = {spec.name: _hollow(spec.shape(config)) for spec in specs}
     types, _ = quantize.plan(Checkpoint(config, vocab, hollow), quantize.Choice(mix=mix))
     rng = np.random.default_rng(0)
     made: dict[tuple[object, ...], Tensor] = {}
     tensors = {}
-    for name, shape in shapes.items():
-        key = ("norm" in name and name.endswith(".weight"), types[name], shape)
+    for spec in specs:
+        kind, shape = types[spec.name], spec.shape(config)
+        key = (spec.role is Role.NORM, kind, shape)
         if key not in made:
-            made[key] = _ones(shape) if key[0] else _random(types[name], shape, rng)
-        tensors[name] = made[key]
-    return Checkpoint(config, vocab, tensors, FORMAT, f"{config.name} {mix.name}")
+            made[key] = _ones(shape) if key[0] else _random(kind, shape, rng)
+        tensors[spec.name] = made[key]
+    return Checkpoint(
+        config, vocab, tensors, Format.RANDOM, "random weights", f"{config.name} {mix.name}"
+    )
 
 
 def _hollow(shape: tuple[int, ...]) -> Tensor:

@@ -21,7 +21,7 @@ from starcoder.errors import StarcoderError
 __all__ = ["main", "quantize_main"]
 
 INTERRUPTED, BAD_INPUT, NO_READER = 130, 2, 141
-_NO_MEMORY = "memory: found too little, expected room for the model"
+_NO_MEMORY = "memory: not enough for the model"
 
 
 def main() -> NoReturn:

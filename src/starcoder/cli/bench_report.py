@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from starcoder.bench.result import Result, Speed
     from starcoder.limits import Limits
 
-__all__ = ["as_json", "as_text", "say", "title"]
+__all__ = ["as_json", "as_text", "rounded", "say", "title"]
 
 _LIMITS = (  # a row each: the field, its name, its unit
     ("read_gbps", "read", "GB/s"),
@@ -49,7 +49,7 @@ def as_json(results: Sequence[Result], repeats: int) -> str:
     answer |= {"repeats": repeats, "threads": ops.n_threads(), "isa": ops.isa()}
     if len(found) > 1:
         answer["results"] = found
-    return json.dumps(_rounded(answer), ensure_ascii=False)
+    return json.dumps(rounded(answer), ensure_ascii=False)
 
 
 def as_text(results: Sequence[Result], repeats: int) -> str:
@@ -58,7 +58,7 @@ def as_text(results: Sequence[Result], repeats: int) -> str:
     lines += [*_limits(results[0].before, results[-1].after), ""]
     lines += _table(results)
     for result in results:
-        lines += _ratios(result)
+        lines += _batch(result)
     return "\n".join(lines)
 
 
@@ -97,36 +97,19 @@ def _arithmetic(result: Result) -> str:
     return names.get(value, "bf16")
 
 
-def _ratios(result: Result) -> list[str]:
+def _batch(result: Result) -> list[str]:
     from starcoder.bench.result import Pairs
 
-    lines = []
-    if result.alone is not None:
-        words = f"batch of {result.task.batch} to one sequence ({result.alone.tps:.1f} tokens/s)"
-        lines += [
-            "",
-            f"{result.type_name} {words}: {_spread(Pairs.of(result.decode, result.alone))}",
-        ]
-    if result.rival_prompt is not None and result.rival_decode is not None:
-        lines += ["", f"{result.type_name} to {result.rival}"]
-        for name, ours, theirs in (
-            ("prompt", result.prompt, result.rival_prompt),
-            ("decode", result.decode, result.rival_decode),
-        ):
-            pairs = _spread(Pairs.of(ours, theirs))
-            lines.append(f"  {name}: {ours.tps:.1f} to {theirs.tps:.1f} tokens/s, {pairs}")
-    return lines
+    if result.alone is None:
+        return []
+    words = f"batch of {result.task.batch} to one sequence ({result.alone.tps:.1f} tokens/s)"
+    return ["", f"{result.type_name} {words}: {Pairs.of(result.decode, result.alone)}"]
 
 
-def _spread(pairs: Any) -> str:
-    low, high = pairs.spread
-    return f"ratio {pairs.median:.2f} ({low:.2f} to {high:.2f})"
-
-
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """With the digits that a measurement has."""
     if isinstance(value, float):
         return float(f"{value:.5g}")
     if isinstance(value, dict):
-        return {key: _rounded(one) for key, one in value.items()}
-    return [_rounded(one) for one in value] if isinstance(value, list) else value
+        return {key: rounded(one) for key, one in value.items()}
+    return [rounded(one) for one in value] if isinstance(value, list) else value

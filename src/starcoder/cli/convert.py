@@ -40,13 +40,14 @@ def convert(
 ) -> int:
     """Convert a model to a GGUF or a legacy ggml file, of any type."""
     from starcoder import formats, mix, quantize
+    from starcoder.checkpoint import Format
 
     legacy = is_legacy(out, format_)
     max_part_bytes = part_bytes(split_max_size, legacy)
     chosen = mix.find_mix(type_, "--type") if type_ is not None else None
     path, origin = fetch(source, revision)
     checkpoint = formats.read(path, pre)
-    if chosen is None and checkpoint.format == "Hugging Face":
+    if chosen is None and checkpoint.format is Format.HUGGING_FACE:
         chosen = mix.find_mix("f16")
     quantize.use_threads(threads)
     choice = quantize.Choice(mix=chosen, legacy=legacy)

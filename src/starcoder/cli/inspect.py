@@ -27,6 +27,7 @@ _ORIGIN = {
     "license_link": "general.license.link",
     "description": "general.description",
 }
+_MAX_ORIGIN = 500  # characters
 _HEADINGS = ("tensor", "shape", "type", "bytes", "bits a weight")
 
 
@@ -36,6 +37,9 @@ def inspect(
     check: Annotated[
         bool, typer.Option("--check", help="Read every weight; exit with 1 if one is not finite.")
     ] = False,
+    graph: Annotated[
+        bool, typer.Option("--graph", help="Print the steps that run the model; loads it.")
+    ] = False,
     pre: Pre = None,
 ) -> int:
     """Show what a model file holds: architecture, vocabulary, tensors."""
@@ -44,16 +48,27 @@ def inspect(
     with Progress("download") as progress:
         path = hub.resolve(source, None, progress)
     checkpoint = formats.read(path, pre)
+    if graph:
+        print(_graph(checkpoint), flush=True)
+        return 0
     damage = _damage(checkpoint) if check else None
     facts = _facts(checkpoint)
     if check:
         facts["finite"] = damage is None
         facts["damage"] = damage
-    print(json.dumps(facts, ensure_ascii=False) if as_json else _text(facts), flush=True)
+    print(_json(facts) if as_json else _text(facts), flush=True)
     if damage is not None:
         print(f"starcoder: error: {damage}", file=sys.stderr)
         return _DAMAGED
     return 0
+
+
+def _graph(checkpoint: Checkpoint) -> str:
+    """The steps of the model, a line each."""
+    from starcoder import memory, models
+
+    memory.check(checkpoint, memory.Use(16, 16))
+    return models.build(checkpoint).graph.text().rstrip()
 
 
 def _damage(checkpoint: Checkpoint) -> str | None:
@@ -75,17 +90,17 @@ def _damage(checkpoint: Checkpoint) -> str | None:
 
 
 def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
-    from starcoder import formats
+    from starcoder import formats, models
     from starcoder.memory import Use, need_of
 
-    config = checkpoint.config
+    config, architecture = checkpoint.config, models.find(checkpoint)
     n_parameters = sum(math.prod(t.shape) for t in checkpoint.tensors.values())
     return {
         "source": checkpoint.source,
-        "format": checkpoint.format,
+        "format": checkpoint.label,
         "n_parts": checkpoint.n_parts,
         "name": config.name,
-        **{name: formats.carried_text(checkpoint, key) for name, key in _ORIGIN.items()},
+        **{name: _origin(formats.carried_text(checkpoint, key)) for name, key in _ORIGIN.items()},
         "architecture": config.architecture,
         "n_ctx": config.n_ctx,
         "n_vocab": config.n_vocab,
@@ -96,7 +111,7 @@ def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
         "n_kv_heads": config.n_kv_heads,
         "norm_eps": config.norm_eps,
         "activation": config.activation,
-        "tied_output": "output.weight" not in checkpoint.tensors,
+        "tied_output": architecture.output(checkpoint.tensors) == architecture.embedding,
         "vocabulary": _vocabulary(checkpoint),
         "tensors": _tensors(checkpoint),
         "types": _types(checkpoint),
@@ -105,6 +120,13 @@ def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
         "memory_bytes": need_of(checkpoint, Use(config.n_ctx, config.n_ctx)).total,
         "bits_a_weight": round(8 * checkpoint.nbytes / n_parameters, 3),
     }
+
+
+def _origin(text: str | None) -> str | None:
+    """What a file says of itself, if it says something, as far as somebody would read it."""
+    if not text or not text.strip():
+        return None
+    return text if len(text) <= _MAX_ORIGIN else text[:_MAX_ORIGIN] + "..."
 
 
 def _vocabulary(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -168,6 +190,12 @@ def _text(facts: dict[str, Any]) -> str:
 
 def _all_good(totals: dict[str, Any]) -> str:
     return f"all {totals['n_parameters']:,} weights are finite"
+
+
+def _json(facts: dict[str, Any]) -> str:
+    """JSON in which what does something to a terminal is escaped."""
+    text = json.dumps(facts, ensure_ascii=False)
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def _shown(value: object) -> str:

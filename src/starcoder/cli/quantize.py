@@ -53,12 +53,13 @@ def quantize(
 ) -> int:
     """Quantize a model file: GGUF to GGUF, legacy to legacy or to GGUF, by the suffix of OUT."""
     from starcoder import formats
+    from starcoder.checkpoint import Format
     from starcoder.quantize import use_threads
 
     choice = _choice(type_, output_type, embedding_type, tensor_type or [])
     path, origin = fetch(source)
     checkpoint = formats.read(path, pre)
-    legacy = is_legacy(out, None, checkpoint.format.startswith("ggml"))
+    legacy = is_legacy(out, None, checkpoint.format is Format.GGML)
     max_part_bytes = part_bytes(split_max_size, legacy)
     use_threads(threads)
     choice = replace(choice, legacy=legacy)

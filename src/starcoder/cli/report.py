@@ -103,7 +103,7 @@ def token_tests(path: Path) -> list[tuple[str, list[int]]]:
 
 
 def token_test(llm: LLM, tests: Sequence[tuple[str, list[int]]]) -> None:
-    """Compare our tokens with those of the tests."""
+    """Compare our tokens with the expected ones."""
     n_failed = 0
     for text, expected in tests:
         found = llm.tokenize(text)

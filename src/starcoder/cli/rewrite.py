@@ -127,11 +127,11 @@ def rewrite(
     if max_part_bytes is None:
         _say(task, f"wrote {out}")
     else:
-        paths = formats.part_paths(out, weights, max_part_bytes)
+        paths = formats.part_paths(out, checkpoint, weights, max_part_bytes)
         n, first = len(paths), paths[0]
         which = f"parts, the first {first}; any of them opens the model"
         _say(task, f"wrote {n} {which}" if n > 1 else f"wrote 1 part, {first}")
-        older = formats.older_parts(out, weights, max_part_bytes)
+        older = formats.older_parts(out, checkpoint, weights, max_part_bytes)
         if older:
             _say(task, f"warning: of another set of parts there are still {len(older)}: {older[0]}")
 

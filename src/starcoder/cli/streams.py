@@ -1,4 +1,4 @@
-"""The streams of the command line: UTF-8 in every locale, and no error where nobody reads."""
+"""The streams of the command line: UTF-8 in every locale, and no error where the reader is gone."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Notes:
         return len(text)
 
     def flush(self) -> None:
-        """Bring it to whoever reads, if that can be."""
+        """Bring it to the reader, if there is one."""
         try:
             self._stream.flush()
         except BrokenPipeError:

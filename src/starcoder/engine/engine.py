@@ -18,8 +18,8 @@ from starcoder.engine.cost import CostModel, work_of
 from starcoder.engine.events import EngineStats, Event
 from starcoder.engine.kv_blocks import KVBlocks
 from starcoder.engine.scheduler import Chunk, Scheduler
-from starcoder.engine.sequence import Sequence
-from starcoder.errors import InputError, MemoryLimitError, StarcoderError
+from starcoder.engine.sequence import Sequence, check_prompt
+from starcoder.errors import MemoryLimitError, StarcoderError
 from starcoder.options import GenerationOptions
 from starcoder.sampler import Constraint, Sampler
 
@@ -85,15 +85,7 @@ class Engine:
         Raises:
             InputError: a prompt that is empty or too long, an id that no token has.
         """
-        if not prompt:
-            raise InputError("prompt", "no tokens", "at least one")
-        if len(prompt) > self.n_ctx:
-            advice = "shorten it, or raise the context with -c or n_ctx if the model allows"
-            raise InputError("prompt", f"{len(prompt)} tokens", f"at most {self.n_ctx}", advice)
-        last = self._model.config.n_vocab - 1
-        if min(prompt) < 0 or max(prompt) > last:
-            strange = next(token for token in prompt if not 0 <= token <= last)
-            raise InputError("prompt", f"token id {strange}", f"0 to {last}")
+        check_prompt(prompt, self.n_ctx, self._model.config.n_vocab)
 
     def new_id(self) -> int:
         """An id that no request has had; safe from any thread."""
@@ -218,12 +210,7 @@ class Engine:
         self, sequence: Sequence, n: int, logits: NDArray[np.float32], seconds: float
     ) -> None:
         """Move a sequence `n` tokens on; `logits` are (r, n_vocab), its own rows."""
-        if sequence.n_generated:
-            sequence.decode_seconds += seconds
-            sequence.n_decoded += 1
-        else:
-            sequence.prompt_seconds += seconds
-        sequence.n_computed += n
+        sequence.advance(n, seconds)
         self._blocks.commit(sequence)
         if sequence.wants_logits:
             sequence.n_heard = sequence.n_computed

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence as Ids
 from dataclasses import dataclass, field
 
 from starcoder.engine.events import RequestStats
 from starcoder.engine.kv_tree import Node
+from starcoder.errors import InputError
 from starcoder.sampler import Constraint, Sampler
 
-__all__ = ["Sequence", "Status"]
+__all__ = ["Sequence", "Status", "check_prompt"]
 
 
 class Status(enum.Enum):
@@ -79,6 +81,15 @@ class Sequence:
             self.sample_seconds,
         )
 
+    def advance(self, n: int, seconds: float) -> None:
+        """Count `n` tokens as computed, in so many seconds."""
+        if self.n_generated:
+            self.decode_seconds += seconds
+            self.n_decoded += 1
+        else:
+            self.prompt_seconds += seconds
+        self.n_computed += n
+
     def chunk(self, n: int) -> tuple[list[int], int, list[int]]:
         """What it puts in a batch: its next `n` tokens, their first position, its blocks."""
         first = self.n_computed
@@ -92,3 +103,19 @@ class Sequence:
         if self.wants_logits:
             return range(start, start + n)
         return range(start + n - (n == self.n_left), start + n)
+
+
+def check_prompt(prompt: Ids[int], n_ctx: int, n_vocab: int) -> None:
+    """Refuse a prompt that cannot run.
+
+    Raises:
+        InputError: it is empty or too long, or has an id that no token has.
+    """
+    if not prompt:
+        raise InputError("prompt", "no tokens", "at least one")
+    if len(prompt) > n_ctx:
+        advice = "shorten it, or raise the context with -c or n_ctx if the model allows"
+        raise InputError("prompt", f"{len(prompt)} tokens", f"at most {n_ctx}", advice)
+    strange = next((token for token in prompt if not 0 <= token < n_vocab), None)
+    if strange is not None:
+        raise InputError("prompt", f"token id {strange}", f"0 to {n_vocab - 1}")

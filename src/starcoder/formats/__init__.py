@@ -18,7 +18,7 @@ from starcoder import arguments
 from starcoder.checkpoint import Checkpoint
 from starcoder.errors import InputError, WriteError, printable
 from starcoder.formats._byte_level import PRE_TOKENIZERS
-from starcoder.formats._bytes import map_file
+from starcoder.formats._mapped import map_file
 from starcoder.tensor import Weights
 
 if TYPE_CHECKING:

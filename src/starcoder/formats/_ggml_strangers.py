@@ -10,14 +10,14 @@ import struct
 from typing import NamedTuple, NoReturn
 
 from starcoder.formats._byte_level import MAX_TOKENS
-from starcoder.formats._bytes import Cursor
+from starcoder.formats._mapped import Cursor
+from starcoder.models import ARCHITECTURES
 
 __all__ = ["refuse_gpt2", "refuse_stranger"]
 
 _I32 = struct.Struct("<i")
 _START = 4  # behind the magic number
 _MAX_WORD, _MAX_NAME = 1 << 10, 128
-_EXPECTED = "a GPTBigCode model: StarCoder, StarCoderBase, SantaCoder and their fine-tunes"
 _ADVICE = "run it with the program that wrote it, or use a model of this family"
 _GPT2_VOCAB = 50257
 _NEOX = "GPT-NeoX (Dolly, Pythia, StableLM)"
@@ -69,7 +69,9 @@ def refuse_gpt2(cursor: Cursor, tokens: list[bytes]) -> None:
 
 
 def _refuse(cursor: Cursor, model: str) -> NoReturn:
-    cursor.fail("", f"a ggml file of the kind {model}", _EXPECTED, _ADVICE)
+    ours = (one for one in ARCHITECTURES.values() if one.has_legacy)
+    expected = " or ".join(f"a {one.title} model: {one.models}" for one in ours)
+    cursor.fail("", f"a ggml file of the kind {model}", expected, _ADVICE)
 
 
 def _first_tensor(cursor: Cursor, layout: _Layout) -> bytes | None:

@@ -15,27 +15,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from starcoder import models
+from starcoder.architecture import TensorSpec
 from starcoder.checkpoint import Checkpoint
 from starcoder.config import ModelConfig
 from starcoder.errors import FormatError, WriteError
 from starcoder.formats._ggml_losses import legacy_losses
-from starcoder.formats._order import tensor_order
 from starcoder.formats._write import Piece, write_file
-from starcoder.formats.ggml import _GLOBAL, _LAYER, MAGIC
+from starcoder.formats.ggml import MAGIC, PREFIX
 from starcoder.tensor import TensorType, Weights
 from starcoder.vocab import Vocab
 
-__all__ = ["TYPES", "write"]
+__all__ = ["write"]
 
-TYPES = {  # of matrices: ggml's number for such a file
-    **{TensorType.F32: 0, TensorType.F16: 1, TensorType.Q4_0: 2, TensorType.Q4_1: 3},
-    **{TensorType.Q5_0: 8, TensorType.Q5_1: 9, TensorType.Q8_0: 7, TensorType.Q2_K: 10},
-    **{TensorType.Q3_K: 11, TensorType.Q4_K: 12, TensorType.Q5_K: 13, TensorType.Q6_K: 14},
-}
 _QUANTIZED = 2000  # 1000 times the version of quantization
-_MATRICES = ("token_embd", "attn_qkv", "attn_output", "ffn_up", "ffn_down", "output")
-_GLOBAL_NAMES = {new: old for old, new in _GLOBAL.items()}
-_LAYER_NAMES = {new: old for old, new in _LAYER.items()}
 _ADVICE = "write a GGUF file instead"
 _RETYPE = "say which type, like q4_0, or write a GGUF file instead"
 
@@ -58,11 +51,16 @@ def write(
         WriteError: the file cannot be written, or the format cannot hold this model.
     """
     config = checkpoint.config
-    kind = _check(path, config, weights)
+    specs = _legacy_specs(path, checkpoint)
+    kind = _check(path, config, specs, weights)
     _check_vocab(path, checkpoint.vocab, force=force)
     header = _header(config, checkpoint.vocab, kind)
-    items = [(name, *_tiled(config, name, weights[name])) for name in tensor_order(weights)]
-    heads = [_tensor_header(name, kind, shape) for name, kind, shape, _ in items]
+    items = [
+        (spec.legacy, *_tiled(config, spec, weights[name]))
+        for name, spec in specs.items()
+        if name in weights
+    ]
+    heads = [_tensor_header(PREFIX + name, kind, shape) for name, kind, shape, _ in items]
     nbytes = len(header) + sum(map(len, heads))
     nbytes += sum(kind.nbytes(shape) for _, kind, shape, _ in items)
     if on_start is not None:
@@ -78,7 +76,22 @@ def write(
     return nbytes
 
 
-def _check(path: Path, config: ModelConfig, weights: Mapping[str, Weights]) -> TensorType:
+def _legacy_specs(path: Path, checkpoint: Checkpoint) -> dict[str, TensorSpec]:
+    """What is declared of each tensor, of an architecture that the format knows."""
+    architecture = models.find(checkpoint)
+    if not architecture.has_legacy:
+        known = (one.title for one in models.ARCHITECTURES.values() if one.has_legacy)
+        expected = f"a {' or '.join(known)} model in a legacy file"
+        raise WriteError(f"{path}: architecture", architecture.title, expected, _ADVICE)
+    return architecture.specs(checkpoint.config.n_layers)
+
+
+def _check(
+    path: Path,
+    config: ModelConfig,
+    specs: Mapping[str, TensorSpec],
+    weights: Mapping[str, Weights],
+) -> TensorType:
     """The one type of all matrices, once it is known that the format can hold the model."""
     facts: list[tuple[str, object, tuple[object, ...]]] = [
         ("activation", config.activation, ("gelu_tanh",)),
@@ -90,8 +103,8 @@ def _check(path: Path, config: ModelConfig, weights: Mapping[str, Weights]) -> T
         if found not in accepted:
             expected = " or ".join(map(str, accepted)) + " in a legacy file"
             raise WriteError(f"{path}: {what}", str(found), expected, _ADVICE)
-    kinds = {w.type for name, w in weights.items() if _is_matrix(name)}
-    if len(kinds) != 1 or not kinds <= TYPES.keys():
+    kinds = {w.type for name, w in weights.items() if specs[name].role.is_matrix}
+    if len(kinds) != 1 or any(kind.ggml_file is None for kind in kinds):
         found = " and ".join(sorted(kind.name for kind in kinds))
         raise WriteError(f"{path}: types", found, "one type of ggml's for all matrices", _RETYPE)
     return kinds.pop()
@@ -108,12 +121,9 @@ def _check_vocab(path: Path, vocab: Vocab, *, force: bool) -> None:
         raise WriteError(str(path), "; ".join(lost), "a vocabulary that it can hold", advice)
 
 
-def _is_matrix(name: str) -> bool:
-    return name.endswith(".weight") and name.split(".")[-2] in _MATRICES
-
-
 def _header(config: ModelConfig, vocab: Vocab, kind: TensorType) -> bytes:
-    ftype = TYPES[kind] + (_QUANTIZED if kind.block_len > 1 else 0)
+    assert kind.ggml_file is not None  # `_check` let it through
+    ftype = kind.ggml_file + (_QUANTIZED if kind.block_len > 1 else 0)
     numbers = (config.n_ctx, config.dim, config.n_heads, config.n_layers, ftype, config.n_vocab)
     parts = [MAGIC, struct.pack("<7i", config.n_vocab, *numbers)]
     last = next((i for i in reversed(range(config.n_vocab)) if vocab.tokens[i]), 0)
@@ -124,24 +134,16 @@ def _header(config: ModelConfig, vocab: Vocab, kind: TensorType) -> bytes:
 
 
 def _tensor_header(name: str, kind: TensorType, shape: tuple[int, ...]) -> bytes:
-    old = _old_name(name).encode()
+    old = name.encode()
     dims = struct.pack(f"<{len(shape)}i", *reversed(shape))
     return struct.pack("<3i", len(shape), len(old), int(kind)) + dims + old
 
 
-def _old_name(name: str) -> str:
-    """`blk.0.ffn_up.weight` as `model/h0/mlp/c_fc/w`."""
-    if name in _GLOBAL_NAMES:
-        return _GLOBAL_NAMES[name]
-    _, layer, rest = name.split(".", 2)
-    return f"model/h{layer}/{_LAYER_NAMES[rest]}"
-
-
 def _tiled(
-    config: ModelConfig, name: str, w: Weights
+    config: ModelConfig, spec: TensorSpec, w: Weights
 ) -> tuple[TensorType, tuple[int, ...], Iterator[NDArray[np.uint8]]]:
     """Type, shape and bytes of a tensor, with key and value heads for every query head."""
-    if ".attn_qkv." not in name or config.n_kv_heads == config.n_heads:
+    if spec.axes[0] != "qkv_dim" or config.n_kv_heads == config.n_heads:
         return w.type, w.shape, w.pieces()
     row_bytes = w.type.nbytes(w.shape) // w.shape[0]
     head_bytes = config.head_dim * row_bytes

@@ -19,10 +19,20 @@ _STRING = 8  # GGUF's number for a type
 _HEAD = struct.Struct("<IQ")  # of a text: its type and its length in bytes
 # What the writer says itself, of this model: what it leaves out does not hold for it.
 _OURS = (
-    *("general.alignment", "general.quantization_version", "tokenizer.ggml.scores", "split."),
-    *(f"tokenizer.ggml.{name}_token_id" for name in ("bos", "eos", "eot", "eom")),
-    *("tokenizer.ggml.tokens", "tokenizer.ggml.merges", "tokenizer.ggml.token_type"),
-    *(ENDS, SPLIT_ID, UNEMBEDDED),
+    "general.alignment",
+    "general.quantization_version",
+    "split.",
+    "tokenizer.ggml.tokens",
+    "tokenizer.ggml.merges",
+    "tokenizer.ggml.token_type",
+    "tokenizer.ggml.scores",
+    "tokenizer.ggml.bos_token_id",
+    "tokenizer.ggml.eos_token_id",
+    "tokenizer.ggml.eot_token_id",
+    "tokenizer.ggml.eom_token_id",
+    ENDS,
+    SPLIT_ID,
+    UNEMBEDDED,
 )
 
 

@@ -5,7 +5,7 @@
     n_tensors  x  string name, u32 n_dims, n_dims x u64, u32 type, u64 offset from `data`
     padding to `general.alignment`, then data
 
-What the keys mean is for `gguf` and `_gguf_vocab` to know. Values that nobody asks for are stepped
+What the keys mean is for `gguf` and `_gguf_vocab` to know. Values that are not read are stepped
 over, so a header takes little more memory than the texts of its vocabulary.
 """
 
@@ -21,17 +21,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starcoder.formats._byte_level import MAX_TOKEN_LEN, MAX_TOKENS, MAX_VOCAB_BYTES
-from starcoder.formats._bytes import DAMAGED, Cursor
+from starcoder.formats._mapped import Cursor
+from starcoder.formats._reject import DAMAGED
 
 __all__ = ["INTEGERS", "MAGIC", "MAX_HEADER", "Info", "Meta", "Strings", "read_header"]
 
 MAGIC = b"GGUF"
 
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
+# fmt: off
 _SCALARS = {  # type number: how the value is stored
-    **{0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?"},
-    **{10: "<Q", 11: "<q", 12: "<d"},
+    0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?",
+    10: "<Q", 11: "<q", 12: "<d",
 }
+# fmt: on
 _SCALAR = {number: struct.Struct(fields) for number, fields in _SCALARS.items()}
 _I32, _STRING, _ARRAY = 5, 8, 9
 INTEGERS, _FLOATS = frozenset({0, 1, 2, 3, 4, 5, 10, 11}), frozenset({6, 12})
@@ -45,7 +48,9 @@ _MAX_KEY_BYTES = 1 << 20  # of the names of all keys
 _MAX_DIMS = 4
 
 _STRING_LISTS = (  # the others are stepped over
-    *("tokenizer.ggml.tokens", "tokenizer.ggml.merges", "starcoder_py.unembedded_tokens"),
+    "tokenizer.ggml.tokens",
+    "tokenizer.ggml.merges",
+    "starcoder_py.unembedded_tokens",
 )
 _MAX_ITEM_LEN = 2 * MAX_TOKEN_LEN + 1  # a merge: two texts and the space between them
 
@@ -55,14 +60,14 @@ Strings = Sequence[str | bytes]  # all are bytes where one of them is not UTF-8
 
 
 class _Text(NamedTuple):
-    """A string that stays in the file until somebody asks for it."""
+    """A string that stays in the file until it is read."""
 
     start: int
     length: int
 
 
 class _Array(NamedTuple):
-    """An array that stays in the file: numbers, or strings that nobody asks for."""
+    """An array that stays in the file: numbers, or strings that are not read."""
 
     type: int
     length: int
@@ -89,8 +94,8 @@ class Meta:
         value: int = self._get(key, INTEGERS, "a whole number", default)
         return value
 
-    def number(self, key: str) -> float:
-        value: float = self._get(key, _FLOATS, "a number with a fraction", None)
+    def number(self, key: str, default: float | None = None) -> float:
+        value: float = self._get(key, _FLOATS, "a number with a fraction", default)
         return value
 
     def text(self, key: str, default: str | None = None, errors: str = "strict") -> str:
@@ -206,7 +211,7 @@ def _read_array(cursor: Cursor, key: str) -> _Array | Strings:
 
 
 def _skip_strings(cursor: Cursor, key: str, count: int) -> int:
-    """Step over strings that nobody asks for; hostile headers hold millions, so in a bare loop."""
+    """Step over strings that are not read; hostile headers hold millions, so in a bare loop."""
     unpack, data, place, last = _U64.unpack_from, cursor.data, cursor.pos, len(cursor.data) - 8
     for _ in range(count):
         if place > last:

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from starcoder.errors import FormatError
-from starcoder.formats._bytes import DAMAGED, Cursor, map_file
 from starcoder.formats._gguf_header import MAGIC, MAX_HEADER, Info, Meta, read_header
+from starcoder.formats._mapped import Cursor, map_file
 from starcoder.formats._placeholders import placeholder
+from starcoder.formats._reject import DAMAGED
 
 __all__ = [
     "COUNT",

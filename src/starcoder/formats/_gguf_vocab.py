@@ -25,10 +25,11 @@ from starcoder.formats._byte_level import (
     merge_ids,
     token_bytes,
 )
-from starcoder.formats._bytes import shown
 from starcoder.formats._gguf_header import Meta, Strings
+from starcoder.formats._merges import recover_merges
+from starcoder.formats._reject import shown
 from starcoder.formats._special import known_id
-from starcoder.vocab import Vocab, recover_merges
+from starcoder.vocab import Vocab
 
 __all__ = ["ENDS", "UNEMBEDDED", "read_vocab"]
 
@@ -40,11 +41,13 @@ _TOKENS, _MERGES, _PRE = (f"tokenizer.ggml.{name}" for name in ("tokens", "merge
 _KINDS = "tokenizer.ggml.token_type"
 ENDS = "starcoder_py.end_token_ids"  # ours: llama.cpp has names for three
 UNEMBEDDED = "starcoder_py.unembedded_tokens"  # ours: tokens left out, which text may still spell
-_FIM = ("pre", "suf", "mid", "pad", "rep", "sep")
+# fmt: off
 _IDS = (  # llama.cpp's names of special tokens, its spelling
-    *("bos", "eos", "eot", "eom", "unknown", "padding", "seperator", "cls", "mask"),
-    *("prefix", "suffix", "middle", *(f"fim_{name}" for name in _FIM)),
+    "bos", "eos", "eot", "eom", "unknown", "padding", "seperator", "cls", "mask",
+    "prefix", "suffix", "middle",
+    "fim_pre", "fim_suf", "fim_mid", "fim_pad", "fim_rep", "fim_sep",
 )
+# fmt: on
 
 
 def read_vocab(meta: Meta, n_rows: int, pre: str | None) -> tuple[Vocab, list[str]]:

@@ -2,9 +2,9 @@
 
     "GGUF"  u32 version  u64 n_tensors  u64 n_keys    keys    tensor infos    padding    tensors
 
-Tensors follow each other in the order of `tensor_order`, each padded to 32 bytes. Keys of a GGUF
-source that are none of ours (author, license, chat template) are carried over as they are. A model
-may be cut into parts as `llama-gguf-split` cuts it: `_gguf_parts` has what they look like.
+Tensors follow each other in the order of their architecture, each padded to 32 bytes. Keys of a
+GGUF source that are none of ours (author, license, chat template) are carried over as they are. A
+model may be cut into parts as `llama-gguf-split` cuts it: `_gguf_parts` has what they look like.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ import math
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from starcoder import models
+from starcoder.architecture import Architecture
 from starcoder.checkpoint import Checkpoint
 from starcoder.config import ModelConfig
 from starcoder.formats._gguf_header import MAGIC
@@ -29,7 +32,6 @@ from starcoder.formats._gguf_parts import (
     part_path,
 )
 from starcoder.formats._gguf_vocab import ENDS, UNEMBEDDED
-from starcoder.formats._order import tensor_order
 from starcoder.formats._write import Piece, write_file
 from starcoder.formats._write_parts import File, write_parts
 from starcoder.tensor import Tensor, TensorType, Weights
@@ -41,14 +43,6 @@ _VERSION, _ALIGNMENT = 3, 32
 _U16, _U32, _I32, _F32, _BOOL, _STRING, _ARRAY = 2, 4, 5, 6, 7, 8, 9
 _NORMAL, _CONTROL, _UNUSED = 1, 3, 5
 
-# llama.cpp's number for a file whose matrices mostly have this type.
-_FILE_TYPES = {
-    **{TensorType.F32: 0, TensorType.F16: 1, TensorType.BF16: 32, TensorType.IQ4_NL: 25},
-    **{TensorType.Q4_0: 2, TensorType.Q4_1: 3, TensorType.Q5_0: 8, TensorType.Q5_1: 9},
-    **{TensorType.Q8_0: 7, TensorType.Q2_K: 10, TensorType.Q3_K: 12, TensorType.Q4_K: 15},
-    **{TensorType.Q5_K: 17, TensorType.Q6_K: 18},
-}
-_ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh", "gelu_erf": "gelu"}
 _FIM = {  # the key's middle: how the family spells the token
     "fim_pre": ("<fim_prefix>", "<fim-prefix>"),
     "fim_suf": ("<fim_suffix>", "<fim-suffix>"),
@@ -85,15 +79,15 @@ def write(
     Raises:
         WriteError: the file cannot be written.
     """
-    ordered = {name: weights[name] for name in tensor_order(weights)}
+    weights = _in_order(checkpoint, weights)
     others = {key: _string(text) for key, text in origin.items()} | dict(checkpoint.carried)
-    keys = _keys(checkpoint, ordered, number, others)
+    keys = _keys(checkpoint, weights, number, others)
     if max_part_bytes is None:
-        files = [_file(path, keys, ordered)]
+        files = [_file(path, keys, weights)]
     else:
-        name = _fingerprint(_header(keys, ordered), checkpoint.tensors)
+        name = _fingerprint(_header(keys, weights), checkpoint.tensors)
         marks = {SPLIT_ID: _string(name)}
-        files = _parts(path, keys, ordered, max_part_bytes, marks)
+        files = _parts(path, keys, weights, max_part_bytes, marks)
     nbytes = sum(file.nbytes for file in files)
     if on_start is not None:
         on_start(nbytes)
@@ -104,15 +98,29 @@ def write(
     return nbytes
 
 
-def part_paths(path: Path, weights: Mapping[str, Weights], max_part_bytes: int) -> list[Path]:
+def part_paths(
+    path: Path, checkpoint: Checkpoint, weights: Mapping[str, Weights], max_part_bytes: int
+) -> list[Path]:
     """The files that `write` makes of these weights in parts."""
-    count = len(_cut(weights, max_part_bytes))
+    count = _count_parts(checkpoint, weights, max_part_bytes)
     return [part_path(path, i, count) for i in range(count)]
 
 
-def older_parts(path: Path, weights: Mapping[str, Weights], max_part_bytes: int) -> list[Path]:
+def older_parts(
+    path: Path, checkpoint: Checkpoint, weights: Mapping[str, Weights], max_part_bytes: int
+) -> list[Path]:
     """Parts of the same name but another number of them, which writing leaves as they are."""
-    return other_sets(path, len(_cut(weights, max_part_bytes)))
+    return other_sets(path, _count_parts(checkpoint, weights, max_part_bytes))
+
+
+def _count_parts(
+    checkpoint: Checkpoint, weights: Mapping[str, Weights], max_part_bytes: int
+) -> int:
+    return len(_cut(_in_order(checkpoint, weights), max_part_bytes))
+
+
+def _in_order(checkpoint: Checkpoint, weights: Mapping[str, Weights]) -> dict[str, Weights]:
+    return models.find(checkpoint).in_order(weights, checkpoint.config.n_layers)
 
 
 def file_type(weights: Mapping[str, Weights]) -> int:
@@ -120,7 +128,7 @@ def file_type(weights: Mapping[str, Weights]) -> int:
     counts: dict[TensorType, int] = {}
     for w in weights.values():
         counts[w.type] = counts.get(w.type, 0) + math.prod(w.shape)
-    return _FILE_TYPES[max(counts, key=lambda kind: counts[kind])]
+    return max(counts, key=lambda kind: counts[kind]).gguf_file
 
 
 # ------------------------------------------------------------------------------------------------
@@ -162,8 +170,8 @@ def _cut(weights: Mapping[str, Weights], max_part_bytes: int) -> list[list[str]]
     """Names of the tensors of each part: as many as the bytes allow, but at least one."""
     cuts: list[list[str]] = [[]]
     size = 0
-    for name in tensor_order(weights):
-        nbytes = _padded(_nbytes(weights[name]))
+    for name, w in weights.items():
+        nbytes = _padded(_nbytes(w))
         if cuts[-1] and size + nbytes > max_part_bytes:
             cuts.append([])
             size = 0
@@ -211,29 +219,27 @@ def _keys(
     number: int | None,
     others: Mapping[str, bytes],
 ) -> dict[str, bytes]:
+    architecture = models.find(checkpoint)
     keys = {
-        "general.architecture": _string("starcoder"),
+        "general.architecture": _string(architecture.gguf),
         "general.name": others.get("general.name", _string(checkpoint.config.name)),
         "general.file_type": _u32(file_type(weights) if number is None else number),
         "general.quantization_version": _u32(2),
-        **_shape_keys(checkpoint.config),
+        **_setting_keys(architecture, checkpoint.config),
         **_vocab_keys(checkpoint.vocab),
     }
     return keys | {key: value for key, value in others.items() if key not in keys}
 
 
-def _shape_keys(config: ModelConfig) -> dict[str, bytes]:
-    keys = {
-        "context_length": _u32(config.n_ctx),
-        "embedding_length": _u32(config.dim),
-        "feed_forward_length": _u32(config.hidden_dim),
-        "block_count": _u32(config.n_layers),
-        "attention.head_count": _u32(config.n_heads),
-        "attention.head_count_kv": _u32(config.n_kv_heads),
-        "attention.layer_norm_epsilon": struct.pack("<If", _F32, config.norm_eps),
-        "activation_function": _string(_ACTIVATIONS[config.activation]),
-    }
-    return {f"starcoder.{key}": value for key, value in keys.items()}
+def _setting_keys(architecture: Architecture, config: ModelConfig) -> dict[str, bytes]:
+    encode: dict[type, Callable[[Any], bytes]] = {int: _u32, float: _f32, str: _string}
+    keys = {}
+    for setting in architecture.settings:
+        if setting.gguf is not None:
+            value = setting.gguf.spelled(getattr(config, setting.field))
+            name = f"{architecture.gguf}.{setting.gguf.name}"
+            keys[name] = encode[setting.gguf.kind](value)
+    return keys
 
 
 def _vocab_keys(vocab: Vocab) -> dict[str, bytes]:
@@ -309,6 +315,10 @@ def _strings(texts: list[str]) -> bytes:
 
 def _u32(number: int) -> bytes:
     return struct.pack("<II", _U32, number)
+
+
+def _f32(number: float) -> bytes:
+    return struct.pack("<If", _F32, number)
 
 
 def _u16(number: int) -> bytes:

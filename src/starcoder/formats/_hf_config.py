@@ -8,15 +8,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NoReturn
 
-from starcoder.config import ACTIVATION_NAMES, ModelConfig
-from starcoder.formats._bytes import load_json, reject, shown
+from starcoder.architecture import Architecture, Key
+from starcoder.config import ModelConfig
 from starcoder.formats._hf_files import check_file
+from starcoder.formats._json import load_json
+from starcoder.formats._reject import reject, shown
+from starcoder.models import ARCHITECTURES
 
 __all__ = ["Settings", "read_config"]
 
 _MAX_INTEGER = 1 << 63
 _MAX_JSON = 1 << 20
-_OURS = "GPTBigCodeForCausalLM"
 
 
 class Settings:
@@ -62,63 +64,69 @@ def read_config(settings: Settings, notices: list[str]) -> ModelConfig:
     Raises:
         FormatError: another kind of model, a quantized one, or a value that is not as it should be.
     """
-    _check_kind(settings, notices)
+    architecture = _architecture(settings, notices)
     _check_quantization(settings)
-    settings.demand("scale_attn_weights", True, (True,))
-    activation = settings.demand(
-        "activation_function", "gelu_pytorch_tanh", tuple(ACTIVATION_NAMES)
-    )
-    dim, n_heads = settings.integer("n_embd"), settings.integer("n_head")
-    n_kv_heads = 1 if settings.flag("multi_query", True) else n_heads
-    settings.demand("num_key_value_heads", n_kv_heads, (n_kv_heads, None))
-    return ModelConfig(
-        architecture="gpt_bigcode",
-        n_ctx=settings.integer("n_positions"),
-        n_vocab=settings.integer("vocab_size"),
-        dim=dim,
-        hidden_dim=settings.integer("n_inner", 4 * dim),
-        n_layers=settings.integer("n_layer"),
-        n_heads=n_heads,
-        n_kv_heads=n_kv_heads,
-        norm_eps=settings.get("layer_norm_epsilon", float, 1e-5),
-        activation=ACTIVATION_NAMES[activation],
+    known: dict[str, Any] = {}
+    for setting in architecture.settings:
+        value = _value(settings, setting.hf, setting.hf.default_after(known))
+        known[setting.field] = setting.hf.understood(value, known)
+    config = ModelConfig(
+        architecture=architecture.name,
         name=shown(settings.get("_name_or_path", str, "") or settings.path.parent.name),
         source=str(settings.path),
+        **known,
     )
+    for key, accepted in architecture.hf_demands(config).items():
+        settings.demand(key, accepted[0], accepted)
+    return config
+
+
+def _value(settings: Settings, key: Key, default: Any) -> Any:
+    if key.words is not None:
+        return settings.demand(key.name, default, tuple(key.words))
+    if key.kind is int:
+        return settings.integer(key.name, default)
+    return settings.get(key.name, key.kind, default)
 
 
 # ------------------------------------------------------------------------------------------------
 # What is refused by its name
 
 
-def _check_kind(settings: Settings, notices: list[str]) -> None:
-    """Only GPTBigCode; the kinds that are taken for it have advice of their own."""
+def _architecture(settings: Settings, notices: list[str]) -> Architecture:
+    """One of ours; the kinds that are taken for one of them have advice of their own."""
     values = settings.values
     kind, code = values.get("model_type"), values.get("auto_map")
     classes = values.get("architectures")
     named = classes if isinstance(classes, list) else []
     custom = code is not None or "attention_head_type" in values
-    if kind == "gpt_bigcode":
-        if code is not None and _OURS not in named:
+    ours = {architecture.hf: architecture for architecture in ARCHITECTURES.values()}
+    if isinstance(kind, str) and kind in ours:
+        if code is not None and ours[kind].hf_class not in named:
             _refuse_code(settings, code)
         if code is not None:
             notices.append("config.json names code of its own (auto_map), which is never run")
     elif "GPT2LMHeadCustomModel" in named or (kind == "gpt2" and custom):
         advice = "use its converted twin, bigcode/gpt_bigcode-santacoder"
-        reject(settings.path, "", "SantaCoder with its own code", "a GPTBigCode model", advice)
+        reject(settings.path, "", "SantaCoder with its own code", _titles(), advice)
     elif kind == "starcoder2":
         advice = "StarCoder2 is not supported yet; use a model of the first StarCoder family"
-        reject(settings.path, "model_type", "'starcoder2'", "'gpt_bigcode'", advice)
+        reject(settings.path, "model_type", "'starcoder2'", " or ".join(map(repr, ours)), advice)
     elif code is not None:
         _refuse_code(settings, code)
-    settings.demand("model_type", None, ("gpt_bigcode",))
+    return ours[settings.demand("model_type", None, tuple(ours))]
+
+
+def _titles() -> str:
+    return f"a {' or '.join(one.title for one in ARCHITECTURES.values())} model"
 
 
 def _refuse_code(settings: Settings, code: Any) -> NoReturn:
     what = next(iter(code.values()), "") if isinstance(code, dict) else ""
     found = f"a model with code of its own ({str(what)[:80]})"
-    advice = "no code of a model is run; use a model of class GPTBigCodeForCausalLM"
-    reject(settings.path, "auto_map", found, "a GPTBigCode model", advice)
+    classes = " or ".join(architecture.hf_class for architecture in ARCHITECTURES.values())
+    advice = f"no code of a model is run; use a model of class {classes}"
+    reject(settings.path, "auto_map", found, _titles(), advice)
 
 
 def _check_quantization(settings: Settings) -> None:

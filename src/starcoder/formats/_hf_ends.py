@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from starcoder.errors import FormatError
-from starcoder.formats._bytes import map_file, reject, shown
 from starcoder.formats._hf_config import Settings
 from starcoder.formats._hf_files import load_optional
 from starcoder.formats._hf_names import listed
+from starcoder.formats._mapped import map_file
+from starcoder.formats._reject import reject, shown
 from starcoder.formats._special import find_id
 from starcoder.vocab import Vocab
 
@@ -27,10 +28,12 @@ __all__ = ["template_ends", "with_ends"]
 _MAX_TEMPLATES = 1 << 16  # characters of all; those of the family have 1 kB
 
 # What follows a message of the assistant in the templates that are about.
+# fmt: off
 _TURN_ENDS = (
-    *("<|im_end|>", "<|end|>", "<|end_of_turn|>", "<end_of_turn>", "<|endofturn|>"),
-    *("<|eot_id|>", "<|eom_id|>", "<|eot|>"),
+    "<|im_end|>", "<|end|>", "<|end_of_turn|>", "<end_of_turn>", "<|endofturn|>",
+    "<|eot_id|>", "<|eom_id|>", "<|eot|>",
 )
+# fmt: on
 
 # In a template: the content of a message, filters, and what may stand between it and a token.
 _AFTER_CONTENT = re.compile(
@@ -144,7 +147,7 @@ def _templates(folder: Path, tokenizer: Mapping[str, Any], notices: list[str]) -
         try:
             yield map_file(path)[:_MAX_TEMPLATES].decode("utf-8", "replace")
         except FormatError as error:
-            notices.append(f"{path.name} is not used: found {error.found}")
+            notices.append(f"{path.name} is not used: {error.finding}")
 
 
 def template_ends(template: str, special: Mapping[bytes, int]) -> list[str]:

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from starcoder.errors import FormatError
-from starcoder.formats._bytes import map_file, read_json_text, reject
+from starcoder.formats._json import read_json_text
+from starcoder.formats._mapped import map_file
 from starcoder.formats._placeholders import placeholder
+from starcoder.formats._reject import reject
 
 __all__ = ["check_file", "load_optional", "load_table", "placeholder_at"]
 
@@ -29,7 +31,7 @@ def placeholder_at(path: Path) -> tuple[str, str] | None:
         with open(path, "rb") as file:
             head = file.read(256)
     except OSError:
-        return None  # whoever reads it says why it cannot be read
+        return None  # its reader says why it cannot be read
     return placeholder(head)
 
 
@@ -71,6 +73,6 @@ def load_optional(path: Path, notices: list[str]) -> dict[str, Any]:
     try:
         return load_table(path)
     except FormatError as error:
-        notice = f"{path.name} is not used: found {error.found}"
+        notice = f"{path.name} is not used: {error.finding}"
         notices += [] if notice in notices else [notice]
         return {}

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from starcoder.formats._bytes import reject
 from starcoder.formats._hf_files import load_table
+from starcoder.formats._reject import reject
 
 __all__ = ["folder_of", "names_in", "refuse_adapter", "refuse_config", "refuse_weights"]
 

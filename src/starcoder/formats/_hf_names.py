@@ -7,12 +7,12 @@ and inference does not need is passed over; what changes the weights is refused 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from starcoder.architecture import Architecture, Role
 from starcoder.config import ModelConfig
-from starcoder.formats._bytes import reject
+from starcoder.formats._reject import reject
 from starcoder.formats._safetensors import Stored
 from starcoder.tensor import Tensor, TensorType
 
@@ -20,24 +20,7 @@ __all__ = ["canonical", "listed"]
 
 _TYPES = {"F32": TensorType.F32, "F16": TensorType.F16, "BF16": TensorType.BF16}
 
-_EMBEDDING, _HEAD = "wte.weight", "lm_head.weight"
-_GLOBAL = {
-    _EMBEDDING: "token_embd.weight",
-    "wpe.weight": "position_embd.weight",
-    "ln_f.weight": "output_norm.weight",
-    "ln_f.bias": "output_norm.bias",
-}
-_LAYER = {
-    "ln_1": "attn_norm",
-    "attn.c_attn": "attn_qkv",
-    "attn.c_proj": "attn_output",
-    "ln_2": "ffn_norm",
-    "mlp.c_fc": "ffn_up",
-    "mlp.c_proj": "ffn_down",
-}
-
-# Constants that old versions saved with the weights, and the value head of reinforcement learning.
-_NEEDLESS = re.compile(r"(.*\.)?attn\.(masked_)?bias|(.*\.)?v_head\..*", re.DOTALL)
+_VALUE_HEAD = "v_head"  # of reinforcement learning
 
 _ONE_ALONE = "there are two models in it, as of training with a reference; save the one alone"
 _LACKING = "a part of the download is missing, or the weights are of another model"
@@ -48,36 +31,39 @@ _FOREIGN = {  # parts of names: what has such tensors, and what to do
     **dict.fromkeys(("qweight", "qzeros", "g_idx"), ("GPTQ or AWQ quantization", _FLOATS)),
     **dict.fromkeys(("SCB", "weight_format"), ("bitsandbytes' 8 bits", _FLOATS)),
     **dict.fromkeys(("absmax", "quant_map", "quant_state"), ("bitsandbytes' 4 bits", _FLOATS)),
-    **dict.fromkeys(
-        ("q_attn", "kv_attn"),
-        ("the original SantaCoder", "use its converted twin, bigcode/gpt_bigcode-santacoder"),
-    ),
 }
 
 
 def canonical(
-    folder: Path, config: ModelConfig, stored: Mapping[str, Stored], notices: list[str]
+    folder: Path,
+    architecture: Architecture,
+    config: ModelConfig,
+    stored: Mapping[str, Stored],
+    notices: list[str],
 ) -> dict[str, Tensor]:
     """The tensors by our names; which were passed over is one of the `notices`.
 
     Raises:
         FormatError: tensors that are lacking, of another model, of an adapter or quantized.
     """
-    _refuse_foreign(folder, stored)
-    base = _base(folder, stored)
-    names = _names(base, config.n_layers)
+    _refuse_foreign(folder, {**_FOREIGN, **architecture.hf_foreign}, stored)
+    base = _base(folder, architecture, stored)
+    specs = architecture.specs(config.n_layers).values()
+    names = {base + spec.hf: spec.name for spec in specs if spec.role is not Role.OUTPUT}
+    (head,) = (spec for spec in specs if spec.role is Role.OUTPUT)
     tensors: dict[str, Tensor] = {}
     passed = []
     for name, (dtype, shape, data) in stored.items():
         new = names.get(name)
-        if new is None and name.endswith(_HEAD) and base.startswith(name.removesuffix(_HEAD)):
-            new = "output.weight"
-        if new is None and _NEEDLESS.fullmatch(name):
+        if new is None and name.endswith(head.hf) and base.startswith(name.removesuffix(head.hf)):
+            new = head.name
+        if new is None and _is_needless(name, architecture):
             passed.append(name)
             continue
         if new is None or new in tensors:
+            expected = f"a {architecture.title} tensor"
             advice = "the weights are of another model than config.json"
-            reject(folder, f"tensor {name[:80]}", "an unknown name", "a GPTBigCode tensor", advice)
+            reject(folder, f"tensor {name[:80]}", "an unknown name", expected, advice)
         if dtype not in _TYPES or not shape or 0 in shape:
             reject(folder, f"tensor {name}", f"{dtype} {shape}"[:80], "F32, F16 or BF16, not empty")
         tensors[new] = Tensor(_TYPES[dtype], shape, data)
@@ -89,6 +75,13 @@ def canonical(
     return tensors
 
 
+def _is_needless(name: str, architecture: Architecture) -> bool:
+    """Whether it is a constant that old versions saved with the weights, or part of training."""
+    dotted = f".{name}"
+    ends = tuple(f".{end}" for end in architecture.hf_needless)
+    return dotted.endswith(ends) or f".{_VALUE_HEAD}." in dotted
+
+
 def listed(names: Iterable[str], most: int = 3) -> str:
     """Some of the names, and how many more there are."""
     first = sorted(names)
@@ -96,29 +89,23 @@ def listed(names: Iterable[str], most: int = 3) -> str:
     return ", ".join(name[:80] for name in first[:most]) + rest
 
 
-def _refuse_foreign(folder: Path, stored: Iterable[str]) -> None:
+def _refuse_foreign(
+    folder: Path, foreign: Mapping[str, tuple[str, str]], stored: Iterable[str]
+) -> None:
     for name in stored:
-        part = next((part for part in name.split(".") if part in _FOREIGN), None)
+        part = next((part for part in name.split(".") if part in foreign), None)
         if part is not None:
-            what, advice = _FOREIGN[part]
+            what, advice = foreign[part]
             reject(folder, f"tensor {name[:80]}", f"a tensor of {what}", "plain weights", advice)
 
 
-def _base(folder: Path, stored: Iterable[str]) -> str:
-    """What stands before `wte.weight`, and so before all names but that of the output matrix."""
-    found = [name for name in stored if name == _EMBEDDING or name.endswith("." + _EMBEDDING)]
+def _base(folder: Path, architecture: Architecture, stored: Iterable[str]) -> str:
+    """What stands before the embedding's name, and so before all names but the output matrix's."""
+    (own,) = (spec.hf for spec in architecture.tensors if spec.role is Role.EMBEDDING)
+    found = [name for name in stored if name == own or name.endswith("." + own)]
     if len(found) != 1:
-        what = "two embeddings, " + " and ".join(sorted(found)[:2]) if found else f"no {_EMBEDDING}"
+        what = "two embeddings, " + " and ".join(sorted(found)[:2]) if found else f"no {own}"
         advice = _ONE_ALONE if found else _LACKING
-        reject(folder, "weights", what, "the tensors of one GPTBigCode model", advice)
-    return found[0].removesuffix(_EMBEDDING)
-
-
-def _names(base: str, n_layers: int) -> dict[str, str]:
-    """Our name of every tensor that must be there."""
-    names = {base + old: new for old, new in _GLOBAL.items()}
-    for i in range(n_layers):
-        for old, new in _LAYER.items():
-            for part in ("weight", "bias"):
-                names[f"{base}h.{i}.{old}.{part}"] = f"blk.{i}.{new}.{part}"
-    return names
+        expected = f"the tensors of one {architecture.title} model"
+        reject(folder, "weights", what, expected, advice)
+    return found[0].removesuffix(own)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from starcoder.formats._byte_level import MAX_TOKEN_LEN, MAX_TOKENS, merge_ids, token_bytes
-from starcoder.formats._bytes import reject
 from starcoder.formats._hf_names import listed
+from starcoder.formats._reject import reject
 from starcoder.vocab import Vocab
 
 __all__ = ["Spelled", "as_bytes", "join", "read_added"]
@@ -74,6 +74,10 @@ def join(spelled: Spelled, n_vocab: int, notices: list[str]) -> Vocab:
     if n_vocab > MAX_TOKENS:
         reject(path, "", f"a vocabulary of {n_vocab}", f"at most {MAX_TOKENS}")
     beyond = {i: raw for i, raw in spelled.added.items() if i >= n_vocab}
+    n_lacking = len(beyond) + len(spelled.nameless)
+    if n_lacking > MAX_TOKENS:  # no more could be read back from a GGUF file
+        found = f"{n_lacking} added tokens without a row in the embedding"
+        reject(path, "added_tokens", found, f"at most {MAX_TOKENS}")
     added = {i: raw for i, raw in spelled.added.items() if i < n_vocab}
     ids = _ids(path, spelled.vocab, n_vocab, beyond)
     _check_added(path, added | beyond, ids)

@@ -16,10 +16,11 @@ from typing import NamedTuple
 import numpy as np
 
 from starcoder.errors import FormatError
-from starcoder.formats._bytes import load_json, reject
 from starcoder.formats._hf_files import check_file, placeholder_at
 from starcoder.formats._hf_folder import names_in, refuse_weights
 from starcoder.formats._hf_names import listed
+from starcoder.formats._json import load_json
+from starcoder.formats._reject import reject
 from starcoder.formats._safetensors import Stored, read_safetensors
 from starcoder.formats._torch import read_torch
 
@@ -77,7 +78,7 @@ def read_weights(folder: Path, notices: list[str]) -> dict[str, Stored]:
 
 
 def _told(lack: FormatError) -> str:
-    return f"{Path(lack.where).name}: found {lack.found}"
+    return f"{Path(lack.where).name}: {lack.finding}"
 
 
 def _most_telling(folder: Path, lacks: Sequence[FormatError]) -> FormatError:

@@ -4,7 +4,8 @@ A pickle is a program. The standard machine imports and calls whatever a file na
 names up in a table that its caller gives, where they stand for plain values and for a few functions
 of ours. Nothing that a file names is called, imported or even found, and there is no other path.
 
-Only the operations that `torch.save` uses exist. What they mean for weights, `_torch` knows.
+Only the operations that `torch.save` uses exist. What they mean for weights, `_torch` knows. Why
+not the standard `pickletools`: see `docs/decisions.md`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
-from starcoder.formats._bytes import DAMAGED
+from starcoder.formats._reject import DAMAGED
 
 __all__ = ["MAX_PICKLE", "UNSAFE", "Machine", "Name"]
 

@@ -6,16 +6,18 @@ Both happen to any file of any format, and have the right name. What else a file
 
 from __future__ import annotations
 
-from starcoder.formats._bytes import shown
+from starcoder.formats._reject import shown
 
 __all__ = ["placeholder"]
 
 _LFS = b"version https://git-lfs"
 _PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml")
+# fmt: off
 _ANSWERS = (  # of the Hub and its like in place of a file
-    *(b"entry not found", b"repository not found", b"not found", b"404", b"forbidden"),
-    *(b"unauthorized", b"invalid username", b"access to model", b'{"error"'),
+    b"entry not found", b"repository not found", b"not found", b"404", b"forbidden",
+    b"unauthorized", b"invalid username", b"access to model", b'{"error"',
 )
+# fmt: on
 _FETCH = "run `git lfs install` and `git lfs pull` in its folder, or download the file again"
 _AGAIN = "download the file again; is a login or a proxy in between?"
 

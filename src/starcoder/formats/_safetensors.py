@@ -15,17 +15,23 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from starcoder.formats._bytes import DAMAGED, Cursor, map_file, read_json, reject
+from starcoder.formats._json import read_json
+from starcoder.formats._mapped import Cursor, map_file
+from starcoder.formats._reject import DAMAGED, reject
 
 __all__ = ["Stored", "read_safetensors"]
 
 _U64 = struct.Struct("<Q")
 _MAX_HEADER = 1 << 20  # StarCoder's has 60 kB; its values take up to 20 times more in memory
 _MAX_DIMS = 8
+# fmt: off
 _SIZES = {  # bytes of an element
-    **{"BOOL": 1, "U8": 1, "I8": 1, "F16": 2, "BF16": 2, "I16": 2, "U16": 2},
-    **{"F32": 4, "I32": 4, "U32": 4, "F64": 8, "I64": 8, "U64": 8},
+    "BOOL": 1, "U8": 1, "I8": 1,
+    "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
+    "F32": 4, "I32": 4, "U32": 4,
+    "F64": 8, "I64": 8, "U64": 8,
 }
+# fmt: on
 
 
 class Stored(NamedTuple):

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from starcoder.formats._byte_level import MAX_TOKENS
-from starcoder.formats._bytes import reject
 from starcoder.formats._hf_files import load_table
 from starcoder.formats._hf_vocab import Spelled, read_added
+from starcoder.formats._reject import reject
 
 __all__ = ["read_tokenizer"]
 

@@ -16,8 +16,9 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from starcoder.formats._bytes import DAMAGED, Cursor, map_file, reject
+from starcoder.formats._mapped import Cursor, map_file
 from starcoder.formats._pickle import MAX_PICKLE, UNSAFE, Machine, Name
+from starcoder.formats._reject import DAMAGED, reject
 from starcoder.formats._safetensors import Stored
 from starcoder.formats._zip import MAGIC, Entry, read_directory
 

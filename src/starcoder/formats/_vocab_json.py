@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from starcoder.formats._byte_level import MAX_TOKEN_LEN, MAX_TOKENS, SPECIAL_NAMES
-from starcoder.formats._bytes import map_file, reject
 from starcoder.formats._hf_files import check_file, load_optional, load_table
 from starcoder.formats._hf_vocab import Spelled, as_bytes, read_added
+from starcoder.formats._mapped import map_file
+from starcoder.formats._reject import reject
 
 __all__ = ["has_files", "read_vocab_files"]
 

@@ -2,9 +2,9 @@
 
 Bytes go to a temporary file in the same folder, are flushed to the disk, and take the target's name
 by renaming. A kill at any moment leaves the old file or the new one, and two runs in one folder
-never touch each other's. Writing has a thread of its own, so that whoever makes the bytes computes
-on meanwhile; where no thread can be started, the maker waits instead. What the bytes mean is for
-the formats, how temporary files are named and when they go for `_temporary`.
+never touch each other's. Writing has a thread of its own, so that the caller makes the next bytes
+meanwhile; where no thread can be started, the caller waits instead. What the bytes mean is for the
+formats, how temporary files are named and when they go for `_temporary`.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _check_target(path: Path, target: Path, nbytes: int) -> None:
 
 
 class _File:
-    """The temporary file: takes pieces in order, and is closed when nobody holds it any more."""
+    """The temporary file: takes pieces in order, and is closed when its last holder is gone."""
 
     def __init__(self, fd: int, nbytes: int) -> None:
         self._fd, self._nbytes = fd, nbytes

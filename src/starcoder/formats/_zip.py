@@ -3,8 +3,7 @@ r"""The directory of a ZIP file whose entries are stored as they are. Reading on
     entries: "PK\3\4" header, name, extra, bytes    directory: "PK\1\2" records    "PK\5\6" end
 
 Only what `torch.save` writes is accepted: nothing compressed, no comment, the end record at the
-end. The standard `zipfile` makes 9 bytes of objects of each byte of a hostile directory, and
-takes overlapping entries; this takes 60 lines.
+end. Why not the standard `zipfile`: see `docs/decisions.md`.
 """
 
 from __future__ import annotations
@@ -14,7 +13,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from starcoder.formats._bytes import DAMAGED, Cursor, reject
+from starcoder.formats._mapped import Cursor
+from starcoder.formats._reject import DAMAGED, reject
 
 __all__ = ["MAGIC", "Entry", "read_directory"]
 

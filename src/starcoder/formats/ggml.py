@@ -6,7 +6,7 @@
 
 Nothing is aligned. The key and value rows of multi-query attention are repeated for every head;
 they are checked to be equal and folded to one. The files hold no merges and mark no special
-tokens: merges are recovered in `vocab`, special tokens go by their names.
+tokens: merges are recovered in `_merges`, special tokens go by their names.
 
 `ftype` has the version of quantization in its thousands. Version 2 is today's. Version 1 has the
 scales of q4_0, q4_1 and q8_0 in 32 bits, which are rounded to 16 here: exact where the scale is a
@@ -18,14 +18,15 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from starcoder.checkpoint import Checkpoint
+from starcoder.architecture import Role, TensorSpec
+from starcoder.checkpoint import Checkpoint, Format, settle
 from starcoder.config import ModelConfig
 from starcoder.formats._byte_level import (
     MAX_TOKEN_LEN,
@@ -34,51 +35,28 @@ from starcoder.formats._byte_level import (
     SPECIAL_NAMES,
     joins_digits,
 )
-from starcoder.formats._bytes import DAMAGED, Cursor, map_file, settle
 from starcoder.formats._ggml_strangers import refuse_gpt2, refuse_stranger
+from starcoder.formats._mapped import Cursor, map_file
+from starcoder.formats._merges import recover_merges
+from starcoder.formats._reject import DAMAGED
+from starcoder.models import ARCHITECTURES
 from starcoder.tensor import JoinedTensor, Tensor, TensorType
-from starcoder.vocab import Vocab, recover_merges
+from starcoder.vocab import Vocab
 
-__all__ = ["MAGIC", "read", "vocab_of"]
+__all__ = ["MAGIC", "PREFIX", "read", "vocab_of"]
 
 MAGIC = b"lmgg"  # 0x67676d6c, little-endian
+PREFIX = "model/"  # of all names of tensors
 
 _HEADER, _I32, _3I32 = struct.Struct("<6i"), struct.Struct("<i"), struct.Struct("<3i")
 _MAX_NAME_LEN, _MAX_DIMS = 64, 2
 
 _VERSION_FACTOR, _VERSIONS = 1000, (0, 1, 2)
-_FTYPES = (0, 1, 2, 3, 7, 8, 9, 10, 11, 12, 13, 14)
+_TYPES = {kind.value: kind for kind in TensorType if kind.ggml_file is not None}
+_FTYPES = tuple(sorted(k.ggml_file for k in TensorType if k.ggml_file is not None))
 _K_QUANTS = range(10, 15)  # came after version 2
 _F32_SCALES = {TensorType.Q4_0: 1, TensorType.Q4_1: 2, TensorType.Q8_0: 1}  # in a version 1 block
 _UNQUANTIZED = (TensorType.F32, TensorType.F16)
-_TYPES = {
-    kind.value: kind
-    for kind in TensorType
-    if kind not in (TensorType.BF16, TensorType.IQ4_NL)  # these came after the format's end
-}
-
-_GLOBAL = {
-    "model/wte": "token_embd.weight",
-    "model/wpe": "position_embd.weight",
-    "model/ln_f/g": "output_norm.weight",
-    "model/ln_f/b": "output_norm.bias",
-    "model/lm_head": "output.weight",
-}
-_LAYER = {
-    "ln_1/g": "attn_norm.weight",
-    "ln_1/b": "attn_norm.bias",
-    "attn/c_attn/w": "attn_qkv.weight",
-    "attn/c_attn/b": "attn_qkv.bias",
-    "attn/c_proj/w": "attn_output.weight",
-    "attn/c_proj/b": "attn_output.bias",
-    "ln_2/g": "ffn_norm.weight",
-    "ln_2/b": "ffn_norm.bias",
-    "mlp/c_fc/w": "ffn_up.weight",
-    "mlp/c_fc/b": "ffn_up.bias",
-    "mlp/c_proj/w": "ffn_down.weight",
-    "mlp/c_proj/b": "ffn_down.bias",
-}
-_OPTIONAL = frozenset({"output.weight"})
 
 
 def read(path: Path) -> Checkpoint:
@@ -91,10 +69,11 @@ def read(path: Path) -> Checkpoint:
     cursor.skip(len(MAGIC), "magic")
     if not _is_ours(cursor):
         refuse_stranger(cursor)
+    architecture = next(one for one in ARCHITECTURES.values() if one.has_legacy)
     n_vocab, n_ctx, dim, n_heads, n_layers, ftype = cursor.unpack(_HEADER, "header")
     # Checks the numbers, for what follows; heads and widths are known when the tensors are.
     shape = ModelConfig(
-        architecture="gpt_bigcode",
+        architecture=architecture.name,
         n_ctx=n_ctx,
         n_vocab=n_vocab,
         dim=dim,
@@ -107,12 +86,14 @@ def read(path: Path) -> Checkpoint:
     version = _version(cursor, ftype)
     tokens = _tokens(cursor, n_vocab)
     refuse_gpt2(cursor, tokens)
-    tensors = settle(_read_tensors(cursor, n_layers, version), cursor.name)
-    tensors, n_kv_heads = _fold(cursor, shape, tensors)
-    hidden_dim = tensors["blk.0.ffn_up.weight"].shape[0]
+    specs = architecture.specs(n_layers)
+    tensors = _read_tensors(cursor, specs, architecture.title, version)
+    tensors = settle(tensors, architecture, cursor.name)
+    tensors, n_kv_heads = _fold(cursor, shape, specs, tensors)
+    hidden_dim = next(tensors[n].shape[0] for n, s in specs.items() if s.axes[0] == "hidden_dim")
     config = replace(shape, hidden_dim=hidden_dim, n_kv_heads=n_kv_heads)
     label = f"ggml, quantization version {version}"
-    return Checkpoint(config, vocab_of(tokens), tensors, label, cursor.name)
+    return Checkpoint(config, vocab_of(tokens), tensors, Format.GGML, label, cursor.name)
 
 
 def _is_ours(cursor: Cursor) -> bool:
@@ -174,11 +155,11 @@ def vocab_of(tokens: Sequence[bytes]) -> Vocab:
 # Tensors
 
 
-def _read_tensors(cursor: Cursor, n_layers: int, version: int) -> dict[str, Tensor]:
+def _read_tensors(
+    cursor: Cursor, specs: Mapping[str, TensorSpec], title: str, version: int
+) -> dict[str, Tensor]:
     """Every tensor by its canonical name, each once, to the end of the file."""
-    names = dict(_GLOBAL)
-    for i in range(n_layers):
-        names |= {f"model/h{i}/{old}": f"blk.{i}.{new}" for old, new in _LAYER.items()}
+    names = {PREFIX + spec.legacy: name for name, spec in specs.items()}
     tensors: dict[str, Tensor] = {}
     while cursor.left:
         n_dims, name_len, number = cursor.unpack(_3I32, "tensor header")
@@ -190,12 +171,13 @@ def _read_tensors(cursor: Cursor, n_layers: int, version: int) -> dict[str, Tens
         dims = [cursor.unpack(_I32, "tensor header")[0] for _ in range(n_dims)]
         name = cursor.text(name_len, _MAX_NAME_LEN, "tensor name")
         if name not in names or names[name] in tensors:
-            cursor.fail("tensor name", repr(name), "the name of a GPTBigCode tensor, each once")
+            cursor.fail("tensor name", repr(name), f"the name of a {title} tensor, each once")
         shape = tuple(reversed(dims))
         tensors[names[name]] = _read_tensor(cursor, f"tensor {name}", shape, number, version)
-    missing = set(names.values()) - _OPTIONAL - set(tensors)
+    needed = {name for name, spec in specs.items() if spec.role is not Role.OUTPUT}
+    missing = needed - set(tensors)
     if missing:
-        cursor.fail("tensors", f"no {min(missing)}", f"{len(names) - 1} tensors", DAMAGED)
+        cursor.fail("tensors", f"no {min(missing)}", f"{len(needed)} tensors", DAMAGED)
     return tensors
 
 
@@ -235,13 +217,14 @@ def _shorten_scales(
 
 
 def _fold(
-    cursor: Cursor, shape: ModelConfig, tensors: dict[str, Tensor]
+    cursor: Cursor,
+    shape: ModelConfig,
+    specs: Mapping[str, TensorSpec],
+    tensors: dict[str, Tensor],
 ) -> tuple[dict[str, Tensor], int]:
     """With one key and one value head if all copies are equal; and the number of these heads."""
-    n, dim = shape.n_heads, shape.dim
-    wanted: dict[str, tuple[int, ...]] = {}
-    for i in range(shape.n_layers):
-        wanted |= {f"blk.{i}.attn_qkv.weight": (3 * dim, dim), f"blk.{i}.attn_qkv.bias": (3 * dim,)}
+    n = shape.n_heads  # of keys and values too, before folding
+    wanted = {name: s.shape(shape) for name, s in specs.items() if s.axes[0] == "qkv_dim"}
     heads = {}
     for name, expected in wanted.items():
         if tensors[name].shape != expected:

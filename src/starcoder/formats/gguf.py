@@ -8,26 +8,29 @@ mapped file.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from starcoder.checkpoint import Checkpoint
-from starcoder.config import ACTIVATION_NAMES, ModelConfig
-from starcoder.formats._bytes import DAMAGED, Cursor, settle, shown
+from starcoder.architecture import Architecture, Key
+from starcoder.checkpoint import Checkpoint, Format, settle
+from starcoder.config import ModelConfig
 from starcoder.formats._gguf_carry import carried_keys
 from starcoder.formats._gguf_header import MAGIC, Info, Meta
 from starcoder.formats._gguf_parts import Part, open_parts
 from starcoder.formats._gguf_vocab import read_vocab
+from starcoder.formats._mapped import Cursor
+from starcoder.formats._reject import DAMAGED, shown
+from starcoder.models import ARCHITECTURES
 from starcoder.tensor import Tensor, TensorType
 
 __all__ = ["MAGIC", "read"]
 
 _TYPES = {kind.value: kind for kind in TensorType}
-_EMBEDDING = "token_embd.weight"
 
 
 def read(path: Path, pre: str | None = None) -> Checkpoint:
-    """The model in a GGUF file of architecture `starcoder`, or in the parts of one.
+    """The model in a GGUF file, or in the parts of one.
 
     Args:
         path: the file, or any of the parts.
@@ -40,64 +43,81 @@ def read(path: Path, pre: str | None = None) -> Checkpoint:
     parts = open_parts(path)
     first = parts[0]
     name, meta = first.cursor.name, first.meta
-    _check_kind(meta, sum(len(part.infos) for part in parts))
-    n_rows = [info.shape[0] for part in parts for info in part.infos if info.name == _EMBEDDING]
+    architecture = _architecture(meta, sum(len(part.infos) for part in parts))
+    infos = [info for part in parts for info in part.infos]
+    n_rows = [info.shape[0] for info in infos if info.name == architecture.embedding]
     vocab, notices = read_vocab(meta, n_rows[0] if n_rows else _NO_ROWS, pre)
-    config = _config(meta, len(vocab.tokens))
+    config = _config(meta, architecture, len(vocab.tokens))
     tensors: dict[str, Tensor] = {}
     for part in parts:
         tensors |= _tensors(part)
-    tensors = settle(tensors, name)
+    tensors = settle(tensors, architecture, name, keeps_positions=True)
     label = f"GGUF v{first.version}" + (f", {len(parts)} parts" if len(parts) > 1 else "")
     carried = carried_keys(meta, config.n_vocab)
-    return Checkpoint(config, vocab, tensors, label, name, tuple(notices), len(parts), carried)
+    return Checkpoint(
+        config,
+        vocab,
+        tensors,
+        Format.GGUF,
+        label,
+        name,
+        tuple(notices),
+        len(parts),
+        carried,
+    )
 
 
 _NO_ROWS = 1 << 62  # no embedding at all is told later, with its name
 
 
-def _check_kind(meta: Meta, n_tensors: int) -> None:
-    """What is no model of ours is refused by the name it has."""
+def _architecture(meta: Meta, n_tensors: int) -> Architecture:
+    """One of ours; what is no model of ours is refused by the name it has."""
     kind = meta.text("general.type", "model")
     if kind != "model":
         advice = "merge it into its model, with peft's merge_and_unload, and convert that"
         advice = advice if kind == "adapter" else "use the file of the model itself"
         what = "a LoRA adapter" if kind == "adapter" else f"a file of the kind {kind!r}"
         meta.cursor.fail("general.type", what, "a whole model", advice)
-    architecture = meta.text("general.architecture")
-    if architecture != "starcoder":
-        found = f"a model of the architecture {architecture!r}"
-        expected = "'starcoder': StarCoder, StarCoderBase, SantaCoder and their fine-tunes"
+    ours = {architecture.gguf: architecture for architecture in ARCHITECTURES.values()}
+    name = meta.text("general.architecture")
+    if name not in ours:
+        found = f"a model of the architecture {name!r}"
+        expected = " or ".join(f"{key!r}: {ours[key].models}" for key in ours)
         advice = "run it with llama.cpp, or use a model of this family"
         meta.cursor.fail("general.architecture", found, expected, advice)
     if not n_tensors:
         meta.cursor.fail("tensors", "a vocabulary without weights", "a whole model", "use another")
+    return ours[name]
 
 
 # ------------------------------------------------------------------------------------------------
 # Configuration
 
 
-def _config(meta: Meta, n_vocab: int) -> ModelConfig:
-    # A key of ours; llama.cpp writes none and always takes the tanh form.
-    key = "starcoder.activation_function"
-    activation = meta.text(key, "gelu_pytorch_tanh")
-    if activation not in ACTIVATION_NAMES:
-        meta.cursor.fail(key, repr(activation), " or ".join(ACTIVATION_NAMES), "")
+def _config(meta: Meta, architecture: Architecture, n_vocab: int) -> ModelConfig:
+    known: dict[str, Any] = {"n_vocab": n_vocab}
+    for setting in architecture.settings:
+        if setting.gguf is not None:
+            default = setting.gguf.default_after(known)
+            value = _value(meta, f"{architecture.gguf}.{setting.gguf.name}", setting.gguf, default)
+            known[setting.field] = setting.gguf.understood(value, known)
     return ModelConfig(
-        architecture="gpt_bigcode",
-        n_ctx=meta.integer("starcoder.context_length"),
-        n_vocab=n_vocab,
-        dim=meta.integer("starcoder.embedding_length"),
-        hidden_dim=meta.integer("starcoder.feed_forward_length"),
-        n_layers=meta.integer("starcoder.block_count"),
-        n_heads=meta.integer("starcoder.attention.head_count"),
-        n_kv_heads=meta.integer("starcoder.attention.head_count_kv", 1),
-        norm_eps=_as_written(meta.number("starcoder.attention.layer_norm_epsilon")),
-        activation=ACTIVATION_NAMES[activation],
+        architecture=architecture.name,
         name=shown(meta.text("general.name", "", "replace")),
         source=meta.cursor.name,
+        **known,
     )
+
+
+def _value(meta: Meta, name: str, key: Key, default: Any) -> Any:
+    if key.kind is float:
+        return _as_written(meta.number(name, default))
+    if key.words is None:
+        return meta.integer(name, default)
+    word = meta.text(name, default)
+    if word not in key.words:
+        meta.cursor.fail(name, repr(word), " or ".join(key.words), "")
+    return word
 
 
 def _as_written(number: float) -> float:

@@ -1,4 +1,4 @@
-"""Hugging Face directories of `GPTBigCodeForCausalLM`. Reading only.
+"""Hugging Face directories of the architectures in `models`. Reading only.
 
 config.json gives the shapes, tokenizer.json (or vocab.json and merges.txt) the vocabulary; the
 weights are in safetensors files or, where there are none, in PyTorch's. Each has a module of its
@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from starcoder.checkpoint import Checkpoint
+from starcoder.architecture import Architecture, Role
+from starcoder.checkpoint import Checkpoint, Format, settle
 from starcoder.config import ModelConfig
-from starcoder.formats._bytes import reject, settle, shown
 from starcoder.formats._hf_card import card_keys
 from starcoder.formats._hf_config import Settings, read_config
 from starcoder.formats._hf_ends import with_ends
@@ -26,8 +26,10 @@ from starcoder.formats._hf_folder import folder_of, refuse_adapter, refuse_confi
 from starcoder.formats._hf_names import canonical
 from starcoder.formats._hf_vocab import join
 from starcoder.formats._hf_weights import read_weights
+from starcoder.formats._reject import reject, shown
 from starcoder.formats._tokenizer_json import read_tokenizer
 from starcoder.formats._vocab_json import has_files, read_vocab_files
+from starcoder.models import ARCHITECTURES
 from starcoder.tensor import Tensor
 from starcoder.vocab import Vocab
 
@@ -49,14 +51,18 @@ def read(path: Path) -> Checkpoint:
     settings = Settings(path / "config.json")
     config = read_config(settings, notices)
     vocab = with_ends(settings, _vocab(path, config.n_vocab, notices), notices)
-    tensors = canonical(path, config, read_weights(path, notices), notices)
-    _check_rows(settings, config, tensors)
-    tensors = settle(_untie(path, settings, tensors), str(path))
+    architecture = ARCHITECTURES[config.architecture]
+    tensors = canonical(path, architecture, config, read_weights(path, notices), notices)
+    _check_rows(settings, config, tensors[architecture.embedding])
+    tensors = _untie(path, settings, architecture, tensors)
+    tensors = settle(tensors, architecture, str(path))
     if config.n_kv_heads != 1:
-        tensors |= _group_heads(path, config, tensors)
+        tensors |= _group_heads(path, architecture, config, tensors)
     told = tuple(shown(notice, _MAX_NOTICE) for notice in notices)
-    carried = card_keys(path)
-    return Checkpoint(config, vocab, tensors, "Hugging Face", str(path), told, carried=carried)
+    kind, carried = Format.HUGGING_FACE, card_keys(path)
+    return Checkpoint(
+        config, vocab, tensors, kind, "Hugging Face", str(path), told, carried=carried
+    )
 
 
 def check_config(folder: Path) -> None:
@@ -80,40 +86,41 @@ def _vocab(path: Path, n_vocab: int, notices: list[str]) -> Vocab:
     return join(read_tokenizer(whole), n_vocab, notices)
 
 
-def _check_rows(settings: Settings, config: ModelConfig, tensors: dict[str, Tensor]) -> None:
+def _check_rows(settings: Settings, config: ModelConfig, embedding: Tensor) -> None:
     """As many rows of the embedding as config.json has ids: which is right, nothing can tell."""
-    rows = tensors["token_embd.weight"].shape[0]
+    rows = embedding.shape[0]
     if rows != config.n_vocab:
         found, expected = str(config.n_vocab), f"{rows}, the rows of the embedding"
         advice = "set it to that number if the weights and the tokenizer are of one model"
         reject(settings.path, "vocab_size", found, expected, advice)
 
 
-def _untie(path: Path, settings: Settings, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _untie(
+    path: Path, settings: Settings, architecture: Architecture, tensors: dict[str, Tensor]
+) -> dict[str, Tensor]:
     """Without the output matrix, if the configuration says that it is the embedding."""
+    (head,) = (spec for spec in architecture.tensors if spec.role is Role.OUTPUT)
     if settings.flag("tie_word_embeddings", True):
-        return {name: tensor for name, tensor in tensors.items() if name != "output.weight"}
-    if "output.weight" not in tensors:
+        return {name: tensor for name, tensor in tensors.items() if name != head.name}
+    if head.name not in tensors:
         advice = "set tie_word_embeddings if the output matrix is the embedding"
-        reject(path, "tensor lm_head.weight", "no such tensor", "an output matrix", advice)
+        reject(path, f"tensor {head.hf}", "no such tensor", "an output matrix", advice)
     return tensors
 
 
-def _group_heads(path: Path, config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Multi-head attention's projections with their rows in the order Q, K, V.
-
-    Hugging Face keeps the rows of each head together: its Q, its K, its V.
-    """
+def _group_heads(
+    path: Path, architecture: Architecture, config: ModelConfig, tensors: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Projections with their rows in the order Q, K, V, where rows of a head are kept together."""
     grouped = {}
-    for i in range(config.n_layers):
-        for name in (f"blk.{i}.attn_qkv.weight", f"blk.{i}.attn_qkv.bias"):
-            tensor = tensors[name]
-            if tensor.shape[0] != 3 * config.dim:
-                where = f"shape {tensor.shape}"
-                reject(
-                    path, f"tensor {name}", where, f"{3 * config.dim} rows for multi_query false"
-                )
-            heads = tensor.data.reshape(config.n_heads, 3, -1)
-            data = np.ascontiguousarray(heads.transpose(1, 0, 2)).reshape(-1)
-            grouped[name] = Tensor(tensor.type, tensor.shape, data)
+    for name, spec in architecture.specs(config.n_layers).items():
+        if not spec.hf_by_head:
+            continue
+        tensor = tensors[name]
+        if tensor.shape[0] != 3 * config.dim:
+            where = f"shape {tensor.shape}"
+            reject(path, f"tensor {name}", where, f"{3 * config.dim} rows for multi_query false")
+        heads = tensor.data.reshape(config.n_heads, 3, -1)
+        data = np.ascontiguousarray(heads.transpose(1, 0, 2)).reshape(-1)
+        grouped[name] = Tensor(tensor.type, tensor.shape, data)
     return grouped

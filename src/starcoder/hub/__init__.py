@@ -3,8 +3,8 @@
 `_names` reads what the user wrote, and a path is all that most runs need; the rest is imported for
 a name alone, as it takes a tenth of the time in which a model on disk is loaded. `_find` is the
 order of things, `_choice` finds the files that are meant, `_download` brings them, `_claim` says
-who writes, `_cache` knows what is there and puts it in place, `_library` is all we use of
-huggingface_hub, and `_settings` finds what is wrong of what was set for it.
+which process writes, `_cache` knows what is there and puts it in place, `_library` is all we use of
+huggingface_hub, and `_settings` finds what is wrong of its settings.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
     blobs/<hash>    snapshots/<commit>/<name> -> blobs/<hash>    refs/<revision>: a commit
 
-What is there is used, whoever wrote it: a link or the file itself in its place, with or without a
-reference. What cannot be written is no error where the model is whole; bytes are for `_download`.
+Files that other programs put there are used too: a link or the file itself in its place, with or
+without a reference. What cannot be written is no error where the model is whole; bytes are for
+`_download`.
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ def _files(snapshot: Path) -> set[str]:
 
 
 def _lack(snapshot: Path, error: HubError) -> str:
-    """What of a model is there, and what is not; nothing, if nothing is."""
+    """Which files of a model are there, and which are missing; empty if none is there."""
     names = sorted(shown(name) for name in _files(snapshot))
     return f"{_joined(names)} in the cache, but {error.found}" if names else ""
 
@@ -219,7 +220,7 @@ def note(folder: Path, name: Name, commit: str) -> None:
 
 
 def _put(place: Path, make: Callable[[Path], object]) -> None:
-    """Make a file under another name and rename it: whole, and no matter who does it first."""
+    """Make a file under another name and rename it: it is whole, and the first of many wins."""
     new = place.with_name(f".{secrets.token_hex(8)}.starcoder-tmp")
     try:
         make(new)

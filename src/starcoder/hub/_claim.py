@@ -28,7 +28,7 @@ __all__ = ["Claim", "LostError", "Queue"]
 _CLAIM = re.compile(r"[0-9a-f]{16}-(?P<machine>[0-9a-f]{8})-(?P<pid>\d{1,9})-[0-9a-f]{8}")
 _BEAT = 1.0  # seconds between signs of life
 _PATIENCE = 20.0  # seconds without one until a process counts as gone; two time-outs come on top
-_OLD = 600.0  # seconds after which nobody needs to wait; clocks of machines differ by less
+_OLD = 600.0  # seconds after which waiting has no point; clocks of machines differ by less
 
 
 class LostError(Exception):
@@ -67,7 +67,7 @@ class Claim:
 
 
 class Queue:
-    """Everyone who is at one file of the cache, as one process sees them."""
+    """The processes that work at one file of the cache, as one of them sees it."""
 
     def __init__(self, blobs: Path, name: str) -> None:
         self._blobs, self._name = blobs, name
@@ -86,7 +86,7 @@ class Queue:
         mine = self._blobs / f"{self._name}.{claim}.partial"
         for path in left:
             with suppress(FileNotFoundError):  # another was faster
-                os.utime(path)  # nobody shall think that it is old
+                os.utime(path)  # so that no other process takes it for old
                 os.rename(path, mine)
                 break
         else:
@@ -97,7 +97,7 @@ class Queue:
         return Claim(mine)
 
     def give_back(self, claim: Claim) -> None:
-        """Leave what has come to whoever wants it next, unless there is more of it already."""
+        """Leave the bytes that came to the next process, unless there are more already."""
         left = self._blobs / f"{self._name}.partial"
         with suppress(OSError):  # the claim is gone, if the file is whole or lost
             if _size(claim.path) > _size(left):
@@ -117,7 +117,7 @@ class Queue:
         return max(map(_size, left + living), default=0)
 
     def _look(self) -> tuple[list[Path], list[Path]]:
-        """What is left by those who are gone, the most first, and what others write."""
+        """Parts that ended processes have left, the longest first; and parts that others write."""
         left: list[Path] = []
         living: list[Path] = []
         for entry in os.listdir(self._blobs):

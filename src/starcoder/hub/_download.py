@@ -3,7 +3,8 @@
 The library's own downloads differ between its versions, and some throw half a file away when the
 process ends. Here a file that breaks off goes on from there, now or in the next run; one that is
 longer than the Hub states ends at once; and it gets its name in the cache when its SHA-256 (or
-git's SHA-1, for small files) is the one that the Hub states. `_claim` has who writes when.
+git's SHA-1, for small files) is the one that the Hub states. `_claim` has
+which process writes, and when.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ __all__ = ["fetch_all"]
 _log = logging.getLogger("starcoder")
 
 _CHUNK = 1 << 20
-_MOST = 20_000_000_000  # bytes asked for at once: servers refuse to send 50 GB in one answer
+_MOST = 20_000_000_000  # bytes of one request: servers refuse to send 50 GB in one answer
 _TRIES = 5  # in a row that bring nothing
 _PAUSE = 1.0  # seconds between two
 _POLL = 0.2  # seconds between looks at what another process does
@@ -83,7 +84,7 @@ class _Fetch:
         self._told = min(self._queue.n_bytes(), file.size)  # bytes that progress knows of
 
     def run(self) -> None:
-        """Returns when the file is there, whoever brought it."""
+        """Returns when the file is there, from this process or another."""
         asked, said = time.monotonic(), False
         while not self._is_there():
             claim = self._queue.take()
@@ -202,7 +203,7 @@ def _empty(claim: Claim, out: BinaryIO) -> int:
 
 
 class _Bar:
-    """A bar on a terminal, for who has not asked for anything else."""
+    """A bar on a terminal, where the caller brought nothing else to show progress."""
 
     def __init__(self) -> None:
         self._bar: Any = None

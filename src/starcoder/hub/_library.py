@@ -205,7 +205,7 @@ def _as_hub_error(what: str = "no answer from the Hub") -> Iterator[None]:
             advice += " and HF_ENDPOINT"
         found = f"{what} ({reason(error)})"
         advice += ", and try again"
-        raise HubError(found, "a network", advice, again=True, cause=UNHEARD) from None
+        raise HubError(found, "", advice, again=True, cause=UNHEARD) from None
 
 
 def _guarded(chunks: Iterator[bytes]) -> Iterator[bytes]:

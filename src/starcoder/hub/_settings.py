@@ -1,7 +1,7 @@
 """What is set for huggingface_hub in the environment, where that is why it cannot be asked.
 
 The layers below tell a wrong setting as a network that is not there. Here it is told by its name;
-but only when something failed, as a setting that nobody reads is in nobody's way.
+but only when something failed, as a setting that is not read does no harm.
 """
 
 from __future__ import annotations

@@ -1,28 +1,34 @@
-"""Architectures: from a Checkpoint to something that turns batches into logits.
+"""Models: from a Checkpoint to something that turns batches into logits.
 
-One file each, readable alone. A model never sees a file or a piece of text.
+An architecture is one file, readable alone, and one row here. A model never sees a file or a piece
+of text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from starcoder.architecture import Architecture
 from starcoder.batch import Batch
 from starcoder.checkpoint import Checkpoint
 from starcoder.config import ModelConfig
 from starcoder.errors import FormatError
 from starcoder.kv_cache import KVCache
-from starcoder.models.gpt_bigcode import GPTBigCode
+from starcoder.models.gpt_bigcode import GPT_BIGCODE
+from starcoder.models.layers import Recorder
 
-__all__ = ["Model", "build"]
+__all__ = ["ARCHITECTURES", "Model", "Recorded", "build", "find"]
+
+ARCHITECTURES: dict[str, Architecture] = {
+    GPT_BIGCODE.name: GPT_BIGCODE,
+}
 
 
 class Model(Protocol):
-    """What the engine needs of an architecture."""
+    """What the engine needs of a model."""
 
     config: ModelConfig
     nbytes: int  # of the weights in memory
@@ -34,10 +40,48 @@ class Model(Protocol):
         """Logits (len(batch.logit_rows), n_vocab); keys and values go into the cache."""
 
 
-_ARCHITECTURES: dict[str, Callable[[Checkpoint], Model]] = {"gpt_bigcode": GPTBigCode}
+class Recorded:
+    """A model that runs as a graph: a Batch of token ids to logits."""
+
+    def __init__(self, config: ModelConfig, recorder: Recorder) -> None:
+        self.config = config
+        self.nbytes = recorder.nbytes
+        self.graph = recorder.graph
+
+    def new_cache(self, n_blocks: int) -> KVCache:
+        """An empty cache for the keys and values of so many blocks."""
+        return KVCache(self.config, n_blocks)
+
+    def forward(self, batch: Batch, cache: KVCache) -> NDArray[np.float32]:
+        """Logits (r, n_vocab) of the batch's `logit_rows`; keys and values go into the cache."""
+        logits = np.empty((len(batch.logit_rows), self.config.n_vocab), np.float32)
+        self.graph.run(
+            batch.tokens,
+            batch.positions,
+            batch.row_starts,
+            batch.block_tables,
+            batch.logit_rows,
+            cache.keys,
+            cache.values,
+            logits,
+        )
+        return logits
 
 
-def build(checkpoint: Checkpoint) -> Model:
+def find(checkpoint: Checkpoint) -> Architecture:
+    """The architecture of a checkpoint.
+
+    Raises:
+        FormatError: it is not one of ours.
+    """
+    name = checkpoint.config.architecture
+    if name not in ARCHITECTURES:
+        where = f"{checkpoint.source}: architecture"
+        raise FormatError(where, repr(name), " or ".join(ARCHITECTURES))
+    return ARCHITECTURES[name]
+
+
+def build(checkpoint: Checkpoint) -> Recorded:
     """The model of a checkpoint, its weights packed for this machine; it needs no file any more.
 
     Raises:
@@ -45,10 +89,8 @@ def build(checkpoint: Checkpoint) -> Model:
             meanwhile.
         MemoryLimitError: no memory for the weights.
     """
-    name = checkpoint.config.architecture
-    if name not in _ARCHITECTURES:
-        where = f"{checkpoint.source}: architecture"
-        raise FormatError(where, repr(name), " or ".join(_ARCHITECTURES))
-    model = _ARCHITECTURES[name](checkpoint)
+    architecture = find(checkpoint)
+    recorder = Recorder(checkpoint, architecture)
+    architecture.record(recorder)
     checkpoint.check_files()
-    return model
+    return Recorded(checkpoint.config, recorder)

@@ -11,68 +11,89 @@ A GPT-2 with one head of keys and values that all query heads share (multi-query
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Mapping
+from typing import Any
 
-from starcoder.batch import Batch
-from starcoder.checkpoint import Checkpoint
-from starcoder.kv_cache import KVCache
+from starcoder.architecture import Architecture, Key, Role, Setting, TensorSpec, linear, norm
+from starcoder.config import ACTIVATION_NAMES, ModelConfig
 from starcoder.models.layers import Recorder
 
-__all__ = ["GPTBigCode"]
+__all__ = ["GPT_BIGCODE"]
 
 
-class GPTBigCode:
-    """The model: a Batch of token ids to logits.
+def record(model: Recorder) -> None:
+    """The steps of the model."""
+    x = model.embed()
+    for layer in range(model.config.n_layers):
+        name = f"blk.{layer}"
+        qkv = model.linear(f"{name}.attn_qkv", model.norm(f"{name}.attn_norm", x))
+        mixed = model.attention(qkv, f"{name}.attn_qkv")
+        if layer == model.config.n_layers - 1:  # no later layer attends to the other rows
+            x, mixed = model.logit_rows(x), model.logit_rows(mixed)
+        x = model.linear(f"{name}.attn_output", mixed, residual=x)
+        normed = model.norm(f"{name}.ffn_norm", x)
+        hidden = model.linear(f"{name}.ffn_up", normed, activation=model.config.activation)
+        x = model.linear(f"{name}.ffn_down", hidden, residual=x)
+    model.logits(model.norm("output_norm", x))
 
-    Raises:
-        FormatError: the checkpoint lacks a tensor or has one of another shape.
-        MemoryLimitError: no memory for the weights.
-    """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.config = config = checkpoint.config
-        record = Recorder(checkpoint)
-        x = record.embed()
-        for index in range(config.n_layers):
-            x = self._layer(record, index, x)
-        record.logits(record.norm("output_norm", x))
-        self.nbytes = record.nbytes
-        self._graph = record.graph
+def _n_kv_heads(multi_query: bool, known: Mapping[str, Any]) -> int:
+    return 1 if multi_query else int(known["n_heads"])
 
-    def _layer(self, record: Recorder, index: int, x: int) -> int:
-        """One block of attention and feed-forward."""
-        config, name = self.config, f"blk.{index}"
-        dim, hidden_dim = config.dim, config.hidden_dim
-        qkv_dim = (config.n_heads + 2 * config.n_kv_heads) * config.head_dim
-        qkv = record.linear(f"{name}.attn_qkv", record.norm(f"{name}.attn_norm", x), (qkv_dim, dim))
-        mixed = record.attention(f"{name}.attn_qkv", qkv)
-        if index == config.n_layers - 1:  # no later layer attends to the other rows
-            x, mixed = record.logit_rows(x), record.logit_rows(mixed)
-        x = record.linear(f"{name}.attn_output", mixed, (dim, dim), residual=x)
-        hidden = record.linear(
-            f"{name}.ffn_up",
-            record.norm(f"{name}.ffn_norm", x),
-            (hidden_dim, dim),
-            activation=config.activation,
-        )
-        return record.linear(f"{name}.ffn_down", hidden, (dim, hidden_dim), residual=x)
 
-    def new_cache(self, n_blocks: int) -> KVCache:
-        """An empty cache for the keys and values of so many blocks."""
-        return KVCache(self.config, n_blocks)
+def _hf_demands(config: ModelConfig) -> dict[str, tuple[Any, ...]]:
+    return {"scale_attn_weights": (True,), "num_key_value_heads": (config.n_kv_heads, None)}
 
-    def forward(self, batch: Batch, cache: KVCache) -> NDArray[np.float32]:
-        """Logits (r, n_vocab) of the batch's `logit_rows`; keys and values go into the cache."""
-        logits = np.empty((len(batch.logit_rows), self.config.n_vocab), np.float32)
-        self._graph.run(
-            batch.tokens,
-            batch.positions,
-            batch.row_starts,
-            batch.block_tables,
-            batch.logit_rows,
-            cache.keys,
-            cache.values,
-            logits,
-        )
-        return logits
+
+_SANTACODER = ("the original SantaCoder", "use its converted twin, bigcode/gpt_bigcode-santacoder")
+
+# fmt: off
+_TENSORS = (
+    TensorSpec("token_embd.weight", ("n_vocab", "dim"), Role.EMBEDDING, "wte.weight", "wte"),
+    TensorSpec("position_embd.weight", ("n_ctx", "dim"), Role.POSITIONS, "wpe.weight", "wpe"),
+    *norm("output_norm", hf="ln_f", legacy="ln_f"),
+    *norm("blk.*.attn_norm", hf="h.*.ln_1", legacy="h*/ln_1"),
+    *linear("blk.*.attn_qkv", ("qkv_dim", "dim"), Role.QKV,
+            hf="h.*.attn.c_attn", legacy="h*/attn/c_attn", hf_by_head=True),
+    *linear("blk.*.attn_output", ("dim", "dim"), Role.ATTENTION_OUTPUT,
+            hf="h.*.attn.c_proj", legacy="h*/attn/c_proj"),
+    *norm("blk.*.ffn_norm", hf="h.*.ln_2", legacy="h*/ln_2"),
+    *linear("blk.*.ffn_up", ("hidden_dim", "dim"), Role.MATRIX,
+            hf="h.*.mlp.c_fc", legacy="h*/mlp/c_fc"),
+    *linear("blk.*.ffn_down", ("dim", "hidden_dim"), Role.DOWN,
+            hf="h.*.mlp.c_proj", legacy="h*/mlp/c_proj"),
+    TensorSpec("output.weight", ("n_vocab", "dim"), Role.OUTPUT, "lm_head.weight", "lm_head"),
+)
+_INNER = Key("n_inner", lambda known: 4 * known["dim"])
+_MULTI_QUERY = Key("multi_query", True, bool, meaning=_n_kv_heads)
+# In GGUF files a key of ours; llama.cpp writes none and always takes the tanh form.
+_ACTIVATION = Key("activation_function", "gelu_pytorch_tanh", str, ACTIVATION_NAMES)
+_SETTINGS = (
+    #        field         config.json         GGUF
+    Setting("n_vocab",    Key("vocab_size"),  None),
+    Setting("n_ctx",      Key("n_positions"), Key("context_length")),
+    Setting("dim",        Key("n_embd"),      Key("embedding_length")),
+    Setting("hidden_dim", _INNER,             Key("feed_forward_length")),
+    Setting("n_layers",   Key("n_layer"),     Key("block_count")),
+    Setting("n_heads",    Key("n_head"),      Key("attention.head_count")),
+    Setting("n_kv_heads", _MULTI_QUERY,       Key("attention.head_count_kv", 1)),
+    Setting("norm_eps",   Key("layer_norm_epsilon", 1e-5, float),
+                          Key("attention.layer_norm_epsilon", kind=float)),
+    Setting("activation", _ACTIVATION, _ACTIVATION),
+)
+# fmt: on
+
+GPT_BIGCODE = Architecture(
+    name="gpt_bigcode",
+    title="GPTBigCode",
+    gguf="starcoder",
+    hf="gpt_bigcode",
+    hf_class="GPTBigCodeForCausalLM",
+    models="StarCoder, StarCoderBase, SantaCoder and their fine-tunes",
+    tensors=_TENSORS,
+    settings=_SETTINGS,
+    record=record,
+    hf_demands=_hf_demands,
+    hf_needless=("attn.bias", "attn.masked_bias"),
+    hf_foreign=dict.fromkeys(("q_attn", "kv_attn"), _SANTACODER),
+)
