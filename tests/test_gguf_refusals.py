@@ -135,7 +135,7 @@ def with_tensor(model: TinyModel, i: int, **changes: Any) -> list[GGUFTensor]:
         ({"type": 16}, ["type 16", "F32"]),
         ({"type": 2**32 - 1}, ["type 4294967295"]),
         ({"type": 12}, ["rows of 32", "256"]),
-        ({"offset": 2**63}, ["attn_qkv"]),
+        ({"offset": 2**63}, ["output_norm"]),
         ({"offset": 7}, ["offset 7"]),
         ({"offset": 0}, ["after tensor"]),
         ({"offset": 1 << 40}, ["only 0 bytes left"]),
