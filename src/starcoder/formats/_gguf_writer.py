@@ -19,6 +19,7 @@ import numpy as np
 
 from starcoder.checkpoint import Checkpoint
 from starcoder.config import ModelConfig
+from starcoder.formats._gguf_carry import encoded
 from starcoder.formats._gguf_header import MAGIC
 from starcoder.formats._gguf_parts import (
     COUNT,
@@ -86,13 +87,13 @@ def write(
         WriteError: the file cannot be written.
     """
     ordered = {name: weights[name] for name in tensor_order(weights)}
-    others = {key: _string(text) for key, text in origin.items()} | dict(checkpoint.carried)
+    others = {key: encoded(text) for key, text in origin.items()} | dict(checkpoint.carried)
     keys = _keys(checkpoint, ordered, number, others)
     if max_part_bytes is None:
         files = [_file(path, keys, ordered)]
     else:
         name = _fingerprint(_header(keys, ordered), checkpoint.tensors)
-        marks = {SPLIT_ID: _string(name)}
+        marks = {SPLIT_ID: encoded(name)}
         files = _parts(path, keys, ordered, max_part_bytes, marks)
     nbytes = sum(file.nbytes for file in files)
     if on_start is not None:
@@ -212,8 +213,8 @@ def _keys(
     others: Mapping[str, bytes],
 ) -> dict[str, bytes]:
     keys = {
-        "general.architecture": _string("starcoder"),
-        "general.name": others.get("general.name", _string(checkpoint.config.name)),
+        "general.architecture": encoded("starcoder"),
+        "general.name": others.get("general.name", encoded(checkpoint.config.name)),
         "general.file_type": _u32(file_type(weights) if number is None else number),
         "general.quantization_version": _u32(2),
         **_shape_keys(checkpoint.config),
@@ -231,7 +232,7 @@ def _shape_keys(config: ModelConfig) -> dict[str, bytes]:
         "attention.head_count": _u32(config.n_heads),
         "attention.head_count_kv": _u32(config.n_kv_heads),
         "attention.layer_norm_epsilon": struct.pack("<If", _F32, config.norm_eps),
-        "activation_function": _string(_ACTIVATIONS[config.activation]),
+        "activation_function": encoded(_ACTIVATIONS[config.activation]),
     }
     return {f"starcoder.{key}": value for key, value in keys.items()}
 
@@ -240,8 +241,8 @@ def _vocab_keys(vocab: Vocab) -> dict[str, bytes]:
     texts, kinds = _texts(vocab)
     pairs = np.asarray(vocab.merges, np.int64).reshape(-1, 2).tolist()
     keys = {
-        "model": _string("gpt2"),
-        "pre": _string("refact" if vocab.split_digits else "gpt-2"),
+        "model": encoded("gpt2"),
+        "pre": encoded("refact" if vocab.split_digits else "gpt-2"),
         "tokens": _strings(texts),
         "token_type": _i32s(kinds),
         "merges": _strings([f"{texts[left]} {texts[right]}" for left, right in pairs]),
@@ -294,12 +295,8 @@ _BYTE_TEXT = dict(enumerate(BYTE_TEXT))
 
 
 def _raw(text: str) -> bytes:
-    encoded = text.encode("utf-8", "replace")
-    return struct.pack("<Q", len(encoded)) + encoded
-
-
-def _string(text: str) -> bytes:
-    return struct.pack("<I", _STRING) + _raw(text)
+    raw = text.encode("utf-8", "replace")
+    return struct.pack("<Q", len(raw)) + raw
 
 
 def _strings(texts: list[str]) -> bytes:
