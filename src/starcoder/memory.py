@@ -88,19 +88,22 @@ def check(checkpoint: Checkpoint, use: Use) -> int | None:
     """
     need = need_of(checkpoint, use)
     reserved = cache_bytes(checkpoint.config, use.n_reserved) - need.cache + _LIBRARIES
-    for room, more in ((machine.memory_room(), 0), (machine.address_room(), reserved)):
-        left = None
+    # Norms, biases and positions in F32 are in memory already: `formats` copies them.
+    in_memory = need.vectors
+    for spec, tensor in _used(checkpoint).values():
+        if spec.role is Role.POSITIONS and tensor.type is not TensorType.F32:
+            in_memory -= 4 * math.prod(tensor.shape)
+    addresses = machine.address_room()
+    for room, more in ((machine.memory_room(), 0), (addresses, reserved)):
         if room is None:
             continue
-        # Norms, biases and positions are in memory already: `formats` copies them.
-        nbytes = room.nbytes + need.vectors
+        nbytes = room.nbytes + in_memory
         if need.total + more > nbytes:
             found = f"a model that would take {shown(need.total + more, math.ceil)}"
             expected = f"at most {shown(nbytes, math.floor)}, the {room.limit}"
             advice = _advice(checkpoint, use, need, nbytes, more)
             raise MemoryLimitError(checkpoint.source, found, expected, advice)
-        left = nbytes - need.total - more
-    return left
+    return None if addresses is None else addresses.nbytes + in_memory - need.total - reserved
 
 
 def _used(checkpoint: Checkpoint) -> dict[str, tuple[TensorSpec, Tensor]]:

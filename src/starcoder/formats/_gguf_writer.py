@@ -22,6 +22,7 @@ from starcoder import models
 from starcoder.architecture import Architecture
 from starcoder.checkpoint import Checkpoint
 from starcoder.config import ModelConfig
+from starcoder.formats._gguf_carry import encoded
 from starcoder.formats._gguf_header import MAGIC
 from starcoder.formats._gguf_parts import (
     COUNT,
@@ -80,13 +81,13 @@ def write(
         WriteError: the file cannot be written.
     """
     weights = _in_order(checkpoint, weights)
-    others = {key: _string(text) for key, text in origin.items()} | dict(checkpoint.carried)
+    others = {key: encoded(text) for key, text in origin.items()} | dict(checkpoint.carried)
     keys = _keys(checkpoint, weights, number, others)
     if max_part_bytes is None:
         files = [_file(path, keys, weights)]
     else:
         name = _fingerprint(_header(keys, weights), checkpoint.tensors)
-        marks = {SPLIT_ID: _string(name)}
+        marks = {SPLIT_ID: encoded(name)}
         files = _parts(path, keys, weights, max_part_bytes, marks)
     nbytes = sum(file.nbytes for file in files)
     if on_start is not None:
@@ -221,8 +222,8 @@ def _keys(
 ) -> dict[str, bytes]:
     architecture = models.find(checkpoint)
     keys = {
-        "general.architecture": _string(architecture.gguf),
-        "general.name": others.get("general.name", _string(checkpoint.config.name)),
+        "general.architecture": encoded(architecture.gguf),
+        "general.name": others.get("general.name", encoded(checkpoint.config.name)),
         "general.file_type": _u32(file_type(weights) if number is None else number),
         "general.quantization_version": _u32(2),
         **_setting_keys(architecture, checkpoint.config),
@@ -232,7 +233,7 @@ def _keys(
 
 
 def _setting_keys(architecture: Architecture, config: ModelConfig) -> dict[str, bytes]:
-    encode: dict[type, Callable[[Any], bytes]] = {int: _u32, float: _f32, str: _string}
+    encode: dict[type, Callable[[Any], bytes]] = {int: _u32, float: _f32, str: encoded}
     keys = {}
     for setting in architecture.settings:
         if setting.gguf is not None:
@@ -246,8 +247,8 @@ def _vocab_keys(vocab: Vocab) -> dict[str, bytes]:
     texts, kinds = _texts(vocab)
     pairs = np.asarray(vocab.merges, np.int64).reshape(-1, 2).tolist()
     keys = {
-        "model": _string("gpt2"),
-        "pre": _string("refact" if vocab.split_digits else "gpt-2"),
+        "model": encoded("gpt2"),
+        "pre": encoded("refact" if vocab.split_digits else "gpt-2"),
         "tokens": _strings(texts),
         "token_type": _i32s(kinds),
         "merges": _strings([f"{texts[left]} {texts[right]}" for left, right in pairs]),
@@ -300,12 +301,8 @@ _BYTE_TEXT = dict(enumerate(BYTE_TEXT))
 
 
 def _raw(text: str) -> bytes:
-    encoded = text.encode("utf-8", "replace")
-    return struct.pack("<Q", len(encoded)) + encoded
-
-
-def _string(text: str) -> bytes:
-    return struct.pack("<I", _STRING) + _raw(text)
+    raw = text.encode("utf-8", "replace")
+    return struct.pack("<Q", len(raw)) + raw
 
 
 def _strings(texts: list[str]) -> bytes:
