@@ -24,10 +24,13 @@ ROOMS = {
     "formats": ("formats", "base core model"),
     "hub": ("hub", "base formats"),
     "convert": ("mix type_plan finite quantize memory", "base core model"),
-    "text": ("long_text tokenizer heal", "base model"),
-    "sampling": ("options sampler", "base"),
+    "text": ("long_text tokenizer heal stops", "base model"),
+    "sampling": ("option_kinds options sampler logprobs", "base"),
     "engine": ("engine", "base core model sampling"),
-    "completion": ("completion prompts stream", "base text sampling engine"),
+    "completion": (
+        "completion prompts constraints answer_text plan stream",
+        "base text sampling engine",
+    ),
     "llm": (
         "facts loading llm aio",
         "base core model formats hub convert text sampling engine completion",

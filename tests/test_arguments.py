@@ -100,7 +100,8 @@ def test_token_ids_come_in_any_ordered_form(llm: Any) -> None:
     for prompt in (tuple(ids), np.array(ids), [Index(i) for i in ids], iter(ids)):
         assert llm.generate(prompt, max_tokens=3).tokens == expected
     for prompts in ([np.array(ids)] * 2, (ids, tuple(ids)), [np.array(ids), "def f"]):
-        assert [c.tokens for c in llm.generate(prompts, max_tokens=3)] == [expected] * 2
+        found = llm.generate(prompts, max_tokens=3, heal=False)
+        assert [c.tokens for c in found] == [expected] * 2
     assert llm.detokenize(np.array(ids)) == "def f"
     assert np.array_equal(llm.logits(np.array(ids)), llm.logits(ids))
 

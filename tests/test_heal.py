@@ -51,10 +51,41 @@ def test_pieces_and_text_begin_behind_the_prompt(llm: LLM, options: Any) -> None
     assert llm.detokenize(list(whole.tokens)).endswith(whole.text)
 
 
-def test_token_ids_are_taken_as_they_are(llm: LLM) -> None:
-    ids = llm.tokenize("from pathlib import ")
+def test_texts_are_healed_unless_that_is_unwanted_and_token_ids_never(llm: LLM) -> None:
+    text = "from pathlib import "
+    ids = llm.tokenize(text)
+    as_they_are = llm.generate(text, max_tokens=8, heal=False)
+    assert llm.generate(ids, max_tokens=8).tokens == as_they_are.tokens
+    assert llm.generate(text, max_tokens=8).text == llm.generate(text, max_tokens=8, heal=True).text
+    assert llm.generate(text, max_tokens=8).text != as_they_are.text
+
+
+@pytest.mark.parametrize("prompt", ["def add(a, b):\n    return", "x = [1, 2, 3]\nfor", "class A:"])
+@pytest.mark.parametrize("n", [1, 2, 12])
+def test_what_the_prompt_said_counts_as_the_prompts(llm: LLM, prompt: str, n: int) -> None:
+    done = llm.generate(prompt, max_tokens=n, ignore_eos=True)
+    assert done.prompt_tokens == len(llm.tokenize(prompt))
+    assert (len(done.tokens), done.finish_reason) == (n, "length")
+    pieces = list(llm.stream(prompt, max_tokens=n, ignore_eos=True))
+    assert tuple(p.token for p in pieces if p.token is not None) == done.tokens
+    assert all(not piece.text for piece in pieces if piece.token is None)
+
+
+def test_a_prompt_that_fills_the_context_is_healed_too() -> None:
+    llm = LLM(n_ctx=16)
+    prompt = "def add(a, b):\n    retu"
+    assert len(llm.tokenize(prompt)) == 10
+    done = llm.generate(prompt, ignore_eos=True)
+    assert (done.text[:2], done.finish_reason) == ("rn", "length")
+    assert len(done.tokens) >= 6, "what the prompt said may take fewer tokens than it had"
+
+
+def test_a_prompt_with_a_gap_ends_where_it_ends(llm: LLM) -> None:
+    """As it did in what the model learned from: in a text that was cut anywhere."""
+    prompt = "<fim_prefix><fim_suffix>\n        self.y = y\n<fim_middle>        self.x ="
     assert (
-        llm.generate(ids, max_tokens=8, heal=True).tokens == llm.generate(ids, max_tokens=8).tokens
+        llm.generate(prompt, max_tokens=4).tokens
+        == llm.generate(llm.tokenize(prompt), max_tokens=4).tokens
     )
 
 

@@ -14,6 +14,7 @@ import pytest
 from starcoder.engine import Engine, Loop
 from starcoder.errors import MemoryLimitError, StarcoderError
 from starcoder.options import GenerationOptions
+from starcoder.plan import Planner
 from starcoder.stream import Stream
 from starcoder.tokenizer import Tokenizer
 from tests.helpers.fake_model import N_CTX, FakeModel
@@ -39,7 +40,8 @@ def make(model: FakeModel | None = None, n_positions: int = 8 * N_CTX) -> Loop:
 
 def stream(loop: Loop, prompt: list[int], n: int = 20, **options: float) -> Stream:
     chosen = GenerationOptions(max_tokens=n, ignore_eos=True, **options)  # type: ignore[arg-type]
-    return Stream(loop, prompt, chosen, cast(Tokenizer, FakeTokenizer()))
+    planner = Planner(cast(Tokenizer, FakeTokenizer()))
+    return Stream(loop, planner.plan(prompt, chosen, is_text=False))
 
 
 def ends(*threads: threading.Thread) -> bool:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from starcoder.engine import EngineStats as EngineStats
     from starcoder.facts import Facts as Facts
     from starcoder.llm import LLM as LLM
+    from starcoder.logprobs import TokenLogprobs as TokenLogprobs
     from starcoder.options import GenerationOptions as GenerationOptions
     from starcoder.sampler import LogitsError as LogitsError
     from starcoder.stream import Stream as Stream
@@ -42,6 +43,7 @@ _HOMES = {
     "Piece": "completion",
     "Stream": "stream",
     "Timings": "completion",
+    "TokenLogprobs": "logprobs",
 }
 
 __all__ = [
@@ -60,6 +62,7 @@ __all__ = [
     "StarcoderError",
     "Stream",
     "Timings",
+    "TokenLogprobs",
     "WriteError",
 ]
 

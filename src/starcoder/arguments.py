@@ -15,7 +15,7 @@ from typing import Any
 
 from starcoder.errors import InputError
 
-__all__ = ["flag", "is_whole", "path", "real", "text", "token_ids", "whole"]
+__all__ = ["flag", "is_whole", "path", "real", "text", "token_ids", "unicode_text", "whole"]
 
 _BYTES = (bytes, bytearray, memoryview)
 _DECODE = "decode it first, for example with .decode()"
@@ -106,6 +106,21 @@ def text(name: str, value: object) -> str:
         advice = _DECODE if isinstance(value, _BYTES) else ""
         raise InputError(name, type(value).__name__, "text", advice)
     return value
+
+
+def unicode_text(name: str, value: object) -> str:
+    """A str that UTF-8 can spell.
+
+    Raises:
+        InputError: anything else.
+    """
+    checked = text(name, value)
+    try:
+        checked.encode()
+    except UnicodeEncodeError as error:
+        found = f"U+{ord(checked[error.start]):04X}, half of a character"
+        raise InputError(name, found, "Unicode text", "read it as UTF-8") from None
+    return checked
 
 
 def token_ids(name: str, value: object, expected: str = _IDS, advice: str = "") -> list[int]:

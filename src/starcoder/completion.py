@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from starcoder.engine import RequestStats
+from starcoder.logprobs import TokenLogprobs
 
 __all__ = ["Completion", "Piece", "Timings"]
 
@@ -39,24 +40,31 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """The next bit of a stream: one token, and the characters it completes (maybe none)."""
+    """The next bit of a stream: one token, and the text that can be shown with it (maybe none).
 
-    text: str  # whole characters only
-    token: int | None  # None: the end came without a token
+    That is whole characters, and never the beginning of a stop string.
+    """
+
+    text: str
+    token: int | None  # None: one that ends the answer, or says the prompt's end again
     finish_reason: str | None  # None: more to come
+    logprobs: TokenLogprobs | None = None  # where they were asked for and there is a token
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
     """The answer to one prompt.
 
-    `finish_reason` is "stop" (the model ended its text; the end token is not part of it),
-    "length" (`max_tokens` reached or the context full) or "cancelled".
+    `finish_reason` is "stop" (the model ended its text, or said a stop string), "length"
+    (`max_tokens` reached or the context full) or "cancelled". The token that ends a text is in none
+    of these values. A stop string is not in the text, but what it was said with is among the
+    tokens, and so is the whole token of which the prompt had the beginning.
     """
 
     text: str
-    tokens: tuple[int, ...]  # the ids of the text
+    tokens: tuple[int, ...]  # what was generated
     prompt_tokens: int  # how many ids the prompt has
     cached_tokens: int  # of these, how many were computed before
     finish_reason: str
     timings: Timings
+    logprobs: tuple[TokenLogprobs, ...] | None = None  # one for each token; None: not asked for

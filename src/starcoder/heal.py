@@ -20,15 +20,21 @@ from starcoder.vocab import Vocab
 __all__ = ["Healer", "Healing"]
 
 
+_GAP_NAMES = ("<fim_middle>", "<fim-middle>")  # behind which the text of a gap comes
+
+
 class Healing:
     """The bytes that must be said first; a constraint of the sampler.
 
     Attributes:
         n_bytes: how many there are.
+        is_in_prompt: whether the last token said nothing else.
     """
 
+    is_over = False
+
     def __init__(self, healer: Healer, wanted: bytes) -> None:
-        self.n_bytes = len(wanted)
+        self.n_bytes, self.is_in_prompt = len(wanted), False
         self._healer, self._wanted = healer, wanted
 
     def allowed(self) -> NDArray[np.intp] | None:
@@ -37,7 +43,9 @@ class Healing:
 
     def take(self, token: int) -> None:
         """Go on behind a token that was chosen."""
-        self._wanted = self._wanted[len(self._healer.tokens[token]) :]
+        said = self._healer.tokens[token]
+        self.is_in_prompt = 0 < len(said) <= len(self._wanted)
+        self._wanted = self._wanted[len(said) :]
 
 
 class Healer:
@@ -45,6 +53,7 @@ class Healer:
 
     def __init__(self, vocab: Vocab) -> None:
         self.tokens, self._special = vocab.tokens, vocab.special_ids
+        self._gap_ids = {vocab.find(name) for name in _GAP_NAMES}
         ids = [i for i, raw in enumerate(vocab.tokens) if raw and i not in vocab.special_ids]
         self._ids = sorted(ids, key=lambda i: vocab.tokens[i])
         self._texts = [vocab.tokens[i] for i in self._ids]
@@ -53,8 +62,11 @@ class Healer:
     def heal(self, ids: Sequence[int]) -> tuple[list[int], Healing | None]:
         """A prompt without its end, and how to say that again; all of it where it ends well.
 
-        The first token always stays: a model needs one to begin with.
+        The first token always stays: a model needs one to begin with. A prompt with a gap to fill
+        stays as it is: models learned those from texts that were cut anywhere.
         """
+        if not self._gap_ids.isdisjoint(ids):
+            return list(ids), None
         tail, best = b"", 0
         for n in range(1, len(ids)):
             token = ids[-n]

@@ -20,9 +20,9 @@ from starcoder.completion import Completion
 from starcoder.engine import EngineStats, Loop
 from starcoder.errors import InputError, StarcoderError
 from starcoder.facts import Facts
-from starcoder.heal import Healer
 from starcoder.loading import load, out_of_memory
 from starcoder.options import GenerationOptions, Options
+from starcoder.plan import Planner
 from starcoder.prompts import check_is_one, is_many, prompt_ids, token_ids
 from starcoder.stream import Stream
 
@@ -78,7 +78,7 @@ class LLM:
         )
         self.facts, self._tokenizer = loaded.facts, loaded.tokenizer
         self._loop = Loop(loaded.engine)
-        self._healer: Healer | None = None  # sorts the vocabulary, so it is made when it is needed
+        self._planner = Planner(self._tokenizer)
 
     @overload
     def generate(self, prompt: str | list[int], **options: Unpack[Options]) -> Completion: ...
@@ -202,11 +202,8 @@ class LLM:
     # -----------------------------------------------------------------------------------------
 
     def _start(self, prompt: object, ids: list[int], options: GenerationOptions) -> Stream:
-        healing = None
-        if options.heal and isinstance(prompt, str):
-            self._healer = self._healer or Healer(self._tokenizer.vocab)
-            ids, healing = self._healer.heal(ids)
-        return Stream(self._loop, ids, options, self._tokenizer, healing)
+        plan = self._planner.plan(ids, options, is_text=isinstance(prompt, str))
+        return Stream(self._loop, plan)
 
     def _prompt_ids(self, prompt: object) -> list[int]:
         return prompt_ids(prompt, self._tokenizer, self.facts.n_ctx)

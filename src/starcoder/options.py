@@ -7,78 +7,17 @@ flags of their declarations, and reports print them. A new option is a field of
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypedDict
 
-from starcoder import arguments
 from starcoder.errors import InputError
+from starcoder.option_kinds import Biases, Flag, Kind, Pairs, Real, Schema, Text, Texts, Whole
 
-__all__ = ["DECLARED", "MOST_TOKENS", "Flag", "GenerationOptions", "Option", "Options"]
-__all__ += ["Real", "Whole"]
+__all__ = ["DECLARED", "GenerationOptions", "Option", "Options"]
 
-Biases = tuple[tuple[int, float], ...]
-
-MOST_TOKENS = (1 << 31) - 1  # of any number of tokens that a user gives
 _MAX_SEED = (1 << 64) - 1
-
-
-# ---- what a value can be ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Whole:
-    """A whole number within bounds."""
-
-    low: int = 0
-    high: int = MOST_TOKENS
-
-    def checked(self, name: str, value: object) -> int:
-        """A value as an int; raises InputError."""
-        return arguments.whole(name, value, self.low, self.high)
-
-
-@dataclass(frozen=True, slots=True)
-class Real:
-    """A finite number within bounds."""
-
-    low: float = 0
-    high: float = math.inf
-
-    def checked(self, name: str, value: object) -> float:
-        """A value as a float; raises InputError."""
-        return arguments.real(name, value, self.low, self.high)
-
-
-@dataclass(frozen=True, slots=True)
-class Flag:
-    """True or False."""
-
-    def checked(self, name: str, value: object) -> bool:
-        """A value as a bool; raises InputError."""
-        return arguments.flag(name, value)
-
-
-@dataclass(frozen=True, slots=True)
-class Pairs:
-    """A mapping of token ids to finite numbers, kept as pairs in the order of ids."""
-
-    def checked(self, name: str, value: object) -> Biases:
-        """A value as pairs; raises InputError."""
-        if isinstance(value, tuple):
-            value = dict(value)
-        if not isinstance(value, Mapping):
-            raise InputError(name, type(value).__name__, "a mapping of token ids to numbers")
-        return tuple(
-            sorted(
-                (
-                    arguments.whole(name, token, 0, MOST_TOKENS),
-                    arguments.real(name, bias, -1e4, 1e4),
-                )
-                for token, bias in value.items()
-            )
-        )
+_SHAPES = ("json_schema", "regex", "grammar")  # of an answer, which has one at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,18 +25,18 @@ class Option:
     """The declaration of an option. Where the default is None, None may be given as well."""
 
     name: str
-    kind: Whole | Real | Flag | Pairs
+    kind: Kind
     default: Any
     help: str  # one sentence, which the command line shows too
 
     def checked(self, value: object) -> Any:
-        """A value as a plain int, float or bool; raises InputError."""
+        """A caller's value as a plain one; raises InputError."""
         if value is None and self.default is None:
             return None
         return self.kind.checked(self.name, value)
 
 
-def _option(default: object, kind: Whole | Real | Flag | Pairs, help: str) -> Any:  # noqa: A002
+def _option(default: object, kind: Kind, help: str) -> Any:  # noqa: A002
     return field(default=default, metadata={"kind": kind, "help": help})
 
 
@@ -126,13 +65,24 @@ class GenerationOptions:
     logit_bias: Biases = _option((), Pairs(), "Added to the logits of ids.")  # noqa: RUF009
     min_tokens: int = _option(0, Whole(), "No end before so many tokens.")
     ignore_eos: bool = _option(False, Flag(), "Go on after the model's end token.")
-    heal: bool = _option(False, Flag(), "Choose the last tokens of a text anew.")
+    heal: bool = _option(True, Flag(), "Choose the last tokens of a text anew.")
+    stop: tuple[str, ...] = _option((), Texts(), "A text that ends the answer, before it.")
+    logprobs: int | None = _option(None, Whole(0, 20), "Log probabilities; of so many others.")
+    json_schema: str | None = _option(None, Schema(), "Say JSON that fits a JSON schema.")
+    regex: str | None = _option(None, Text(), "Say what a regular expression matches.")
+    grammar: str | None = _option(None, Text(), "Say what a grammar in Lark's format makes.")
 
     def __post_init__(self) -> None:
         for name, option in DECLARED.items():
             object.__setattr__(self, name, option.checked(getattr(self, name)))
         if self.seed == -1:
             object.__setattr__(self, "seed", None)
+        shapes = [name for name in _SHAPES if getattr(self, name) is not None]
+        if len(shapes) > 1:
+            raise InputError(" and ".join(shapes), "several", "one of them")
+        if shapes and self.ignore_eos:
+            advice = f"{shapes[0]} says where the answer ends"
+            raise InputError("ignore_eos", "True", "False", advice)
 
     @property
     def shifts_logits(self) -> bool:
@@ -177,6 +127,11 @@ class Options(TypedDict, total=False):
     min_tokens: int
     ignore_eos: bool
     heal: bool
+    stop: str | Sequence[str]
+    logprobs: int | None
+    json_schema: Mapping[str, Any] | str | None
+    regex: str | None
+    grammar: str | None
 
 
 def _declarations() -> Iterator[Option]:

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from starcoder.errors import StarcoderError
 from starcoder.options import GenerationOptions
 
-__all__ = ["Constraint", "LogitsError", "Sampler"]
+__all__ = ["Constraint", "LogitsError", "Sampler", "top_ids"]
 
 _MAX_LOGIT = np.finfo(np.float32).max
 _DAMAGED = "the model file is probably damaged: starcoder inspect FILE --check names the tensor"
-_GROUP = 64  # logits in one group of `_top`; 16 to 256 take the same time
+_GROUP = 64  # logits in one group of `top_ids`; 16 to 256 take the same time
 
 
 class LogitsError(StarcoderError):
@@ -36,6 +36,14 @@ class Constraint(Protocol):
     def take(self, token: int) -> None:
         """Go on behind a token that was chosen."""
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the text ends behind the last token."""
+
+    @property
+    def is_in_prompt(self) -> bool:
+        """Whether the last token said the end of the prompt again, and nothing else."""
+
 
 class Sampler:
     """Chooses tokens for one request."""
@@ -43,6 +51,8 @@ class Sampler:
     def __init__(self, options: GenerationOptions) -> None:
         self.options = options
         self._random = np.random.Generator(np.random.PCG64(options.seed))
+        self._biased = np.array([token for token, _ in options.logit_bias], np.intp)
+        self._biases = np.array([bias for _, bias in options.logit_bias], np.float32)
 
     def sample(
         self,
@@ -102,10 +112,9 @@ class Sampler:
                 seen -= (counts * options.frequency_penalty).astype(np.float32)
                 seen -= np.float32(options.presence_penalty)
             logits[recent] = seen.clip(-_MAX_LOGIT, _MAX_LOGIT)
-        for token, bias in options.logit_bias:
-            if token < len(logits):
-                logits[token] += np.float32(bias)
-        return logits
+        with np.errstate(over="ignore"):
+            logits[self._biased] += self._biases
+        return logits.clip(-_MAX_LOGIT, _MAX_LOGIT)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -128,7 +137,7 @@ def _nucleus(
 ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
     n, temperature, top_p = len(logits), options.temperature, options.top_p
     if 0 < options.top_k < n or options.typical_p < 1:
-        ids = _top(logits, min(options.top_k or n, n))
+        ids = top_ids(logits, min(options.top_k or n, n))
         weights = _weights(logits[ids], temperature)
         if options.typical_p < 1:
             ids, weights = _typical(ids, weights, options.typical_p)
@@ -139,7 +148,7 @@ def _nucleus(
     # Nearly always the nucleus is small: sorting 49,152 logits takes 4 ms, these steps 0.6 ms.
     total = float(weights.sum())
     for k in (256, 4096, n):
-        ids = _top(logits, min(k, n))
+        ids = top_ids(logits, min(k, n))
         if k >= n or float(weights[ids].sum()) >= top_p * total:
             break
     return _cut(ids, weights[ids], top_p, total)
@@ -179,7 +188,7 @@ def _cut(
     return ids[:n], weights[:n]
 
 
-def _top(logits: NDArray[np.float32], k: int) -> NDArray[np.intp]:
+def top_ids(logits: NDArray[np.float32], k: int) -> NDArray[np.intp]:
     """The ids of the `k` largest logits, largest first, of equal ones the lowest id first.
 
     A bound is found that at least k logits reach, and few more do. For small k the k-th largest

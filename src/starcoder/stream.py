@@ -5,14 +5,12 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from collections.abc import Sequence as Ids
 from types import TracebackType
 
+from starcoder.answer_text import AnswerText
 from starcoder.completion import Completion, Piece, Timings
 from starcoder.engine import Event, Loop, RequestStats
-from starcoder.heal import Healing
-from starcoder.options import GenerationOptions
-from starcoder.tokenizer import StreamDecoder, Tokenizer
+from starcoder.plan import Plan
 
 __all__ = ["Answer", "Stream"]
 
@@ -24,11 +22,10 @@ class Answer:
     its piece is made, and what is known of it is made again of the events.
     """
 
-    def __init__(self, events: list[Event], tokenizer: Tokenizer, n_skipped: int = 0) -> None:
+    def __init__(self, events: list[Event], plan: Plan) -> None:
         self.n_read = 0  # events
-        self._n_skipped = n_skipped  # bytes, which are the prompt's
-        self._events, self._tokenizer = events, tokenizer
-        self._decoder: StreamDecoder | None = None
+        self._events, self._plan = events, plan
+        self._text: AnswerText | None = None
 
     @property
     def is_done(self) -> bool:
@@ -45,48 +42,43 @@ class Answer:
         if event.error is not None:
             self.n_read += 1
             raise event.error
-        decoder, self._decoder = self._decoder, None  # until this piece is made
-        if decoder is None:
-            decoder = StreamDecoder(self._tokenizer, self._n_skipped)
-            for token in self.tokens:
-                decoder.add(token)
-        text = "" if event.token is None else decoder.add(event.token)
-        if event.finish_reason is not None:
-            text += decoder.flush()
-        piece = Piece(text, event.token, event.finish_reason)
-        self._decoder = decoder
+        text, self._text = self._text, None  # until this piece is made
+        if text is None:
+            text = self._plan.new_text()
+            for earlier in self._events[: self.n_read]:
+                _piece(earlier, text)
+        piece = _piece(event, text)
+        self._text = text
         self.n_read += 1
         return piece
 
-    @property
-    def tokens(self) -> list[int]:
-        """The ids of what was read."""
-        events = self._events[: self.n_read]
-        return [event.token for event in events if event.token is not None]
-
-    @property
-    def finish_reason(self) -> str:
-        """How it ended; "cancelled" unless the end was read."""
-        reason = self._events[self.n_read - 1].finish_reason if self.n_read else None
-        return reason or "cancelled"
-
-    @property
-    def stats(self) -> RequestStats:
-        """What it has cost."""
-        return self._events[self.n_read - 1].stats if self.n_read else RequestStats(0, 0, 0)
-
-    def completion(self, prompt_tokens: int) -> Completion:
-        """All that was read."""
-        tokens = self.tokens
-        decoder = StreamDecoder(self._tokenizer, self._n_skipped)
+    def completion(self) -> Completion:
+        """All that was read; "cancelled" unless the end was."""
+        events, text = self._events[: self.n_read], self._plan.new_text()
+        pieces = [_piece(event, text) for event in events]
+        stats = events[-1].stats if events else RequestStats(0, 0, 0)
+        said = [piece for piece in pieces if piece.token is not None]
+        logprobs = tuple(piece.logprobs for piece in said if piece.logprobs is not None)
         return Completion(
-            text="".join([*map(decoder.add, tokens), decoder.flush()]),
-            tokens=tuple(tokens),
-            prompt_tokens=prompt_tokens,
-            cached_tokens=self.stats.cached_tokens,
-            finish_reason=self.finish_reason,
-            timings=Timings.of(self.stats),
+            text="".join([*(piece.text for piece in pieces), text.flush()]),
+            tokens=tuple(piece.token for piece in said if piece.token is not None),
+            prompt_tokens=self._plan.n_prompt,
+            cached_tokens=stats.cached_tokens,
+            finish_reason=(pieces[-1].finish_reason if pieces else None) or "cancelled",
+            timings=Timings.of(stats),
+            logprobs=None if self._plan.options.logprobs is None else logprobs,
         )
+
+
+def _piece(event: Event, text: AnswerText) -> Piece:
+    """The piece of the next event; a token that only says the prompt's end again is none."""
+    shown = "" if event.token is None else text.add(event.token)
+    if event.finish_reason is not None:
+        shown += text.flush()
+    reason = "stop" if text.is_over else event.finish_reason
+    if text.is_in_prompt:
+        return Piece(shown, None, reason)
+    return Piece(shown, event.token, reason, event.logprobs)
 
 
 class Stream(Iterator[Piece]):
@@ -103,21 +95,13 @@ class Stream(Iterator[Piece]):
     ...         print(piece.text, end="")
     """
 
-    def __init__(
-        self,
-        loop: Loop,
-        ids: Ids[int],
-        options: GenerationOptions,
-        tokenizer: Tokenizer,
-        healing: Healing | None = None,
-    ) -> None:
-        self.options = options
-        self.prompt_tokens = len(ids)
+    def __init__(self, loop: Loop, plan: Plan) -> None:
+        self.options, self.prompt_tokens = plan.options, plan.n_prompt
         self._reading, self._is_open = threading.RLock(), True
-        stop_ids = () if options.ignore_eos else tokenizer.vocab.end_ids
-        self._request = loop.submit(ids, options, stop_ids=stop_ids, constraint=healing)
-        n_skipped = 0 if healing is None else healing.n_bytes
-        self._answer = Answer(self._request.outbox.events, tokenizer, n_skipped)
+        self._request = loop.submit(
+            plan.ids, plan.options, stop_ids=plan.stop_ids, constraint=plan.constraint
+        )
+        self._answer = Answer(self._request.outbox.events, plan)
 
     def __next__(self) -> Piece:
         with self._reading:
@@ -140,7 +124,7 @@ class Stream(Iterator[Piece]):
     @property
     def completion(self) -> Completion:
         """What was read so far; "cancelled" unless the end was reached."""
-        return self._answer.completion(self.prompt_tokens)
+        return self._answer.completion()
 
     def drain(self) -> Completion:
         """Read to the end."""

@@ -8,8 +8,9 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from starcoder.cli.numbers import number
-from starcoder.options import DECLARED, Flag, Option, Real, Whole
+from starcoder.cli.numbers import number, pair
+from starcoder.option_kinds import Flag, Pairs, Real, Schema, Text, Texts, Whole
+from starcoder.options import DECLARED, Option
 
 __all__ = ["LABELS", "takes_options"]
 
@@ -23,7 +24,15 @@ _NAMES = {
 }
 
 _DEFAULTS = {"temperature": 1.0, "seed": -1}
-_TYPES: dict[type, type] = {Whole: int, Real: float, Flag: bool}
+_TYPES: dict[type, Any] = {
+    Whole: int,
+    Real: float,
+    Flag: bool,
+    Text: str,
+    Schema: str,
+    Texts: list[str],
+    Pairs: list[str],
+}
 
 LABELS = {name: _NAMES.get(name, (name,))[-1].lstrip("-") for name in DECLARED}  # in reports
 
@@ -39,7 +48,7 @@ def takes_options(before: str) -> Callable[[_Command], _Command]:
         *own, keywords = signature.parameters.values()
         assert keywords.kind is inspect.Parameter.VAR_KEYWORD
         at = list(signature.parameters).index(before)
-        own[at:at] = map(_parameter, (o for o in DECLARED.values() if type(o.kind) in _TYPES))
+        own[at:at] = map(_parameter, DECLARED.values())
         command.__signature__ = signature.replace(parameters=own)  # type: ignore[attr-defined]
         return command
 
@@ -47,14 +56,25 @@ def takes_options(before: str) -> Callable[[_Command], _Command]:
 
 
 def _parameter(option: Option) -> inspect.Parameter:
-    names = _NAMES.get(option.name, (f"--{option.name.replace('_', '-')}",))
-    if isinstance(option.kind, (Whole, Real)):
-        flag = number(option.kind, *names, option.help)
-    else:
-        flag = typer.Option(*names, help=option.help)
+    default = _DEFAULTS.get(option.name, option.default)
+    type_ = _TYPES[type(option.kind)]
     return inspect.Parameter(
         option.name,
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
-        default=_DEFAULTS.get(option.name, option.default),
-        annotation=Annotated[_TYPES[type(option.kind)], flag],
+        default=list(default) if isinstance(default, tuple) else default,
+        annotation=Annotated[type_ | None if default is None else type_, _flag(option)],
     )
+
+
+def _flag(option: Option) -> Any:
+    kind, dashed = option.kind, option.name.replace("_", "-")
+    names = _NAMES.get(option.name, (f"--{dashed}",))
+    if isinstance(kind, (Whole, Real)):
+        return number(kind, *names, option.help)
+    if isinstance(kind, Flag) and option.default:
+        names = (f"--{dashed}/--no-{dashed}",)
+    if isinstance(kind, Pairs):
+        return pair(*names, f"{option.help} May be repeated.")
+    again = " May be repeated." if isinstance(kind, Texts) else ""
+    metavar = None if isinstance(kind, Flag) else "TEXT"
+    return typer.Option(*names, metavar=metavar, help=option.help + again)

@@ -8,9 +8,9 @@ from typing import Any
 import typer
 
 from starcoder.errors import InputError
-from starcoder.options import MOST_TOKENS, Real, Whole
+from starcoder.option_kinds import MOST_TOKENS, Real, Whole
 
-__all__ = ["number", "whole"]
+__all__ = ["number", "pair", "whole"]
 
 
 def number(kind: Whole | Real, *names: str) -> Any:
@@ -29,6 +29,20 @@ def number(kind: Whole | Real, *names: str) -> Any:
 
     *flags, help_text = names
     return typer.Option(*flags, parser=parse, metavar=metavar, help=help_text)
+
+
+def pair(*names: str) -> Any:
+    """A flag for a token id and a number, as in 15=-2.5; the last of `names` is the help text."""
+
+    def parse(text: str) -> tuple[int, float]:
+        with suppress(ValueError):
+            token, number_ = text.split("=")
+            return int(token), float(number_)
+        message = f"found {text!r}, expected a token id and a number, as in 15=-2.5"
+        raise typer.BadParameter(message)
+
+    *flags, help_text = names
+    return typer.Option(*flags, parser=parse, metavar="ID=X", help=help_text)
 
 
 def whole(*names: str, low: int = 0, high: int = MOST_TOKENS) -> Any:

@@ -82,6 +82,8 @@ def timings(completion: Completion, facts: Facts, clock: Clock) -> None:
 def json_line(completion: Completion, facts: Facts) -> str:
     """The answer as one JSON object, the time for loading the model among its timings."""
     answer = dataclasses.asdict(completion)
+    if completion.logprobs is None:
+        del answer["logprobs"]
     answer["timings"] = {"load_ms": facts.load_ms, **answer["timings"]}
     return json.dumps(answer, ensure_ascii=False)
 

@@ -20,6 +20,7 @@ from starcoder.engine.kv_blocks import KVBlocks
 from starcoder.engine.scheduler import Chunk, Scheduler
 from starcoder.engine.sequence import Sequence, check_prompt
 from starcoder.errors import MemoryLimitError, StarcoderError
+from starcoder.logprobs import TokenLogprobs
 from starcoder.options import GenerationOptions
 from starcoder.sampler import Constraint, Sampler
 
@@ -237,9 +238,19 @@ class Engine:
         if token in sequence.stop_ids:
             self._emit(sequence, "stop")
             return
+        self._say(sequence, token, logits)
+
+    def _say(self, sequence: Sequence, token: int, logits: NDArray[np.float32]) -> None:
+        """Put a token that was chosen behind a sequence, and end it where nothing may follow."""
         sequence.tokens.append(token)
-        is_full = sequence.n_generated == sequence.max_tokens
-        self._emit(sequence, "length" if is_full else None, token=token)
+        constraint, n_top = sequence.constraint, sequence.sampler.options.logprobs
+        if constraint is not None and constraint.is_in_prompt:
+            sequence.n_prompt += 1
+        is_over = constraint is not None and constraint.is_over
+        is_full = sequence.n_generated == sequence.max_tokens or len(sequence.tokens) == self.n_ctx
+        reason = "stop" if is_over else "length" if is_full else None
+        logprobs = None if n_top is None else TokenLogprobs.of(logits, token, n_top)
+        self._emit(sequence, reason, token=token, logprobs=logprobs)
 
     def _emit(
         self,
@@ -247,10 +258,12 @@ class Engine:
         reason: str | None,
         *,
         token: int | None = None,
+        logprobs: TokenLogprobs | None = None,
         logits: NDArray[np.float32] | None = None,
         error: StarcoderError | None = None,
     ) -> None:
-        self._events.append(Event(sequence.id, sequence.stats, token, reason, error, logits))
+        stats = sequence.stats
+        self._events.append(Event(sequence.id, stats, token, reason, error, logprobs, logits))
         if reason is not None:
             del self._sequences[sequence.id]
             self._scheduler.finish(sequence)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starcoder.errors import StarcoderError
+from starcoder.logprobs import TokenLogprobs
 
 __all__ = ["EngineStats", "Event", "RequestStats"]
 
@@ -36,6 +37,7 @@ class Event:
     token: int | None = None
     finish_reason: str | None = None  # "stop", "length", "cancelled", "error"; None: goes on
     error: StarcoderError | None = None
+    logprobs: TokenLogprobs | None = None  # of the token
     logits: NDArray[np.float32] | None = None  # (n, n_vocab) of the next n tokens of the prompt
 
 

@@ -1,0 +1,86 @@
+"""Plan: what a prompt and its options are for the engine, and how its tokens are read as text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from starcoder.answer_text import AnswerText, Stopping
+from starcoder.constraints import together
+from starcoder.errors import InputError
+from starcoder.heal import Healer
+from starcoder.options import GenerationOptions
+from starcoder.sampler import Constraint
+from starcoder.tokenizer import Tokenizer
+
+__all__ = ["Plan", "Planner"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One request, ready for the engine."""
+
+    ids: list[int]  # what is computed before the first token is chosen
+    n_prompt: int  # ids of the prompt as it was given
+    n_prompt_bytes: int  # of its end, which is said again
+    options: GenerationOptions
+    stop_ids: frozenset[int]  # that end the answer
+    constraint: Constraint | None
+    tokenizer: Tokenizer
+
+    def new_text(self) -> AnswerText:
+        """The text of the answer, before its first token."""
+        options = self.options
+        return AnswerText(
+            self.tokenizer,
+            options.stop,
+            n_unsearched=options.min_tokens,
+            n_prompt_bytes=self.n_prompt_bytes,
+        )
+
+
+class Planner:
+    """Makes plans; what all requests share is made when the first one needs it."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer, self._vocab = tokenizer, tokenizer.vocab
+
+    def plan(self, ids: list[int], options: GenerationOptions, *, is_text: bool) -> Plan:
+        """A plan for the ids of a prompt.
+
+        The end of a text is healed, if that is wanted; not where a grammar says how the answer
+        begins.
+
+        Raises:
+            InputError: a biased id that no token has, a grammar that is none.
+        """
+        self._check_biases(options)
+        constraints: list[Constraint] = []
+        n_prompt, n_prompt_bytes = len(ids), 0
+        if options.heal and is_text:
+            ids, healing = self._healer.heal(ids)
+            if healing is not None:
+                constraints.append(healing)
+                n_prompt_bytes = healing.n_bytes
+        plan = Plan(
+            ids=ids,
+            n_prompt=n_prompt,
+            n_prompt_bytes=n_prompt_bytes,
+            options=options,
+            stop_ids=frozenset() if options.ignore_eos else self._vocab.end_ids,
+            constraint=None,
+            tokenizer=self._tokenizer,
+        )
+        if options.stop:
+            constraints.append(Stopping(plan.new_text()))
+        return replace(plan, constraint=together(constraints))
+
+    @cached_property
+    def _healer(self) -> Healer:
+        return Healer(self._vocab)
+
+    def _check_biases(self, options: GenerationOptions) -> None:
+        if options.logit_bias:
+            last, n_vocab = options.logit_bias[-1][0], len(self._vocab.tokens)
+            if last >= n_vocab:
+                raise InputError("logit_bias", f"token id {last}", f"0 to {n_vocab - 1}")
