@@ -24,7 +24,7 @@ from starcoder.engine import EngineStats
 from starcoder.facts import Facts
 from starcoder.llm import LLM
 from starcoder.options import GenerationOptions, Options
-from starcoder.prompts import is_many
+from starcoder.prompts import grouped, is_many, repeated
 from starcoder.stream import Stream
 
 if TYPE_CHECKING:
@@ -124,13 +124,27 @@ class AsyncLLM:
     async def generate(
         self, prompt: list[str] | list[list[int]], **options: Unpack[Options]
     ) -> list[Completion]: ...
+    @overload
     async def generate(
-        self, prompt: str | list[int] | list[str] | list[list[int]], **options: Unpack[Options]
-    ) -> Completion | list[Completion]:
+        self, prompt: str | list[int], *, n: int, **options: Unpack[Options]
+    ) -> list[Completion]: ...
+    @overload
+    async def generate(
+        self, prompt: list[str] | list[list[int]], *, n: int, **options: Unpack[Options]
+    ) -> list[list[Completion]]: ...
+    async def generate(
+        self,
+        prompt: str | list[int] | list[str] | list[list[int]],
+        *,
+        n: int | None = None,
+        **options: Unpack[Options],
+    ) -> Completion | list[Completion] | list[list[Completion]]:
         """Continue a prompt, or each of a list of prompts; as `LLM.generate`.
 
         Cancelling it ends the requests.
         """
+        if n is not None:
+            return grouped(await self.generate(repeated(prompt, n), **options), prompt, n)
         if not is_many(prompt):
             async with AsyncStream(self._llm.stream(cast(Any, prompt), **options)) as stream:
                 return await stream.drain()

@@ -23,7 +23,7 @@ from starcoder.facts import Facts
 from starcoder.loading import load, out_of_memory
 from starcoder.options import GenerationOptions, Options
 from starcoder.plan import Planner
-from starcoder.prompts import check_is_one, is_many, prompt_ids, token_ids
+from starcoder.prompts import check_is_one, grouped, is_many, prompt_ids, repeated, token_ids
 from starcoder.stream import Stream
 
 if TYPE_CHECKING:
@@ -86,21 +86,36 @@ class LLM:
     def generate(
         self, prompt: list[str] | list[list[int]], **options: Unpack[Options]
     ) -> list[Completion]: ...
+    @overload
     def generate(
-        self, prompt: str | list[int] | list[str] | list[list[int]], **options: Unpack[Options]
-    ) -> Completion | list[Completion]:
+        self, prompt: str | list[int], *, n: int, **options: Unpack[Options]
+    ) -> list[Completion]: ...
+    @overload
+    def generate(
+        self, prompt: list[str] | list[list[int]], *, n: int, **options: Unpack[Options]
+    ) -> list[list[Completion]]: ...
+    def generate(
+        self,
+        prompt: str | list[int] | list[str] | list[list[int]],
+        *,
+        n: int | None = None,
+        **options: Unpack[Options],
+    ) -> Completion | list[Completion] | list[list[Completion]]:
         """Continue a prompt, or each of a list of prompts in one continuous batch.
 
         Args:
             prompt: text, in which special tokens are recognized, or token ids. An empty text
                 stands for the token that opens a document; an empty list is no prompts.
-            **options: see `GenerationOptions`. Prompt number i of a list uses seed + i.
+            n: how many answers to each prompt, which is computed once; they come as a list.
+            **options: see `GenerationOptions`. Answer number i of all uses seed + i.
 
         Raises:
             InputError: an option outside its bounds, a prompt longer than the context; of a list,
                 none is answered then.
             LogitsError: the model gave no numbers; its file is probably damaged.
         """
+        if n is not None:
+            return grouped(self.generate(repeated(prompt, n), **options), prompt, n)
         if is_many(prompt):
             with ExitStack() as opened:
                 streams = [opened.enter_context(one) for one in self.streams(prompt, **options)]

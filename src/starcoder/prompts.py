@@ -6,7 +6,7 @@ the model has such ids, and the context room for them, is the engine's to say.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starcoder import arguments
 from starcoder.errors import InputError
@@ -15,10 +15,12 @@ from starcoder.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from typing import TypeGuard
 
-__all__ = ["check_is_one", "is_many", "prompt_ids", "token_ids"]
+__all__ = ["check_is_one", "grouped", "is_many", "prompt_ids", "repeated", "token_ids"]
 
 _PROMPT = "text, a list of token ids, or a list of these"
 _MANY = (str, list, tuple)  # what makes a list of prompts of a list
+_MOST_ANSWERS = 1024  # to one prompt
+_Answer = TypeVar("_Answer")
 _SHORTEN = "shorten it, or raise the context with -c or n_ctx if the model allows"
 
 
@@ -36,6 +38,18 @@ def check_is_one(prompt: object) -> None:
     if isinstance(prompt, (list, tuple)) and prompt and isinstance(prompt[0], _MANY):
         advice = "stream() takes one prompt; generate() takes a list"
         raise InputError("prompt", "a list of prompts", "one prompt", advice)
+
+
+def repeated(prompt: Any, n: object) -> list[Any]:
+    """A prompt, or each of a list of prompts, `n` times in a row; raises InputError."""
+    times = arguments.whole("n", n, 1, _MOST_ANSWERS)
+    return [one for one in (prompt if is_many(prompt) else [prompt]) for _ in range(times)]
+
+
+def grouped(answers: list[_Answer], prompt: Any, n: int) -> list[_Answer] | list[list[_Answer]]:
+    """The answers to what `repeated` made: a list of `n` for a prompt, of lists for several."""
+    groups = [answers[i : i + n] for i in range(0, len(answers), n)]
+    return groups if is_many(prompt) else groups[0]
 
 
 def prompt_ids(prompt: object, tokenizer: Tokenizer, n_ctx: int) -> list[int]:
