@@ -24,7 +24,7 @@ ROOMS = {
     "formats": ("formats", "base core model"),
     "hub": ("hub", "base formats"),
     "convert": ("mix type_plan finite quantize memory", "base core model"),
-    "text": ("long_text tokenizer heal stops", "base model"),
+    "text": ("long_text tokenizer heal stops grammar", "base model"),
     "sampling": ("option_kinds options sampler logprobs", "base"),
     "engine": ("engine", "base core model sampling"),
     "completion": (

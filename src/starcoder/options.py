@@ -17,7 +17,7 @@ from starcoder.option_kinds import Biases, Flag, Kind, Pairs, Real, Schema, Text
 __all__ = ["DECLARED", "GenerationOptions", "Option", "Options"]
 
 _MAX_SEED = (1 << 64) - 1
-_SHAPES = ("json_schema", "regex", "grammar")  # of an answer, which has one at most
+_FORMS = ("json_schema", "regex", "grammar")  # of an answer, which has one at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +77,18 @@ class GenerationOptions:
             object.__setattr__(self, name, option.checked(getattr(self, name)))
         if self.seed == -1:
             object.__setattr__(self, "seed", None)
-        shapes = [name for name in _SHAPES if getattr(self, name) is not None]
-        if len(shapes) > 1:
-            raise InputError(" and ".join(shapes), "several", "one of them")
-        if shapes and self.ignore_eos:
-            advice = f"{shapes[0]} says where the answer ends"
-            raise InputError("ignore_eos", "True", "False", advice)
+        forms = [name for name in _FORMS if getattr(self, name) is not None]
+        if len(forms) > 1:
+            raise InputError(" and ".join(forms), f"{len(forms)} forms", "one of them")
+        if forms and self.ignore_eos:
+            raise InputError(
+                "ignore_eos", "True", f"False, as {forms[0]} says where an answer ends"
+            )
+
+    @property
+    def form(self) -> str | None:
+        """The name of the option that says what form the answer has; None: any."""
+        return next((name for name in _FORMS if getattr(self, name) is not None), None)
 
     @property
     def shifts_logits(self) -> bool:

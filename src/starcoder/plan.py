@@ -8,6 +8,7 @@ from functools import cached_property
 from starcoder.answer_text import AnswerText, Stopping
 from starcoder.constraints import together
 from starcoder.errors import InputError
+from starcoder.grammar import Grammars
 from starcoder.heal import Healer
 from starcoder.options import GenerationOptions
 from starcoder.sampler import Constraint
@@ -57,7 +58,9 @@ class Planner:
         self._check_biases(options)
         constraints: list[Constraint] = []
         n_prompt, n_prompt_bytes = len(ids), 0
-        if options.heal and is_text:
+        if options.form is not None:
+            constraints.append(self._grammars.make(options.form, getattr(options, options.form)))
+        elif options.heal and is_text:
             ids, healing = self._healer.heal(ids)
             if healing is not None:
                 constraints.append(healing)
@@ -78,6 +81,10 @@ class Planner:
     @cached_property
     def _healer(self) -> Healer:
         return Healer(self._vocab)
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        return Grammars(self._tokenizer)
 
     def _check_biases(self, options: GenerationOptions) -> None:
         if options.logit_bias:
