@@ -9,10 +9,29 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from starcoder import GenerationOptions, InputError
+from starcoder import LLM, GenerationOptions, InputError
 from starcoder.cli import flags
 from starcoder.cli.generate import generate
 from starcoder.options import DECLARED, Options
+
+
+class Hostile(dict[Any, Any]):
+    """A mapping whose own methods fail."""
+
+    def __iter__(self) -> Any:
+        raise RuntimeError
+
+    def keys(self) -> Any:
+        raise RuntimeError
+
+    items = keys
+
+
+class HostileText(str):
+    """A text whose own methods fail."""
+
+    def encode(self, *args: object) -> Any:
+        raise RuntimeError
 
 
 def test_methods_take_every_option_as_a_keyword_of_its_type() -> None:
@@ -75,8 +94,63 @@ def test_help_and_reports_have_every_option() -> None:
         ("seed", "x"),
         ("max_tokens", -1),
         ("ignore_eos", 2),
+        ("heal", None),
+        ("min_p", 1.1),
+        ("typical_p", -0.1),
+        ("frequency_penalty", float("nan")),
+        ("presence_penalty", 101),
+        ("min_tokens", -1),
+        ("logprobs", -1),
+        ("logprobs", 21),
+        ("logprobs", True),
+        ("logprobs", 2.0),
+        ("logit_bias", None),
+        ("logit_bias", [1, 2]),
+        ("logit_bias", ("ab", "cd")),
+        ("logit_bias", {"a": 1}),
+        ("logit_bias", {-1: 1}),
+        ("logit_bias", {True: 1}),
+        ("logit_bias", {1: float("nan")}),
+        ("logit_bias", {1: float("-inf")}),
+        ("logit_bias", {1: 1.1e4}),
+        ("logit_bias", {1: "2"}),
+        ("logit_bias", Hostile({1: 2})),
+        ("json_schema", Hostile({"type": "null"})),
+        ("stop", [None]),
+        ("regex", b"a"),
     ],
 )
 def test_options_out_of_bounds_are_named(name: str, value: Any) -> None:
-    with pytest.raises(InputError, match=name):
+    with pytest.raises(InputError, match=f"^{name}: found ") as raised:
         GenerationOptions(**{name: value})
+    assert "\n" not in str(raised.value)
+
+
+def test_a_text_of_a_class_of_its_own_is_plain_characters() -> None:
+    options = GenerationOptions(stop=(HostileText("a"),), regex=HostileText("b"))
+    assert (options.stop, options.regex) == (("a",), "b")
+    assert {type(options.stop[0]), type(options.regex)} == {str}
+
+
+def test_what_changes_after_it_was_handed_in_changes_nothing() -> None:
+    biases, stops, schema = {5: 1.0, 2: -1.0}, ["a", "b"], {"enum": [1]}
+    options = GenerationOptions.of({"logit_bias": biases, "stop": stops, "json_schema": schema})
+    biases[5] = 9.0
+    stops[0] = "c"
+    schema["enum"][0] = 2
+    assert options.logit_bias == ((2, -1.0), (5, 1.0))
+    assert (options.stop, options.json_schema) == (("a", "b"), '{"enum": [1]}')
+
+
+def test_a_bias_of_a_token_that_there_is_not_is_refused() -> None:
+    llm = LLM()
+    with pytest.raises(InputError, match=r"^logit_bias: found token id 8192, expected 0 to 8191$"):
+        llm.generate("a", logit_bias={8192: 1.0})
+
+
+def test_the_largest_biases_choose_and_forbid() -> None:
+    llm = LLM()
+    ids = llm.tokenize("def f")
+    assert llm.generate(ids, max_tokens=3, logit_bias={5: 1e4}).tokens == (5, 5, 5)
+    free = llm.generate(ids, max_tokens=1).tokens[0]
+    assert llm.generate(ids, max_tokens=1, logit_bias={free: -1e4}).tokens[0] != free

@@ -109,12 +109,12 @@ def text(name: str, value: object) -> str:
 
 
 def unicode_text(name: str, value: object) -> str:
-    """A str that UTF-8 can spell.
+    """A plain str that UTF-8 can spell.
 
     Raises:
         InputError: anything else.
     """
-    checked = text(name, value)
+    checked = str.__str__(text(name, value))  # of a class of its own, the characters
     try:
         checked.encode()
     except UnicodeEncodeError as error:

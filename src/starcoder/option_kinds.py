@@ -106,10 +106,11 @@ class Pairs:
 
     def checked(self, name: str, value: object) -> Biases:
         """A value as pairs; raises InputError."""
-        if isinstance(value, (list, tuple)):
-            with suppress(TypeError, ValueError):
-                value = dict(value)
-        if not isinstance(value, Mapping):
+        pairs: dict[Any, Any] | None = None
+        if isinstance(value, (Mapping, list, tuple)):
+            with suppress(Exception):  # whatever an object's own methods raise
+                pairs = dict(value)
+        if pairs is None:
             raise InputError(name, type(value).__name__, "a mapping of token ids to numbers")
         return tuple(
             sorted(
@@ -117,7 +118,7 @@ class Pairs:
                     arguments.whole(name, token, 0, MOST_TOKENS),
                     arguments.real(name, bias, -_MAX_BIAS, _MAX_BIAS),
                 )
-                for token, bias in value.items()
+                for token, bias in pairs.items()
             )
         )
 
@@ -128,13 +129,13 @@ class Schema:
 
     def checked(self, name: str, value: object) -> str:
         """A value as JSON text; raises InputError."""
+        if isinstance(value, str):
+            return arguments.unicode_text(name, value)
         if not isinstance(value, Mapping):
             expected = "a JSON schema: a mapping, or its JSON text"
-            if not isinstance(value, str):
-                raise InputError(name, type(value).__name__, expected)
-            return arguments.unicode_text(name, value)
+            raise InputError(name, type(value).__name__, expected)
         try:
-            return json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError, RecursionError) as error:
+            return json.dumps(dict(value), allow_nan=False)
+        except Exception as error:  # also what objects in it raise
             found = f"what JSON cannot say: {error}"
             raise InputError(name, found, "what JSON can say") from None
