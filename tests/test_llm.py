@@ -35,9 +35,10 @@ def llm(path: Path) -> LLM:
 
 
 def n_free(llm: LLM) -> int:
-    """Cache blocks that are free after a step, which ends what was cancelled."""
+    """Cache blocks that nobody holds after a step, which ends what was cancelled."""
     llm.generate([0], max_tokens=1)
-    return llm.stats().n_free_blocks
+    stats = llm.stats()
+    return stats.n_free_blocks + stats.n_idle_blocks
 
 
 # Answers -------------------------------------------------------------------------------------

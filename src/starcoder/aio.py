@@ -52,7 +52,9 @@ class AsyncStream(AsyncIterator[Piece]):
         while not self._stream.has_piece:
             self._came.clear()
             if not self._stream.has_piece:  # it may have come before `clear`
-                await self._came.wait()
+                with suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._came.wait(), self._stream.seconds_left)
+                self._stream.end_if_late()
         try:
             return next(self._stream)
         except StopIteration:

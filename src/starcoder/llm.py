@@ -1,29 +1,22 @@
 """LLM: text in, text out. A model, its tokenizer and an engine behind a few verbs.
 
-Models come from `loading`, batches are made by `engine`; front ends see this module only.
+Models come from `loading`, batches are made by `engine`, what an open model does beside answering
+is in `opened`; front ends see this module only.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence as Ids
 from contextlib import ExitStack
-from dataclasses import replace
-from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn, overload
+from typing import TYPE_CHECKING, overload
 
-import numpy as np
-from numpy.typing import NDArray
-
-from starcoder import arguments, pocket
+from starcoder import pocket
 from starcoder.completion import Completion
-from starcoder.engine import EngineStats, Loop
-from starcoder.errors import InputError, StarcoderError
-from starcoder.facts import Facts
 from starcoder.heal import Healer
-from starcoder.loading import load, out_of_memory
+from starcoder.loading import load
+from starcoder.opened import OpenModel
 from starcoder.options import GenerationOptions, Options
-from starcoder.prompts import check_is_one, is_many, prompt_ids, token_ids
+from starcoder.prompts import check_is_one, is_many, prompt_ids
 from starcoder.stream import Stream
 
 if TYPE_CHECKING:
@@ -32,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["LLM"]
 
 
-class LLM:
+class LLM(OpenModel):
     """A model that is ready to answer.
 
     >>> llm = LLM("starcoderbase-1b-q4_0.gguf")  # doctest: +SKIP
@@ -61,8 +54,6 @@ class LLM:
         MemoryLimitError: no memory for the model or its cache; said before weights are read.
     """
 
-    facts: Facts
-
     def __init__(
         self,
         model: str | bytes | os.PathLike[str] = pocket.PATH,
@@ -73,11 +64,16 @@ class LLM:
         n_parallel: int = 8,
         pre: str | None = None,
     ) -> None:
-        loaded = load(
-            model, n_threads=n_threads, n_ctx=n_ctx, n_batch=n_batch, n_parallel=n_parallel, pre=pre
+        super().__init__(
+            load(
+                model,
+                n_threads=n_threads,
+                n_ctx=n_ctx,
+                n_batch=n_batch,
+                n_parallel=n_parallel,
+                pre=pre,
+            )
         )
-        self.facts, self._tokenizer = loaded.facts, loaded.tokenizer
-        self._loop = Loop(loaded.engine)
         self._healer: Healer | None = None  # sorts the vocabulary, so it is made when it is needed
 
     @overload
@@ -132,73 +128,6 @@ class LLM:
         check_is_one(prompt)
         return self._start(prompt, self._prompt_ids(prompt), GenerationOptions.of(options))
 
-    def logits(self, tokens: Ids[int]) -> NDArray[np.float32]:
-        """Scores (n, n_vocab) of the token that follows each of `tokens` (n).
-
-        Row i depends on `tokens[: i + 1]` only, to the last bit.
-
-        Raises:
-            InputError: no tokens, more than the context, or an id that no token has.
-            MemoryLimitError: no memory for the 4 * n * n_vocab bytes.
-        """
-        ids = token_ids(tokens)
-        request = self._loop.submit(ids, GenerationOptions(), wants_logits=True)
-        events = request.outbox.events
-        try:
-            out = np.empty((len(ids), self.facts.n_vocab), np.float32)
-            n_done = i = 0
-            while n_done < len(ids):
-                event = request.wait(i)
-                if event is None or event.logits is None:
-                    raise _cancelled() if event is None or event.error is None else event.error
-                out[n_done : n_done + len(event.logits)] = event.logits
-                n_done += len(event.logits)
-                events[i] = replace(event, logits=None)  # 100 MB, for StarCoder's vocabulary
-                i += 1
-        except MemoryError:
-            raise out_of_memory("logits") from None
-        finally:
-            request.cancel()
-        return out
-
-    def tokenize(self, text: str) -> list[int]:
-        """The token ids of a text; `<|endoftext|>` and its like become one id each.
-
-        Raises:
-            InputError: text that was never valid Unicode, or that the vocabulary cannot spell.
-        """
-        return self._tokenizer.encode(arguments.text("text", text))
-
-    def detokenize(self, tokens: Ids[int]) -> str:
-        """The text of token ids; bytes that are no UTF-8 become U+FFFD.
-
-        Raises:
-            InputError: an id that no token has.
-        """
-        return self._tokenizer.decode(token_ids(tokens))
-
-    def stats(self) -> EngineStats:
-        """How many requests run and wait, and how much of the cache is free."""
-        return self._loop.stats()
-
-    def close(self) -> None:
-        """End all requests and the thread that runs them; the weights are free when none is read.
-
-        An LLM that is dropped ends by itself.
-        """
-        self._loop.close()
-
-    def __enter__(self) -> LLM:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
     # -----------------------------------------------------------------------------------------
 
     def _start(self, prompt: object, ids: list[int], options: GenerationOptions) -> Stream:
@@ -210,12 +139,3 @@ class LLM:
 
     def _prompt_ids(self, prompt: object) -> list[int]:
         return prompt_ids(prompt, self._tokenizer, self.facts.n_ctx)
-
-    def __reduce__(self) -> NoReturn:
-        found = "an attempt to copy it or send it to another process"
-        advice = "make it once in each process, or before a fork: see docs/multiprocessing.md"
-        raise InputError("LLM", found, "one LLM in each process", advice)
-
-
-def _cancelled() -> StarcoderError:
-    return StarcoderError("logits", "a closed model", "an open one", "make a new LLM")

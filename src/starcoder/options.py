@@ -16,7 +16,7 @@ from starcoder import arguments
 from starcoder.errors import InputError
 
 __all__ = ["DECLARED", "MOST_TOKENS", "Flag", "GenerationOptions", "Option", "Options"]
-__all__ += ["Real", "Whole"]
+__all__ += ["Real", "Text", "Whole"]
 
 Biases = tuple[tuple[int, float], ...]
 
@@ -61,6 +61,15 @@ class Flag:
 
 
 @dataclass(frozen=True, slots=True)
+class Text:
+    """Any text."""
+
+    def checked(self, name: str, value: object) -> str:
+        """A value as a str; raises InputError."""
+        return arguments.text(name, value)
+
+
+@dataclass(frozen=True, slots=True)
 class Pairs:
     """A mapping of token ids to finite numbers, kept as pairs in the order of ids."""
 
@@ -86,7 +95,7 @@ class Option:
     """The declaration of an option. Where the default is None, None may be given as well."""
 
     name: str
-    kind: Whole | Real | Flag | Pairs
+    kind: Whole | Real | Flag | Text | Pairs
     default: Any
     help: str  # one sentence, which the command line shows too
 
@@ -97,7 +106,7 @@ class Option:
         return self.kind.checked(self.name, value)
 
 
-def _option(default: object, kind: Whole | Real | Flag | Pairs, help: str) -> Any:  # noqa: A002
+def _option(default: object, kind: Whole | Real | Flag | Text | Pairs, help: str) -> Any:  # noqa: A002
     return field(default=default, metadata={"kind": kind, "help": help})
 
 
@@ -127,6 +136,10 @@ class GenerationOptions:
     min_tokens: int = _option(0, Whole(), "No end before so many tokens.")
     ignore_eos: bool = _option(False, Flag(), "Go on after the model's end token.")
     heal: bool = _option(False, Flag(), "Choose the last tokens of a text anew.")
+    max_prompt_ms: float | None = _option(None, Real(), "Evaluate what fits, the end first.")
+    max_time_ms: float | None = _option(None, Real(), "Whole lines, as many as fit.")
+    priority: int = _option(0, Whole(-100, 100), "The lowest number is the most urgent.")
+    salt: str = _option("", Text(), "Computed prompts are shared within one salt alone.")
 
     def __post_init__(self) -> None:
         for name, option in DECLARED.items():
@@ -177,6 +190,10 @@ class Options(TypedDict, total=False):
     min_tokens: int
     ignore_eos: bool
     heal: bool
+    max_prompt_ms: float | None
+    max_time_ms: float | None
+    priority: int
+    salt: str
 
 
 def _declarations() -> Iterator[Option]:

@@ -11,8 +11,10 @@ from types import TracebackType
 from starcoder.completion import Completion, Piece, Timings
 from starcoder.engine import Event, Loop, RequestStats
 from starcoder.heal import Healing
+from starcoder.lines import Decoder, WholeLines
 from starcoder.options import GenerationOptions
 from starcoder.tokenizer import StreamDecoder, Tokenizer
+from starcoder.windows import PromptWindows
 
 __all__ = ["Answer", "Stream"]
 
@@ -22,13 +24,16 @@ class Answer:
 
     Nothing is lost where a signal's handler raises between two lines: an event counts as read when
     its piece is made, and what is known of it is made again of the events.
+
+    Args:
+        events: those of the request, which grow.
+        new_decoder: makes what turns its tokens into text.
     """
 
-    def __init__(self, events: list[Event], tokenizer: Tokenizer, n_skipped: int = 0) -> None:
+    def __init__(self, events: list[Event], new_decoder: Callable[[], Decoder]) -> None:
         self.n_read = 0  # events
-        self._n_skipped = n_skipped  # bytes, which are the prompt's
-        self._events, self._tokenizer = events, tokenizer
-        self._decoder: StreamDecoder | None = None
+        self._events, self._new_decoder = events, new_decoder
+        self._decoder: Decoder | None = None
 
     @property
     def is_done(self) -> bool:
@@ -47,11 +52,11 @@ class Answer:
             raise event.error
         decoder, self._decoder = self._decoder, None  # until this piece is made
         if decoder is None:
-            decoder = StreamDecoder(self._tokenizer, self._n_skipped)
+            decoder = self._new_decoder()
             for token in self.tokens:
                 decoder.add(token)
         text = "" if event.token is None else decoder.add(event.token)
-        if event.finish_reason is not None:
+        if event.finish_reason not in (None, "time"):  # what has no time left ends with a line
             text += decoder.flush()
         piece = Piece(text, event.token, event.finish_reason)
         self._decoder = decoder
@@ -77,10 +82,15 @@ class Answer:
 
     def completion(self, prompt_tokens: int) -> Completion:
         """All that was read."""
-        tokens = self.tokens
-        decoder = StreamDecoder(self._tokenizer, self._n_skipped)
+        tokens, decoder = self.tokens, self._new_decoder()
+        texts = [decoder.add(token) for token in tokens]
+        if self.finish_reason == "time":
+            n = max((i for i, text in enumerate(texts, 1) if text), default=0)
+            del texts[n:], tokens[n:]
+        else:
+            texts.append(decoder.flush())
         return Completion(
-            text="".join([*map(decoder.add, tokens), decoder.flush()]),
+            text="".join(texts),
             tokens=tuple(tokens),
             prompt_tokens=prompt_tokens,
             cached_tokens=self.stats.cached_tokens,
@@ -115,9 +125,18 @@ class Stream(Iterator[Piece]):
         self.prompt_tokens = len(ids)
         self._reading, self._is_open = threading.RLock(), True
         stop_ids = () if options.ignore_eos else tokenizer.vocab.end_ids
-        self._request = loop.submit(ids, options, stop_ids=stop_ids, constraint=healing)
-        n_skipped = 0 if healing is None else healing.n_bytes
-        self._answer = Answer(self._request.outbox.events, tokenizer, n_skipped)
+        is_timed = options.max_prompt_ms is not None or options.max_time_ms is not None
+        windows = PromptWindows(ids, tokenizer.vocab) if is_timed else None
+        self._request = loop.submit(
+            ids, options, stop_ids=stop_ids, constraint=healing, windows=windows
+        )
+        n_skipped = 0 if healing is None else healing.n_bytes  # which are the prompt's
+
+        def new_decoder() -> Decoder:
+            decoder = StreamDecoder(tokenizer, n_skipped)
+            return decoder if options.max_time_ms is None else WholeLines(decoder)
+
+        self._answer = Answer(self._request.outbox.events, new_decoder)
 
     def __next__(self) -> Piece:
         with self._reading:
@@ -126,6 +145,15 @@ class Stream(Iterator[Piece]):
                 if self._is_open and event is not None:  # it may have been closed meanwhile
                     return self._answer.read()
             raise StopIteration
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long the end may be waited for; None where there is no limit."""
+        return self._request.seconds_left
+
+    def end_if_late(self) -> None:
+        """End the request, with "time", if it is past its time whatever the engine is doing."""
+        self._request.end_if_late()
 
     @property
     def has_piece(self) -> bool:

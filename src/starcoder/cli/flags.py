@@ -22,6 +22,7 @@ _NAMES = {
     "temperature": ("--temp",),
 }
 
+_NO_FLAGS = ("priority", "salt")  # between requests; a command line has one
 _DEFAULTS = {"temperature": 1.0, "seed": -1}
 _TYPES: dict[type, type] = {Whole: int, Real: float, Flag: bool}
 
@@ -39,11 +40,16 @@ def takes_options(before: str) -> Callable[[_Command], _Command]:
         *own, keywords = signature.parameters.values()
         assert keywords.kind is inspect.Parameter.VAR_KEYWORD
         at = list(signature.parameters).index(before)
-        own[at:at] = map(_parameter, (o for o in DECLARED.values() if type(o.kind) in _TYPES))
+        own[at:at] = map(_parameter, _with_flags())
         command.__signature__ = signature.replace(parameters=own)  # type: ignore[attr-defined]
         return command
 
     return give
+
+
+def _with_flags() -> list[Option]:
+    options = (option for option in DECLARED.values() if type(option.kind) in _TYPES)
+    return [option for option in options if option.name not in _NO_FLAGS]
 
 
 def _parameter(option: Option) -> inspect.Parameter:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Clock", "facts", "json_line", "settings", "timings", "token_test", "token_tests"]
 
-_UNSAID = ("max_tokens", "ignore_eos", "seed")  # by ggml's program; the seed has a line of its own
+# Not said by ggml's program, but for the seed, which has a line of its own.
+_UNSAID = ("max_tokens", "ignore_eos", "seed", "priority", "salt", "max_prompt_ms", "max_time_ms")
 
 
 class Clock:
