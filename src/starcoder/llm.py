@@ -43,8 +43,10 @@ class LLM(OpenModel):
             process may use. No more run than it may use CPUs: `facts` says so.
         n_ctx: most tokens of prompt and output together; by default what the model was made for.
         n_batch: most tokens in one step. The text never depends on it.
-        n_parallel: requests of `n_ctx` tokens that run at once; of shorter ones more do, the
-            rest wait. Memory is taken only when it is used.
+        n_parallel: requests of `n_ctx` tokens that run at once, where there is memory for them;
+            of shorter ones more do, the rest wait.
+        kv_memory: bytes for keys and values, of those that run and of those that may come back;
+            by default for `n_parallel` requests. They are taken only when they are used.
         pre: how text is split before merging, where the file does not say it or says it wrongly:
             "refact" or "starcoder", every digit apart; "gpt-2", GPT-2's pattern alone.
 
@@ -62,18 +64,10 @@ class LLM(OpenModel):
         n_ctx: int | None = None,
         n_batch: int = 512,
         n_parallel: int = 8,
+        kv_memory: int | None = None,
         pre: str | None = None,
     ) -> None:
-        super().__init__(
-            load(
-                model,
-                n_threads=n_threads,
-                n_ctx=n_ctx,
-                n_batch=n_batch,
-                n_parallel=n_parallel,
-                pre=pre,
-            )
-        )
+        super().__init__(load(model, n_threads, n_ctx, n_batch, n_parallel, kv_memory, pre))
         self._healer: Healer | None = None  # sorts the vocabulary, so it is made when it is needed
 
     @overload

@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence as Ids
+from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from starcoder import arguments, scoring
+from starcoder import arguments, prompt_cache, scoring
 from starcoder.engine import EngineStats, Loop
 from starcoder.errors import InputError
 from starcoder.facts import Facts
@@ -35,7 +37,7 @@ class OpenModel:
 
     def __init__(self, loaded: Loaded) -> None:
         self.facts, self._tokenizer = loaded.facts, loaded.tokenizer
-        self._loop = Loop(loaded.engine)
+        self._loop, self._fingerprint = Loop(loaded.engine), loaded.fingerprint
 
     def logits(self, tokens: Ids[int]) -> NDArray[np.float32]:
         """Scores (n, n_vocab) of the token that follows each of `tokens` (n).
@@ -47,6 +49,38 @@ class OpenModel:
             MemoryLimitError: no memory for the 4 * n * n_vocab bytes.
         """
         return scoring.logits(self._loop, token_ids(tokens), self.facts.n_vocab)
+
+    def save_cache(self, path: str | os.PathLike[str], max_bytes: int | None = None) -> int:
+        """Keep computed prompts in a file, for the next start; requests go on meanwhile.
+
+        Args:
+            path: the file, which is replaced if it is one of this model's.
+            max_bytes: what was used last is kept, up to so many; by default all.
+
+        Returns:
+            how many tokens are in the file.
+
+        Raises:
+            FormatError: a file of that name that is something else, which stays as it is.
+            WriteError: no room on the disk, no permission, no such folder.
+        """
+        name, most = Path(arguments.path("path", path)), self.facts.cache_bytes
+        if max_bytes is not None:
+            most = arguments.whole("max_bytes", max_bytes, 0, 1 << 62)
+        return prompt_cache.save(self._loop, name, self._fingerprint, most)
+
+    def load_cache(self, path: str | os.PathLike[str]) -> int:
+        """Take over computed prompts from a file, as far as there is room.
+
+        Returns:
+            how many tokens need not be computed any more.
+
+        Raises:
+            FormatError: no such file; one that is damaged, of another version or another model.
+                Nothing has changed then, and prompts are computed as ever.
+        """
+        name = Path(arguments.path("path", path))
+        return prompt_cache.load(self._loop, name, self._fingerprint)
 
     def tokenize(self, text: str) -> list[int]:
         """The token ids of a text; `<|endoftext|>` and its like become one id each.

@@ -52,6 +52,7 @@ def facts(llm: LLM) -> None:
         ("type", f.type_name),
         ("parameters", f"{f.n_parameters / 1e6:.2f} M"),
         ("memory", f"{f.weight_bytes / 2**20:.2f} MB of weights"),
+        ("kv memory", f"{f.cache_bytes / 2**20:.2f} MB at most ({f.cache_type})"),
         ("threads", " ".join(filter(None, (str(f.n_threads), f.threads_note, f"({f.isa})")))),
     ]
     for name, value in rows:

@@ -62,15 +62,15 @@ class Engine:
         self.n_ctx, self.clock = n_ctx, clock
         self._model, self._n_batch, self._max_step_seconds = model, n_batch, max_step_seconds
         self._n_blocks = -(-max(n_positions, n_ctx) // BLOCK_LEN)
-        self._cache = model.new_cache(self._n_blocks)
+        self.cache = model.new_cache(self._n_blocks)
         self._ids = itertools.count()
         self._cost = CostModel(model.nbytes)
         self.clear()
 
     def clear(self) -> None:
         """Forget all sequences and what they computed, in whatever state a step has left them."""
-        self._blocks = KVBlocks(self._n_blocks, self._cache)
-        known = self._blocks, self._cost
+        self.blocks = KVBlocks(self._n_blocks, self.cache)
+        known = self.blocks, self._cost
         seconds = self._max_step_seconds
         self._scheduler = Scheduler(*known, n_batch=self._n_batch, max_step_seconds=seconds)
         self._deadlines = Deadlines(*known, clock=self.clock, max_step_seconds=seconds)
@@ -121,9 +121,9 @@ class Engine:
         return EngineStats(
             n_running=len(self._scheduler.running),
             n_waiting=len(self._scheduler.waiting),
-            n_blocks=self._blocks.pool.n_blocks,
-            n_free_blocks=self._blocks.pool.n_free,
-            n_idle_blocks=self._blocks.tree.n_evictable,
+            n_blocks=self.blocks.pool.n_blocks,
+            n_free_blocks=self.blocks.pool.n_free,
+            n_idle_blocks=self.blocks.tree.n_evictable,
         )
 
     def step(self) -> list[Event]:
@@ -170,7 +170,7 @@ class Engine:
     def _compute(self, chunks: list[Chunk]) -> tuple[NDArray[np.float32], float]:
         """The logits (r, n_vocab) that the sequences of a step need, and its seconds."""
         started = self.clock()
-        logits = self._model.forward(batch_of(chunks), self._cache)
+        logits = self._model.forward(batch_of(chunks), self.cache)
         seconds = self.clock() - started
         self._cost.saw(work_of((n, sequence.n_computed) for sequence, n in chunks), seconds)
         return logits, seconds
@@ -180,7 +180,7 @@ class Engine:
     ) -> None:
         """Move a sequence `n` tokens on; `logits` are (r, n_vocab), its own rows."""
         sequence.advance(n, seconds)
-        self._blocks.commit(sequence)
+        self.blocks.commit(sequence)
         if sequence.wants_logits:
             sequence.n_heard = sequence.n_computed
             is_last = sequence.n_left == 0

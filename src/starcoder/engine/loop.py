@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable
 from collections.abc import Sequence as Ids
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from starcoder import ops
 from starcoder.engine.engine import Engine
@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 __all__ = ["Loop", "Request"]
 
 Command = Callable[[], None]
+T = TypeVar("T")
 _GRACE = 0.02  # seconds after its time at which a request ends without the engine
+_LOOK_SECONDS = 1.0  # between two looks whether the loop was closed
 _JOIN_SECONDS = 30.0  # that `close` waits for the step that runs
 
 
@@ -120,6 +122,30 @@ class Loop:
         self._inbox.put(begin)
         self._start()
         return request
+
+    def call(self, function: Callable[[Engine], T]) -> T:
+        """Call a function between two steps, with the engine, and wait for what it returns.
+
+        Raises:
+            StarcoderError: the loop was closed.
+        """
+        answers: SimpleQueue[Callable[[], T]] = SimpleQueue()
+
+        def answer() -> None:
+            try:
+                value = function(self._engine)
+                answers.put(lambda: value)
+            except Exception as raised:
+                error = raised  # whose name outlives the clause
+                answers.put(lambda: _raise(error))
+
+        self._inbox.put(answer)
+        self._start()
+        while not self._is_closed:
+            self.run_here(lambda: not answers.empty())
+            with contextlib.suppress(Empty):
+                return answers.get(timeout=_LOOK_SECONDS)()
+        raise StarcoderError("LLM", "a closed model", "an open one", "make a new LLM")
 
     def cancel(self, id: int) -> None:  # noqa: A002
         """End a request at the next step; nothing happens if it has ended by itself."""
@@ -229,6 +255,10 @@ def _last_event(
     found = f"{type(error).__name__}: {error}"
     made = StarcoderError("engine", found, "no fault of ours", "please report it")
     return Event(id, RequestStats(0, 0, 0), finish_reason="error", error=made)
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error
 
 
 # ---- fork and the end of the process -------------------------------------------------------------
