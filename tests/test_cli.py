@@ -292,4 +292,4 @@ def test_a_prompt_cache_that_is_no_good_is_one_line_and_the_answer_the_same(
 def test_memory_for_keys_and_values_is_a_number_of_bytes(run: Run) -> None:
     assert "kv memory  = 1.00 MB at most (bf16)" in run("-p", "x", "--kv-memory", "1100K").err
     assert "found '2X', expected a number of bytes" in run("-p", "x", "--kv-memory", "2X").err
-    assert "kv_memory: found 0.2 MB, expected at least" in run("-p", "x", "--kv-memory", "300K").err
+    assert "kv_memory: found 0.1 MB, expected at least" in run("-p", "x", "--kv-memory", "200K").err
