@@ -132,7 +132,7 @@ ODD: list[Any] = [
     *(10**400, -(10**400), 10**5000, Decimal("NaN"), Decimal("sNaN"), Decimal("Infinity")),
     *(np.array([1]), np.array([[1, 2]]), np.float64("nan"), float, lambda: 1, "\n" * 999),
 ]
-WHOLE = ["n_threads", "n_ctx", "n_batch", "n_parallel"]
+WHOLE = ["n_threads", "n_ctx", "n_batch", "n_parallel", "kv_memory"]
 OPTIONS = ["max_tokens", "temperature", "top_k", "top_p", "repeat_last_n", "repeat_penalty", "seed"]
 
 
@@ -143,7 +143,7 @@ def is_one_line(error: InputError) -> bool:
 @pytest.mark.parametrize("value", [*ODD, True, False, 0.5, Fraction(1, 2), Decimal(1)], ids=kind)
 @pytest.mark.parametrize("name", WHOLE)
 def test_settings_that_are_no_whole_numbers_are_one_line(name: str, value: Any) -> None:
-    if value is None and name in ("n_threads", "n_ctx"):
+    if value is None and name in ("n_threads", "n_ctx", "kv_memory"):
         return  # the default
     with pytest.raises(InputError, match=f"^{name}: found .*expected a whole number") as caught:
         LLM(**{name: value})

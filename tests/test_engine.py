@@ -237,8 +237,8 @@ def test_requests_that_come_together_compute_their_common_prefix_once() -> None:
 def test_salts_keep_what_was_computed_apart() -> None:
     model = FakeModel()
     made = engine(model=model)
-    for salt in (b"a", b"b", b"a"):
-        made.submit([5] * 40, greedy(1), salt=salt)
+    for salt in ("a", "b", "a"):
+        made.submit([5] * 40, GenerationOptions(max_tokens=1, salt=salt))
         drain(made)
     assert [len(batch.tokens) for batch in model.batches] == [40, 40, 1]
 
@@ -263,9 +263,10 @@ def test_a_cache_that_is_too_small_for_all_changes_nothing_but_the_time(
     made = Engine(model, n_ctx=N_CTX, n_positions=n_blocks * BLOCK_LEN, n_batch=n_batch)
     expected, earlier = {}, []
     for prompt, n, seed in requests:
-        options = GenerationOptions(max_tokens=n, temperature=1, seed=seed)
-        priority = rng.randrange(2)
-        request = made.submit(prompt, options, stop_ids=[END], priority=priority)
+        options = GenerationOptions(
+            max_tokens=n, temperature=1, seed=seed, priority=rng.randrange(2)
+        )
+        request = made.submit(prompt, options, stop_ids=[END])
         expected[request] = alone(prompt, options)
         for _ in range(rng.randrange(3)):
             earlier += made.step()
@@ -277,7 +278,7 @@ def test_a_cache_that_is_too_small_for_all_changes_nothing_but_the_time(
 
 def test_the_more_urgent_takes_the_blocks_of_the_less_urgent_which_goes_on_later() -> None:
     made = engine(n_parallel=1)
-    slow = made.submit([1] * 30, greedy(30), priority=1)
+    slow = made.submit([1] * 30, GenerationOptions(max_tokens=30, priority=1))
     earlier = [event for _ in range(3) for event in made.step()]
     quick = made.submit([2] * 40, greedy(3))
     while earlier[-1].id != quick or earlier[-1].finish_reason is None:

@@ -35,7 +35,7 @@ def llm(path: Path) -> LLM:
 
 
 def n_free(llm: LLM) -> int:
-    """Cache blocks that others can have after a step, which ends what was cancelled."""
+    """Cache blocks that nobody holds after a step, which ends what was cancelled."""
     llm.generate([0], max_tokens=1)
     stats = llm.stats()
     return stats.n_free_blocks + stats.n_idle_blocks

@@ -40,8 +40,8 @@ def make(model: FakeModel | None = None, n_positions: int = 8 * N_CTX) -> Loop:
 
 def stream(loop: Loop, prompt: list[int], n: int = 20, **options: float) -> Stream:
     chosen = GenerationOptions(max_tokens=n, ignore_eos=True, **options)  # type: ignore[arg-type]
-    planner = Planner(cast(Tokenizer, FakeTokenizer()))
-    return Stream(loop, planner.plan(prompt, chosen, is_text=False))
+    planner = Planner(cast(Tokenizer, FakeTokenizer()), N_CTX)
+    return Stream(loop, planner.plan(prompt, chosen))
 
 
 def ends(*threads: threading.Thread) -> bool:
@@ -116,16 +116,20 @@ def test_a_request_ends_of_its_own_lack_of_memory_and_of_no_other() -> None:
     assert [len(one.drain().tokens) for one in small] == [30] * 3
 
 
-def test_whatever_a_step_raises_whoever_waits_is_told() -> None:
+@pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_whatever_a_step_raises_whoever_waits_is_told(kind: type[BaseException]) -> None:
     loop = make()
-    assert stream(loop, [1]).drain()
+    expected = stream(loop, [1]).drain()
+    step = loop._engine.step
 
     def fail() -> None:
-        raise RuntimeError("a fault")
+        raise kind("a fault")
 
     loop._engine.step = fail  # type: ignore[method-assign, assignment]
-    with pytest.raises(StarcoderError, match="RuntimeError: a fault"):
+    with pytest.raises(StarcoderError, match=f"{kind.__name__}: a fault"):
         stream(loop, [1]).drain()
+    loop._engine.step = step  # type: ignore[method-assign]
+    assert stream(loop, [1]).drain().tokens == expected.tokens
 
 
 def test_closing_ends_all_and_refuses_more() -> None:

@@ -232,7 +232,7 @@ def test_what_is_only_reserved_counts_as_addresses(monkeypatch: pytest.MonkeyPat
     memory.check(shape_1b(monkeypatch, "q4_0"), Use(8192, 100 * 8192))
     roomy = left + 70 * MB  # for what is loaded after the model, too
     line = refusal(monkeypatch, "q4_0", Use(8192, 100 * 8192), addresses=roomy)
-    assert line.endswith("choose a smaller n_parallel")
+    assert line.endswith("choose a smaller kv_memory")
     line = refusal(monkeypatch, "q4_0", Use(8192, 8192), addresses=left)
     assert line.endswith("raise the limit")
 

@@ -24,7 +24,7 @@ from starcoder.engine import EngineStats
 from starcoder.facts import Facts
 from starcoder.llm import LLM
 from starcoder.options import GenerationOptions, Options
-from starcoder.prompts import grouped, is_many, repeated
+from starcoder.prompts import Prompt, Prompts, grouped, is_many, repeated
 from starcoder.stream import Stream
 
 if TYPE_CHECKING:
@@ -52,7 +52,9 @@ class AsyncStream(AsyncIterator[Piece]):
         while not self._stream.has_piece:
             self._came.clear()
             if not self._stream.has_piece:  # it may have come before `clear`
-                await self._came.wait()
+                with suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._came.wait(), self._stream.seconds_left)
+                self._stream.end_if_late()
         try:
             return next(self._stream)
         except StopIteration:
@@ -119,25 +121,19 @@ class AsyncLLM:
         return self._llm.facts
 
     @overload
-    async def generate(self, prompt: str | list[int], **options: Unpack[Options]) -> Completion: ...
+    async def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Completion: ...
+    @overload
+    async def generate(self, prompt: Prompts, **options: Unpack[Options]) -> list[Completion]: ...
     @overload
     async def generate(
-        self, prompt: list[str] | list[list[int]], **options: Unpack[Options]
+        self, prompt: Prompt, *, n: int, **options: Unpack[Options]
     ) -> list[Completion]: ...
     @overload
     async def generate(
-        self, prompt: str | list[int], *, n: int, **options: Unpack[Options]
-    ) -> list[Completion]: ...
-    @overload
-    async def generate(
-        self, prompt: list[str] | list[list[int]], *, n: int, **options: Unpack[Options]
+        self, prompt: Prompts, *, n: int, **options: Unpack[Options]
     ) -> list[list[Completion]]: ...
     async def generate(
-        self,
-        prompt: str | list[int] | list[str] | list[list[int]],
-        *,
-        n: int | None = None,
-        **options: Unpack[Options],
+        self, prompt: Prompt | Prompts, *, n: int | None = None, **options: Unpack[Options]
     ) -> Completion | list[Completion] | list[list[Completion]]:
         """Continue a prompt, or each of a list of prompts; as `LLM.generate`.
 
@@ -155,7 +151,7 @@ class AsyncLLM:
             ]
             return [await stream.drain() for stream in streams]
 
-    def stream(self, prompt: str | list[int], **options: Unpack[Options]) -> AsyncStream:
+    def stream(self, prompt: Prompt, **options: Unpack[Options]) -> AsyncStream:
         """Continue a prompt piece by piece; as `LLM.stream`."""
         return AsyncStream(self._llm.stream(prompt, **options))
 

@@ -30,6 +30,8 @@ class Facts:
     n_kv_heads: int
     n_layers: int
     weight_bytes: int  # in memory
+    cache_bytes: int  # keys and values take at most
+    cache_type: str  # of keys and values: "bf16"
     n_threads: int
     threads_note: str  # why there are no more: "of 2 CPUs: CPU quota of 0.5"; may be empty
     isa: str  # instruction set of the kernels: "avx2"
@@ -37,9 +39,17 @@ class Facts:
 
     @classmethod
     def of(
-        cls, checkpoint: Checkpoint, *, n_ctx: int, threads: Threads, nbytes: int, load_ms: float
+        cls,
+        checkpoint: Checkpoint,
+        *,
+        n_ctx: int,
+        threads: Threads,
+        weight_bytes: int,
+        cache_bytes: int,
+        cache_type: str,
+        load_ms: float,
     ) -> Facts:
-        """The facts of a model that runs with these choices; `nbytes` of weights in memory."""
+        """The facts of a model that runs with these choices."""
         config = checkpoint.config
         return cls(
             source=checkpoint.source,
@@ -55,7 +65,9 @@ class Facts:
             n_heads=config.n_heads,
             n_kv_heads=config.n_kv_heads,
             n_layers=config.n_layers,
-            weight_bytes=nbytes,
+            weight_bytes=weight_bytes,
+            cache_bytes=cache_bytes,
+            cache_type=cache_type,
             n_threads=threads.n,
             threads_note=threads.note,
             isa=ops.isa(),

@@ -70,8 +70,29 @@ class KVCache:
         (run, block), (to_run, to_block) = (
             divmod(np.array(x), RUN_LEN) for x in (sources, targets)
         )
-        for store in (self.keys, self.values):
+        for store in self._stores:
             store[to_run, :, to_block] = store[run, :, block]
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of a block, of all layers."""
+        return self.nbytes // self.n_blocks
+
+    def read(self, blocks: Sequence[int]) -> NDArray[np.uint16]:
+        """A copy of some blocks, of all layers: (n, numbers of a block)."""
+        run, block = divmod(np.array(blocks, np.intp), RUN_LEN)
+        parts = [store[run, :, block].reshape(len(blocks), -1) for store in self._stores]
+        return np.concatenate(parts, axis=1)
+
+    def write(self, blocks: Sequence[int], data: NDArray[np.uint16]) -> None:
+        """Write some blocks as `read` gave them."""
+        run, block = divmod(np.array(blocks, np.intp), RUN_LEN)
+        for store, part in zip(self._stores, np.split(data, 2, axis=1), strict=True):
+            store[run, :, block] = part.reshape(len(blocks), *store[0, :, 0].shape)
+
+    @property
+    def _stores(self) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
+        return self.keys, self.values
 
 
 def cache_bytes(config: ModelConfig, n_positions: int) -> int:

@@ -14,6 +14,8 @@ from starcoder import arguments, formats, hub, machine, memory, models, ops
 from starcoder.engine import Engine
 from starcoder.errors import MemoryLimitError
 from starcoder.facts import Facts
+from starcoder.fingerprint import fingerprint
+from starcoder.kv_memory import n_positions as pool_positions
 from starcoder.tokenizer import Tokenizer
 
 __all__ = ["Loaded", "load", "out_of_memory"]
@@ -26,15 +28,16 @@ class Loaded:
     engine: Engine
     tokenizer: Tokenizer
     facts: Facts
+    fingerprint: str  # of the model
 
 
 def load(
     model: str | bytes | os.PathLike[str],
-    *,
     n_threads: int | None,
     n_ctx: int | None,
     n_batch: int,
     n_parallel: int,
+    kv_memory: int | None,
     pre: str | None,
 ) -> Loaded:
     """Load a model; arguments and errors as for `LLM`."""
@@ -44,21 +47,32 @@ def load(
         n_threads = arguments.whole("n_threads", n_threads, 1, 1024)
     n_batch = arguments.whole("n_batch", n_batch, 1, 1 << 20)
     n_parallel = arguments.whole("n_parallel", n_parallel, 1, 1 << 12)
+    if kv_memory is not None:
+        kv_memory = arguments.whole("kv_memory", kv_memory, 1, 1 << 62)
     try:
         checkpoint = formats.read(hub.resolve(source), pre)
         max_ctx, advice = checkpoint.config.n_ctx, "choose -c or n_ctx within the model's"
         n_ctx = arguments.whole("n_ctx", max_ctx if n_ctx is None else n_ctx, 1, max_ctx, advice)
-        room = memory.check(checkpoint, memory.Use(n_ctx, n_parallel * n_ctx, n_batch))
+        n_positions = pool_positions(checkpoint, n_ctx, n_batch, n_parallel, kv_memory)
+        room = memory.check(checkpoint, memory.Use(n_ctx, n_positions, n_batch))
         threads = machine.threads(n_threads)
         threads = threads.started(ops.set_n_threads(threads.n_within(room)))
         net = models.build(checkpoint)
-        engine = Engine(net, n_ctx=n_ctx, n_batch=n_batch, n_positions=n_parallel * n_ctx)
-        tokenizer = Tokenizer(checkpoint.vocab)
+        engine = Engine(net, n_ctx=n_ctx, n_batch=n_batch, n_positions=n_positions)
+        tokenizer, mark = Tokenizer(checkpoint.vocab), fingerprint(checkpoint)
     except MemoryError:
         raise out_of_memory(source) from None
     ms = (time.perf_counter() - started) * 1e3
-    facts = Facts.of(checkpoint, n_ctx=n_ctx, threads=threads, nbytes=net.nbytes, load_ms=ms)
-    return Loaded(engine, tokenizer, facts)
+    facts = Facts.of(
+        checkpoint,
+        n_ctx=n_ctx,
+        threads=threads,
+        weight_bytes=net.nbytes,
+        cache_bytes=engine.cache.nbytes,
+        cache_type=net.cache_type,
+        load_ms=ms,
+    )
+    return Loaded(engine, tokenizer, facts, mark)
 
 
 def out_of_memory(where: str) -> MemoryLimitError:

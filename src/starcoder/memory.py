@@ -23,7 +23,7 @@ from starcoder.kv_cache import RUN_LEN, cache_bytes
 from starcoder.mix import all_mixes
 from starcoder.tensor import Tensor, TensorType
 
-__all__ = ["Need", "Use", "check", "need_of", "shown"]
+__all__ = ["Need", "Use", "cache_room", "check", "need_of", "shown"]
 
 # Addresses for what comes after the model: the library that reads the vocabulary ends the process
 # where it finds none.
@@ -88,22 +88,46 @@ def check(checkpoint: Checkpoint, use: Use) -> int | None:
     """
     need = need_of(checkpoint, use)
     reserved = cache_bytes(checkpoint.config, use.n_reserved) - need.cache + _LIBRARIES
-    # Norms, biases and positions in F32 are in memory already: `formats` copies them.
-    in_memory = need.vectors
-    for spec, tensor in _used(checkpoint).values():
-        if spec.role is Role.POSITIONS and tensor.type is not TensorType.F32:
-            in_memory -= 4 * math.prod(tensor.shape)
-    addresses = machine.address_room()
-    for room, more in ((machine.memory_room(), 0), (addresses, reserved)):
-        if room is None:
-            continue
-        nbytes = room.nbytes + in_memory
-        if need.total + more > nbytes:
+    left = None
+    for room, is_memory in _rooms(checkpoint):
+        more = 0 if is_memory else reserved
+        if need.total + more > room.nbytes:
             found = f"a model that would take {shown(need.total + more, math.ceil)}"
-            expected = f"at most {shown(nbytes, math.floor)}, the {room.limit}"
-            advice = _advice(checkpoint, use, need, nbytes, more)
+            expected = f"at most {shown(room.nbytes, math.floor)}, the {room.limit}"
+            advice = _advice(checkpoint, use, need, room.nbytes, more)
             raise MemoryLimitError(checkpoint.source, found, expected, advice)
-    return None if addresses is None else addresses.nbytes + in_memory - need.total - reserved
+        if not is_memory:
+            left = room.nbytes - need.total - more
+    return left
+
+
+def cache_room(checkpoint: Checkpoint, use: Use) -> machine.Room | None:
+    """What keys and values may take beside the rest of the model; None: unknown."""
+    need = need_of(checkpoint, use)
+    rest = need.total - need.cache
+    rooms = [
+        machine.Room(room.nbytes - rest - (0 if is_memory else _LIBRARIES), room.limit)
+        for room, is_memory in _rooms(checkpoint)
+    ]
+    return min(rooms, key=lambda room: room.nbytes, default=None)
+
+
+def _rooms(checkpoint: Checkpoint) -> list[tuple[machine.Room, bool]]:
+    """What the whole model may take, by each limit, and whether that is of memory or of addresses.
+
+    Norms, biases and positions in F32 are in memory already: `formats` copies them.
+    """
+    in_memory = 0
+    for spec, tensor in _used(checkpoint).values():
+        if not spec.role.is_matrix:
+            is_copy = spec.role is not Role.POSITIONS or tensor.type is TensorType.F32
+            in_memory += 4 * math.prod(tensor.shape) * is_copy
+    rooms = (machine.memory_room(), True), (machine.address_room(), False)
+    return [
+        (machine.Room(room.nbytes + in_memory, room.limit), is_memory)
+        for room, is_memory in rooms
+        if room is not None
+    ]
 
 
 def _used(checkpoint: Checkpoint) -> dict[str, tuple[TensorSpec, Tensor]]:
@@ -133,7 +157,7 @@ def _token_bytes(checkpoint: Checkpoint) -> int:
 def _advice(checkpoint: Checkpoint, use: Use, need: Need, room: int, reserved: int) -> str:
     if need.total <= room:
         fits_alone = need.total + _LIBRARIES <= room
-        return "choose a smaller n_parallel" if fits_alone else "raise the limit"
+        return "choose a smaller kv_memory" if fits_alone else "raise the limit"
     room -= reserved
     left = max(0, room - (need.total - need.cache))
     n_fit = left // cache_bytes(checkpoint.config, _RUN) * _RUN

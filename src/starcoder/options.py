@@ -71,6 +71,10 @@ class GenerationOptions:
     json_schema: str | None = _option(None, Schema(), "Say JSON that fits a JSON schema.")
     regex: str | None = _option(None, Text(), "Say what a regular expression matches.")
     grammar: str | None = _option(None, Text(), "Say what a grammar in Lark's format makes.")
+    max_prompt_ms: float | None = _option(None, Real(), "Evaluate what fits, the end first.")
+    max_time_ms: float | None = _option(None, Real(), "Whole lines, as many as fit.")
+    priority: int = _option(0, Whole(-100, 100), "The lowest number is the most urgent.")
+    salt: str = _option("", Text(), "Computed prompts are shared within one salt alone.")
 
     def __post_init__(self) -> None:
         for name, option in DECLARED.items():
@@ -138,6 +142,10 @@ class Options(TypedDict, total=False):
     json_schema: Mapping[str, Any] | str | None
     regex: str | None
     grammar: str | None
+    max_prompt_ms: float | None
+    max_time_ms: float | None
+    priority: int
+    salt: str
 
 
 def _declarations() -> Iterator[Option]:

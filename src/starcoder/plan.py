@@ -11,8 +11,10 @@ from starcoder.errors import InputError
 from starcoder.grammar import Grammars
 from starcoder.heal import Healer
 from starcoder.options import GenerationOptions
+from starcoder.prompts import prompt_ids
 from starcoder.sampler import Constraint
 from starcoder.tokenizer import Tokenizer
+from starcoder.windows import PromptWindows
 
 __all__ = ["Plan", "Planner"]
 
@@ -27,6 +29,7 @@ class Plan:
     options: GenerationOptions
     stop_ids: frozenset[int]  # that end the answer
     constraint: Constraint | None
+    windows: PromptWindows | None  # of the ids, where time is limited
     tokenizer: Tokenizer
 
     def new_text(self) -> AnswerText:
@@ -41,30 +44,38 @@ class Plan:
 
 
 class Planner:
-    """Makes plans; what all requests share is made when the first one needs it."""
+    """Makes plans; what requests share is made when the first one needs it.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer, self._vocab = tokenizer, tokenizer.vocab
+    Args:
+        tokenizer: the model's.
+        n_ctx: most tokens of prompt and output together.
+    """
 
-    def plan(self, ids: list[int], options: GenerationOptions, *, is_text: bool) -> Plan:
-        """A plan for the ids of a prompt.
+    def __init__(self, tokenizer: Tokenizer, n_ctx: int) -> None:
+        self._tokenizer, self._vocab, self._n_ctx = tokenizer, tokenizer.vocab, n_ctx
+
+    def plan(self, prompt: object, options: GenerationOptions) -> Plan:
+        """A plan for one prompt: text or token ids.
 
         The end of a text is healed, if that is wanted; not where a grammar says how the answer
         begins.
 
         Raises:
-            InputError: a biased id that no token has, a grammar that is none.
+            InputError: a prompt that is neither, or far too long; a biased id that no token has;
+                a grammar that is none.
         """
+        ids = prompt_ids(prompt, self._tokenizer, self._n_ctx)
         self._check_biases(options)
         constraints: list[Constraint] = []
         n_prompt, n_prompt_bytes = len(ids), 0
         if options.form is not None:
             constraints.append(self._grammars.make(options.form, getattr(options, options.form)))
-        elif options.heal and is_text:
+        elif options.heal and isinstance(prompt, str):
             ids, healing = self._healer.heal(ids)
             if healing is not None:
                 constraints.append(healing)
                 n_prompt_bytes = healing.n_bytes
+        is_timed = options.max_prompt_ms is not None or options.max_time_ms is not None
         plan = Plan(
             ids=ids,
             n_prompt=n_prompt,
@@ -72,6 +83,7 @@ class Planner:
             options=options,
             stop_ids=frozenset() if options.ignore_eos else self._vocab.end_ids,
             constraint=None,
+            windows=PromptWindows(ids, self._vocab) if is_timed else None,
             tokenizer=self._tokenizer,
         )
         if options.stop:

@@ -15,7 +15,19 @@ from starcoder.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from typing import TypeGuard
 
-__all__ = ["check_is_one", "grouped", "is_many", "prompt_ids", "repeated", "token_ids"]
+__all__ = [
+    "Prompt",
+    "Prompts",
+    "check_is_one",
+    "grouped",
+    "is_many",
+    "prompt_ids",
+    "repeated",
+    "token_ids",
+]
+
+Prompt = str | list[int]
+Prompts = list[str] | list[list[int]]
 
 _PROMPT = "text, a list of token ids, or a list of these"
 _MANY = (str, list, tuple)  # what makes a list of prompts of a list
@@ -24,9 +36,7 @@ _Answer = TypeVar("_Answer")
 _SHORTEN = "shorten it, or raise the context with -c or n_ctx if the model allows"
 
 
-def is_many(
-    prompt: str | list[int] | list[str] | list[list[int]],
-) -> TypeGuard[list[str] | list[list[int]]]:
+def is_many(prompt: Prompt | Prompts) -> TypeGuard[Prompts]:
     """Whether this is a list of prompts; an empty list is one of none."""
     if not isinstance(prompt, (list, tuple)):
         return False

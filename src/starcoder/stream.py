@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from types import TracebackType
 
-from starcoder.answer_text import AnswerText
 from starcoder.completion import Completion, Piece, Timings
 from starcoder.engine import Event, Loop, RequestStats
+from starcoder.lines import WholeLines
 from starcoder.plan import Plan
 
 __all__ = ["Answer", "Stream"]
@@ -20,12 +20,16 @@ class Answer:
 
     Nothing is lost where a signal's handler raises between two lines: an event counts as read when
     its piece is made, and what is known of it is made again of the events.
+
+    Args:
+        events: those of the request, which grow.
+        plan: what it was asked for with.
     """
 
     def __init__(self, events: list[Event], plan: Plan) -> None:
         self.n_read = 0  # events
         self._events, self._plan = events, plan
-        self._text: AnswerText | None = None
+        self._reader: _Reader | None = None
 
     @property
     def is_done(self) -> bool:
@@ -42,43 +46,57 @@ class Answer:
         if event.error is not None:
             self.n_read += 1
             raise event.error
-        text, self._text = self._text, None  # until this piece is made
-        if text is None:
-            text = self._plan.new_text()
+        reader, self._reader = self._reader, None  # until this piece is made
+        if reader is None:
+            reader = _Reader(self._plan)
             for earlier in self._events[: self.n_read]:
-                _piece(earlier, text)
-        piece = _piece(event, text)
-        self._text = text
+                reader.piece(earlier)
+        piece = reader.piece(event)
+        self._reader = reader
         self.n_read += 1
         return piece
 
     def completion(self) -> Completion:
         """All that was read; "cancelled" unless the end was."""
-        events, text = self._events[: self.n_read], self._plan.new_text()
-        pieces = [_piece(event, text) for event in events]
+        events, reader = self._events[: self.n_read], _Reader(self._plan)
+        pieces = list(map(reader.piece, events))
+        reason = (pieces[-1].finish_reason if pieces else None) or "cancelled"
+        rest = "" if reason == "time" else reader.flush()
+        if reason == "time":  # what has no time left ends with a line
+            del pieces[max((i for i, piece in enumerate(pieces, 1) if piece.text), default=0) :]
         stats = events[-1].stats if events else RequestStats(0, 0, 0)
-        said = [piece for piece in pieces if piece.token is not None]
-        logprobs = tuple(piece.logprobs for piece in said if piece.logprobs is not None)
+        logprobs = tuple(piece.logprobs for piece in pieces if piece.logprobs is not None)
         return Completion(
-            text="".join([*(piece.text for piece in pieces), text.flush()]),
-            tokens=tuple(piece.token for piece in said if piece.token is not None),
+            text="".join(piece.text for piece in pieces) + rest,
+            tokens=tuple(piece.token for piece in pieces if piece.token is not None),
             prompt_tokens=self._plan.n_prompt,
             cached_tokens=stats.cached_tokens,
-            finish_reason=(pieces[-1].finish_reason if pieces else None) or "cancelled",
+            finish_reason=reason,
             timings=Timings.of(stats),
             logprobs=None if self._plan.options.logprobs is None else logprobs,
         )
 
 
-def _piece(event: Event, text: AnswerText) -> Piece:
-    """The piece of the next event; a token that only says the prompt's end again is none."""
-    shown = "" if event.token is None else text.add(event.token)
-    if event.finish_reason is not None:
-        shown += text.flush()
-    reason = "stop" if text.is_over else event.finish_reason
-    if text.is_in_prompt:
-        return Piece(shown, None, reason)
-    return Piece(shown, event.token, reason, event.logprobs)
+class _Reader:
+    """Makes pieces of the events of one request."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._text = plan.new_text()
+        self._shown = self._text if plan.options.max_time_ms is None else WholeLines(self._text)
+
+    def piece(self, event: Event) -> Piece:
+        """The next piece; a token that only says the prompt's end again is none."""
+        text = "" if event.token is None else self._shown.add(event.token)
+        if self._text.is_over or event.finish_reason not in (None, "time"):
+            text += self.flush()
+        reason = "stop" if self._text.is_over else event.finish_reason
+        if self._text.is_in_prompt:
+            return Piece(text, None, reason)
+        return Piece(text, event.token, reason, event.logprobs)
+
+    def flush(self) -> str:
+        """What is left where the answer ends by itself."""
+        return self._shown.flush()
 
 
 class Stream(Iterator[Piece]):
@@ -99,7 +117,11 @@ class Stream(Iterator[Piece]):
         self.options, self.prompt_tokens = plan.options, plan.n_prompt
         self._reading, self._is_open = threading.RLock(), True
         self._request = loop.submit(
-            plan.ids, plan.options, stop_ids=plan.stop_ids, constraint=plan.constraint
+            plan.ids,
+            plan.options,
+            stop_ids=plan.stop_ids,
+            constraint=plan.constraint,
+            windows=plan.windows,
         )
         self._answer = Answer(self._request.outbox.events, plan)
 
@@ -110,6 +132,15 @@ class Stream(Iterator[Piece]):
                 if self._is_open and event is not None:  # it may have been closed meanwhile
                     return self._answer.read()
             raise StopIteration
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long the end may be waited for; None where there is no limit."""
+        return self._request.seconds_left
+
+    def end_if_late(self) -> None:
+        """End the request, with "time", if it is past its time whatever the engine is doing."""
+        self._request.end_if_late()
 
     @property
     def has_piece(self) -> bool:

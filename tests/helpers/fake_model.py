@@ -16,6 +16,7 @@ from starcoder.kv_cache import KVCache
 __all__ = ["END", "N_CTX", "N_VOCAB", "POISON", "FakeCache", "FakeModel", "logits_after"]
 
 N_VOCAB, N_CTX, END, POISON = 50, 64, 49, 48
+_NONE = 0xFFFF  # no token
 
 
 class FakeCache(KVCache):
@@ -24,6 +25,18 @@ class FakeCache(KVCache):
     def __init__(self, config: ModelConfig, n_blocks: int) -> None:
         super().__init__(config, n_blocks)
         self.blocks: dict[int, dict[int, int]] = defaultdict(dict)
+
+    def read(self, blocks: Ids[int]) -> np.ndarray:
+        data = np.full((len(blocks), self.block_bytes // 2), _NONE, np.uint16)
+        for row, block in enumerate(blocks):
+            for place, token in self.blocks[block].items():
+                data[row, place] = token
+        return data
+
+    def write(self, blocks: Ids[int], data: np.ndarray) -> None:
+        for block, row in zip(blocks, data.tolist(), strict=True):
+            known = enumerate(row[:BLOCK_LEN])
+            self.blocks[block] = {place: token for place, token in known if token != _NONE}
 
     def copy(self, sources: Ids[int], targets: Ids[int]) -> None:
         for source, target in zip(sources, targets, strict=True):

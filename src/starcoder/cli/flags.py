@@ -23,6 +23,7 @@ _NAMES = {
     "temperature": ("--temp",),
 }
 
+_NO_FLAGS = ("priority", "salt")  # between requests; a command line has one
 _DEFAULTS = {"temperature": 1.0, "seed": -1}
 _TYPES: dict[type, Any] = {
     Whole: int,
@@ -48,11 +49,15 @@ def takes_options(before: str) -> Callable[[_Command], _Command]:
         *own, keywords = signature.parameters.values()
         assert keywords.kind is inspect.Parameter.VAR_KEYWORD
         at = list(signature.parameters).index(before)
-        own[at:at] = map(_parameter, DECLARED.values())
+        own[at:at] = map(_parameter, _with_flags())
         command.__signature__ = signature.replace(parameters=own)  # type: ignore[attr-defined]
         return command
 
     return give
+
+
+def _with_flags() -> list[Option]:
+    return [option for option in DECLARED.values() if option.name not in _NO_FLAGS]
 
 
 def _parameter(option: Option) -> inspect.Parameter:

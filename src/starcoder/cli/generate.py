@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from starcoder import __version__
-from starcoder.cli import INTERRUPTED, report
+from starcoder.cli import INTERRUPTED, kept, report
 from starcoder.cli.flags import takes_options
-from starcoder.cli.numbers import whole
+from starcoder.cli.kept import PromptCache
+from starcoder.cli.numbers import size, whole
 from starcoder.cli.rewrite import Pre
 from starcoder.cli.text_file import as_text, read_file, read_stdin
 from starcoder.cli.usage import Group
@@ -93,6 +94,10 @@ def generate(
         int,
         whole("-b", "--batch-size", "Prompt tokens in one step.", low=1, high=1 << 20),
     ] = 512,
+    kv_memory: Annotated[
+        int | None, size("--kv-memory", "For keys and values. Default: for one context.")
+    ] = None,
+    prompt_cache: PromptCache = None,
     pre: Pre = None,
     token_test: Annotated[
         Path | None,
@@ -119,7 +124,9 @@ def generate(
     text = _read_prompt(prompt, file, options["seed"], examples)
     tests = None if token_test is None else report.token_tests(token_test)
     clock = report.Clock()
-    llm = _load(model, threads, n_ctx, n_batch, pre)
+    llm = _load(model, threads, n_ctx, n_batch, kv_memory, pre)
+    if prompt_cache is not None:
+        kept.load(llm, prompt_cache)
     stream = llm.stream(text, **options)  # what is wrong with a prompt comes before the facts
     if not text:
         logging.getLogger("starcoder").warning(_EMPTY)
@@ -127,6 +134,8 @@ def generate(
     if tests is not None:
         report.token_test(llm, tests)
     finished = _write(stream, None if as_json else text)
+    if prompt_cache is not None:
+        kept.save(llm, prompt_cache)
     if as_json:
         print(report.json_line(stream.completion, llm.facts), flush=True)
     report.timings(stream.completion, llm.facts, clock)
@@ -134,7 +143,12 @@ def generate(
 
 
 def _load(
-    model: str | None, threads: int | None, n_ctx: int | None, n_batch: int, pre: str | None
+    model: str | None,
+    threads: int | None,
+    n_ctx: int | None,
+    n_batch: int,
+    kv_memory: int | None,
+    pre: str | None,
 ) -> LLM:
     from starcoder import pocket
     from starcoder.llm import LLM
@@ -145,6 +159,7 @@ def _load(
         n_ctx=n_ctx,
         n_batch=n_batch,
         n_parallel=1,
+        kv_memory=kv_memory,
         pre=pre,
     )
 

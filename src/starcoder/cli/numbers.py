@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from typing import Any
 
@@ -10,7 +11,9 @@ import typer
 from starcoder.errors import InputError
 from starcoder.option_kinds import MOST_TOKENS, Real, Whole
 
-__all__ = ["number", "pair", "whole"]
+__all__ = ["number", "pair", "size", "whole"]
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
 def number(kind: Whole | Real, *names: str) -> Any:
@@ -48,3 +51,17 @@ def pair(*names: str) -> Any:
 def whole(*names: str, low: int = 0, high: int = MOST_TOKENS) -> Any:
     """A flag for a whole number; the last of `names` is the help text."""
     return number(Whole(low, high), *names)
+
+
+def size(*names: str) -> Any:
+    """A flag for a number of bytes, "500M" or "2G"; the last of `names` is the help text."""
+
+    def parse(text: str | int) -> int:
+        found = re.fullmatch("([1-9][0-9]{0,15})([KMG]?)B?", str(text).upper())
+        if found is None:
+            message = f"found {text!r}, expected a number of bytes, like 500M or 2G"
+            raise typer.BadParameter(message)
+        return int(found[1]) * _UNITS[found[2]]
+
+    *flags, help_text = names
+    return typer.Option(*flags, parser=parse, metavar="N(M|G)", help=help_text)

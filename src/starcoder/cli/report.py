@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Clock", "facts", "json_line", "settings", "timings", "token_test", "token_tests"]
 
-_UNSAID = ("max_tokens", "ignore_eos", "seed")  # by ggml's program; the seed has a line of its own
+# Not said by ggml's program, but for the seed, which has a line of its own.
+_UNSAID = ("max_tokens", "ignore_eos", "seed", "priority", "salt", "max_prompt_ms", "max_time_ms")
 
 
 class Clock:
@@ -51,6 +52,7 @@ def facts(llm: LLM) -> None:
         ("type", f.type_name),
         ("parameters", f"{f.n_parameters / 1e6:.2f} M"),
         ("memory", f"{f.weight_bytes / 2**20:.2f} MB of weights"),
+        ("kv memory", f"{f.cache_bytes / 2**20:.2f} MB at most ({f.cache_type})"),
         ("threads", " ".join(filter(None, (str(f.n_threads), f.threads_note, f"({f.isa})")))),
     ]
     for name, value in rows:

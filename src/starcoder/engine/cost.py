@@ -20,6 +20,9 @@ _KEEP = 0.98  # of the weight of a step when the next one was seen
 _FLOOR = 1e-3  # weight of what was believed of a price, beside what was seen of it
 _MOST = 64  # steps between two fits
 _SUDDEN = 4.0  # times what was expected: the machine was elsewhere, which says little
+# What is believed before any step was seen: how fast weights are read, and of the time that takes
+# the share for a token that rides along, and for one of those above. A slow laptop's.
+_BYTES_PER_SECOND, _RIDE, _ARITHMETIC = 20e9, 0.02, 0.2
 
 Work = tuple[float, float, float, float]
 
@@ -38,10 +41,15 @@ def work_of(chunks: Iterable[tuple[int, int]]) -> Work:
 
 
 class CostModel:
-    """Prices of the four kinds of work, in seconds."""
+    """Prices of the four kinds of work, in seconds.
 
-    def __init__(self) -> None:
-        self.prices = (0.0, 0.0, 0.0, 0.0)
+    Args:
+        nbytes: of the weights, for a guess before any step was seen.
+    """
+
+    def __init__(self, nbytes: int = 0) -> None:
+        read = nbytes / _BYTES_PER_SECOND
+        self.prices = (read, read * _RIDE, read * _ARITHMETIC, 0.0)
         self._seen: list[tuple[Work, float]] = []  # since the last fit
         self._gram = np.zeros((4, 4))  # of the work that was seen
         self._moment = np.zeros(4)  # of that work and its seconds

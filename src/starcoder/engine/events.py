@@ -26,6 +26,7 @@ class RequestStats:
     prompt_seconds: float = 0.0  # in the model, for the prompt
     decode_seconds: float = 0.0  # in the model, for single tokens
     sample_seconds: float = 0.0  # for choosing tokens
+    skipped_tokens: int = 0  # of the prompt, those that there was no time for
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,7 +36,9 @@ class Event:
     id: int
     stats: RequestStats
     token: int | None = None
-    finish_reason: str | None = None  # "stop", "length", "cancelled", "error"; None: goes on
+    finish_reason: str | None = (
+        None  # "stop", "length", "time", "cancelled", "error"; None: goes on
+    )
     error: StarcoderError | None = None
     logprobs: TokenLogprobs | None = None  # of the token
     logits: NDArray[np.float32] | None = None  # (n, n_vocab) of the next n tokens of the prompt

@@ -134,6 +134,18 @@ class KVTree:
             n_freed += 1
         return n_freed
 
+    def recent(self, most: int) -> list[Node]:
+        """At most so many nodes, parents first: prefixes that are held, then those used last."""
+        found: dict[Node, None] = {}
+        held = (node for _, node in self.nodes() if node.n_users)
+        for last in (*held, *reversed(self._idle)):
+            path, node = list[Node](), last
+            while node.parent is not None and node not in found:
+                path.append(node)
+                node = node.parent
+            found.update(dict.fromkeys(path[::-1][: most - len(found)]))
+        return list(found)
+
     def nodes(self) -> Iterator[tuple[bytes, Node]]:
         """All nodes with their salts, parents before children."""
         for salt, root in self._roots.items():

@@ -14,35 +14,63 @@ import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from collections.abc import Sequence as Ids
 from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from starcoder import ops
 from starcoder.engine.engine import Engine
 from starcoder.engine.events import EngineStats, Event, RequestStats
 from starcoder.engine.outbox import Outbox
+from starcoder.engine.sequence import How
 from starcoder.errors import StarcoderError
 from starcoder.options import GenerationOptions
-from starcoder.sampler import Constraint
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["Loop", "Request"]
 
 Command = Callable[[], None]
+T = TypeVar("T")
+_GRACE = 0.02  # seconds after its time at which a request ends without the engine
+_LOOK_SECONDS = 1.0  # between two looks whether the loop was closed
 _JOIN_SECONDS = 30.0  # that `close` waits for the step that runs
 
 
 class Request:
     """A request that was handed in: its events, and the way to end it. Dropping it ends it too."""
 
-    def __init__(self, loop: Loop, id: int, outbox: Outbox) -> None:  # noqa: A002 - the field's word
+    def __init__(
+        self,
+        loop: Loop,
+        id: int,  # noqa: A002 - the field's word
+        outbox: Outbox,
+        end: float | None = None,
+    ) -> None:
         self.id, self.outbox = id, outbox
-        self._loop = loop
+        self._loop, self._end = loop, end
 
     def wait(self, i: int) -> Event | None:
         """Event number `i`, as soon as it is there; None if there will be none."""
         self._loop.run_here(lambda: len(self.outbox.events) > i or self.outbox.is_done)
-        return self.outbox.wait(i)
+        while True:
+            try:
+                return self.outbox.wait(i, self.seconds_left)
+            except Empty:
+                self.end_if_late()
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long its end may be waited for; None where there is no limit."""
+        return None if self._end is None else max(0.0, self._end - self._loop.clock())
+
+    def end_if_late(self) -> None:
+        """End it, with "time", if a long step keeps the engine from doing so."""
+        if self.seconds_left == 0 and not self.outbox.is_done:
+            self.outbox.put(_last_event(self.id, reason="time"))
+            self._loop.cancel(self.id)
 
     def cancel(self) -> None:
         """End it at the next step, if it has not ended. Safe from any thread."""
@@ -60,7 +88,7 @@ class Loop:
     """
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        self._engine, self.clock = engine, engine.clock
         self._is_closed = False
         self._thread: threading.Thread | None = None
         self._reset()
@@ -70,14 +98,9 @@ class Loop:
         self,
         prompt: Ids[int],
         options: GenerationOptions,
-        *,
-        stop_ids: Iterable[int] = (),
-        constraint: Constraint | None = None,
-        wants_logits: bool = False,
-        priority: int = 0,
-        salt: bytes = b"",
+        **how: Unpack[How],
     ) -> Request:
-        """Hand in a request; arguments and errors as for `Engine.submit`.
+        """Hand in a request; arguments and errors as for `Engine.submit`, which sets its id.
 
         Raises:
             StarcoderError: the loop was closed.
@@ -85,26 +108,44 @@ class Loop:
         if self._is_closed:
             raise StarcoderError("LLM", "a closed model", "an open one", "make a new LLM")
         self._engine.check(prompt)
+        how.setdefault("came", self._engine.clock())
+        limit = options.max_time_ms
+        end = None if limit is None else how["came"] + limit / 1e3 + _GRACE
         id_, outbox = self._engine.new_id(), Outbox()
-        request = Request(self, id_, outbox)  # from here on it ends if it is dropped
+        request = Request(self, id_, outbox, end)  # from here on it ends if it is dropped
 
         def begin() -> None:
             if not outbox.is_done:
-                self._engine.submit(
-                    prompt,
-                    options,
-                    stop_ids=stop_ids,
-                    constraint=constraint,
-                    wants_logits=wants_logits,
-                    priority=priority,
-                    salt=salt,
-                    id=id_,
-                )
+                self._engine.submit(prompt, options, id_, **how)
 
         self._outboxes[id_] = outbox
         self._inbox.put(begin)
         self._start()
         return request
+
+    def call(self, function: Callable[[Engine], T]) -> T:
+        """Call a function between two steps, with the engine, and wait for what it returns.
+
+        Raises:
+            StarcoderError: the loop was closed.
+        """
+        answers: SimpleQueue[Callable[[], T]] = SimpleQueue()
+
+        def answer() -> None:
+            try:
+                value = function(self._engine)
+                answers.put(lambda: value)
+            except Exception as raised:
+                error = raised  # whose name outlives the clause
+                answers.put(lambda: _raise(error))
+
+        self._inbox.put(answer)
+        self._start()
+        while not self._is_closed:
+            self.run_here(lambda: not answers.empty())
+            with contextlib.suppress(Empty):
+                return answers.get(timeout=_LOOK_SECONDS)()
+        raise StarcoderError("LLM", "a closed model", "an open one", "make a new LLM")
 
     def cancel(self, id: int) -> None:  # noqa: A002
         """End a request at the next step; nothing happens if it has ended by itself."""
@@ -165,9 +206,11 @@ class Loop:
                 if command is None:
                     return False
                 command()
+        # Ctrl-C is for whoever steps here; in a thread of its own, nobody else would hear of it.
+        faults = Exception if self._thread is None else BaseException
         try:
             events = self._engine.step()
-        except Exception as error:
+        except faults as error:
             self._engine.clear()
             self._end_all(error)
             return True
@@ -179,7 +222,7 @@ class Loop:
                 outbox.put(event)
         return True
 
-    def _end_all(self, error: Exception | None = None, *, wakes: bool = True) -> None:
+    def _end_all(self, error: BaseException | None = None, *, wakes: bool = True) -> None:
         """Tell all who wait that their requests are gone, or, not waking them, who come later."""
         outboxes, self._outboxes = self._outboxes, {}
         for id_, outbox in outboxes.items():
@@ -202,12 +245,20 @@ def _run(to_loop: weakref.ref[Loop], inbox: SimpleQueue[Command | None]) -> None
             del command
 
 
-def _last_event(id: int, error: Exception | None = None) -> Event:  # noqa: A002
+def _last_event(
+    id: int,  # noqa: A002 - the field's word
+    error: BaseException | None = None,
+    reason: str = "cancelled",
+) -> Event:
     if error is None:
-        return Event(id, RequestStats(0, 0, 0), finish_reason="cancelled")
+        return Event(id, RequestStats(0, 0, 0), finish_reason=reason)
     found = f"{type(error).__name__}: {error}"
     made = StarcoderError("engine", found, "no fault of ours", "please report it")
     return Event(id, RequestStats(0, 0, 0), finish_reason="error", error=made)
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error
 
 
 # ---- fork and the end of the process -------------------------------------------------------------

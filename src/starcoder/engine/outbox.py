@@ -13,35 +13,42 @@ __all__ = ["Outbox"]
 class Outbox:
     """Events in the order in which they came. They stay, so an interrupted reader loses none.
 
-    One thread puts events in; any number may wait for them. What a signal's handler raises may
-    come between any two lines of a reader: nothing here is taken out, and no lock of Python's is
-    held.
+    The engine's thread puts events in, and whoever ends the request the last one; any number of
+    threads may wait for them. What is put in beside the last event is never read. What a signal's
+    handler raises may come between any two lines of a reader: nothing here is taken out, and no
+    lock of Python's is held.
     """
 
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.on_event: Callable[[], object] | None = None  # is called in the engine's thread
+        self._has_last = False
         self._wakes: SimpleQueue[None] = SimpleQueue()
 
     @property
     def is_done(self) -> bool:
         """Whether the last event has come."""
-        return bool(self.events) and self.events[-1].finish_reason is not None
+        return self._has_last or (bool(self.events) and self.events[-1].finish_reason is not None)
 
     def put(self, event: Event, *, wakes: bool = True) -> None:
         """Add an event, unless the last one has come; `wakes` whoever waits for it."""
         if self.is_done:
             return
         self.events.append(event)
+        self._has_last = self._has_last or event.finish_reason is not None
         if wakes:
             self._wakes.put(None)
             if self.on_event is not None:
                 self.on_event()
 
-    def wait(self, i: int) -> Event | None:
-        """Event number `i`, as soon as it is there; None if there will be none."""
+    def wait(self, i: int, seconds: float | None = None) -> Event | None:
+        """Event number `i`, as soon as it is there; None if there will be none.
+
+        Raises:
+            queue.Empty: so many `seconds` went by without any event.
+        """
         while len(self.events) <= i and not self.is_done:
-            self._wakes.get()
+            self._wakes.get(timeout=seconds)
         if self.is_done:
             self._wakes.put(None)  # for others who wait
         return self.events[i] if i < len(self.events) else None

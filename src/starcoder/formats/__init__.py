@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from starcoder.formats._ggml_losses import legacy_losses
     from starcoder.formats._gguf_carry import carried_text
     from starcoder.formats._gguf_writer import older_parts, part_paths
+    from starcoder.formats._write import write_file
     from starcoder.formats.hf import check_config
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "part_paths",
     "read",
     "write",
+    "write_file",
 ]
 
 _HOMES = {
@@ -43,6 +45,7 @@ _HOMES = {
     "legacy_losses": "_ggml_losses",
     "older_parts": "_gguf_writer",
     "part_paths": "_gguf_writer",
+    "write_file": "_write",
 }
 
 _log = logging.getLogger("starcoder")

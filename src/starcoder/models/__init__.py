@@ -46,6 +46,7 @@ class Recorded:
     def __init__(self, config: ModelConfig, recorder: Recorder) -> None:
         self.config = config
         self.nbytes = recorder.nbytes
+        self.cache_type = " and ".join(sorted(recorder.cache_types))
         self.graph = recorder.graph
 
     def new_cache(self, n_blocks: int) -> KVCache:

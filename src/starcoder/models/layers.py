@@ -27,6 +27,7 @@ class Recorder:
         config: that of the checkpoint.
         graph: what was recorded.
         nbytes: bytes of the matrices, packed.
+        cache_types: how layers keep keys and values: "f16", "bf16".
 
     Raises:
         FormatError: the checkpoint lacks a tensor or has one of another shape.
@@ -37,6 +38,7 @@ class Recorder:
         self.config = checkpoint.config
         self.graph = ops.Graph()
         self.nbytes = 0
+        self.cache_types: set[str] = set()
         self._checkpoint = checkpoint
         self._architecture = architecture
         self._specs = architecture.specs(self.config.n_layers)
@@ -82,6 +84,7 @@ class Recorder:
         """
         kinds = {self._checkpoint.tensors[f"{name}.weight"].type for name in names}
         exact = kinds <= {TensorType.F32, TensorType.F16}
+        self.cache_types.add("f16" if exact else "bf16")
         return self.graph.attention(qkv, self.config.n_heads, self.config.n_kv_heads, not exact)
 
     def logit_rows(self, x: int) -> int:
