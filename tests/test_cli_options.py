@@ -66,6 +66,15 @@ def test_no_part_of_a_stop_string_is_printed(llm: LLM, run: Run) -> None:
     )
 
 
+def test_settings_name_what_is_not_as_usual_in_a_line_each(run: Run) -> None:
+    err = run("--temp", "0", "-p", "x", "-n", "1", "--stop", "a\nb" * 99, "--logit-bias", "5=1").err
+    lines = [line for line in err.splitlines() if line.startswith(("main: stop", "main: logit"))]
+    assert lines[0] == "main: logit_bias     = ((5, 1.0),)"
+    assert lines[1].startswith("main: stop           = ('a\\nb")
+    assert len(lines[1]) < 100
+    assert "regex" not in err
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -123,3 +123,39 @@ def test_nobody_is_late_whatever_the_neighbors_do(seed: int) -> None:
     while not made.is_idle:
         ended |= {event.id: model.now for event in made.step() if event.finish_reason}
     assert max(ended[request] - end for request, end in limits.items()) <= 0.05
+
+
+class SaysAgain:
+    """The first `n` tokens that are chosen say the end of the prompt again."""
+
+    is_over = False
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+
+    def allowed(self) -> None:
+        return None
+
+    def take(self, token: int) -> None:
+        self._n -= 1
+
+    @property
+    def is_in_prompt(self) -> bool:
+        return self._n >= 0
+
+
+def test_what_was_said_again_stays_when_its_request_is_put_off() -> None:
+    """Of a prompt whose answer has not begun, but whose end was chosen anew, nothing is cut."""
+    model = FakeModel(seconds=TOKEN)
+    made = Engine(model, n_ctx=N_CTX, n_positions=N_CTX, n_batch=64, clock=model.clock)
+    prompt = list(range(24))
+    options = GenerationOptions(max_tokens=6, max_time_ms=1e6, priority=1)
+    windows, again = Ends(prompt), SaysAgain(8)
+    late = made.submit(prompt, options, windows=windows, constraint=again)
+    events = [event for _ in range(4) for event in made.step()]
+    made.submit([40] * 40, GenerationOptions(max_tokens=2))
+    events += run(made)
+    tokens = [event.token for event in events if event.id == late and event.token is not None]
+    other = Engine(FakeModel(), n_ctx=N_CTX, n_positions=N_CTX, n_batch=64)
+    other.submit(prompt, GenerationOptions(max_tokens=14))
+    assert tokens == [event.token for event in run(other)]

@@ -137,6 +137,15 @@ def test_the_engine_ends_where_the_reader_does(llm: LLM) -> None:
     assert llm.stats().n_running == 0
 
 
+def test_where_only_whole_lines_are_shown_a_stop_string_ends_the_last_one(llm: LLM) -> None:
+    options: Any = {"max_tokens": 40, "stop": "load(", "max_time_ms": 60_000}
+    done = llm.generate(PROMPT, **options)
+    assert (done.text[-6:], done.finish_reason) == (" json.", "stop")
+    pieces = [piece.text for piece in llm.stream(PROMPT, **options)]
+    assert "".join(pieces) == done.text
+    assert all(text.endswith("\n") for text in pieces[:-1] if text)
+
+
 def test_the_prompt_is_not_searched(llm: LLM) -> None:
     prompt = "def add(a, b):\n    retu"
     assert llm.generate(prompt, max_tokens=8, stop="return").text.startswith("rn")

@@ -66,11 +66,13 @@ class GenerationOptions:
     min_tokens: int = _option(0, Whole(), "No end before so many tokens.")
     ignore_eos: bool = _option(False, Flag(), "Go on after the model's end token.")
     heal: bool = _option(True, Flag(), "Choose the last tokens of a text anew.")
-    stop: tuple[str, ...] = _option((), Texts(), "A text that ends the answer, before it.")
-    logprobs: int | None = _option(None, Whole(0, 20), "Log probabilities; of so many others.")
-    json_schema: str | None = _option(None, Schema(), "Say JSON that fits a JSON schema.")
-    regex: str | None = _option(None, Text(), "Say what a regular expression matches.")
-    grammar: str | None = _option(None, Text(), "Say what a grammar in Lark's format makes.")
+    stop: tuple[str, ...] = _option((), Texts(), "Text before which the answer ends.")
+    logprobs: int | None = _option(None, Whole(0, 20), "Log probabilities, of so many others too.")
+    json_schema: str | None = _option(None, Schema(), "Answer in JSON that fits this schema.")
+    regex: str | None = _option(None, Text(), "Answer what this regular expression matches.")
+    grammar: str | None = _option(
+        None, Text(), "Answer what this grammar (Lark's) makes."
+    )
     max_prompt_ms: float | None = _option(None, Real(), "Evaluate what fits, the end first.")
     max_time_ms: float | None = _option(None, Real(), "Whole lines, as many as fit.")
     priority: int = _option(0, Whole(-100, 100), "The lowest number is the most urgent.")

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Clock", "facts", "json_line", "settings", "timings", "token_test", "token_tests"]
 
-# Not said by ggml's program, but for the seed, which has a line of its own.
-_UNSAID = ("max_tokens", "ignore_eos", "seed", "priority", "salt", "max_prompt_ms", "max_time_ms")
+# What ggml's program says of how tokens are chosen; the rest is said where it is not as usual.
+_ALWAYS_SAID = ("temperature", "top_k", "top_p", "repeat_last_n", "repeat_penalty")
+_NEVER_SAID = ("max_tokens", "seed")  # the seed has a line of its own
+_MAX_SHOWN = 60  # characters of a value
 
 
 class Clock:
@@ -62,10 +64,12 @@ def facts(llm: LLM) -> None:
 def settings(stream: Stream) -> None:
     """How tokens are chosen, and how many the prompt has."""
     _say(f"seed = {stream.options.seed}")
-    for name in (name for name in DECLARED if name not in _UNSAID):
+    for name, option in DECLARED.items():
         value = getattr(stream.options, name)
-        shown = f"{value:.3f}" if isinstance(value, float) else value
-        _say(f"{LABELS[name]:14} = {shown}")
+        is_usual = value == option.default or name in _NEVER_SAID
+        if name in _ALWAYS_SAID or not is_usual:
+            shown = f"{value:.3f}" if isinstance(value, float) else repr(value)
+            _say(f"{LABELS[name]:14} = {shown[:_MAX_SHOWN]}")
     _say(f"number of tokens in prompt = {stream.prompt_tokens}\n")
 
 
