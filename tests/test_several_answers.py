@@ -49,6 +49,13 @@ def test_one_answer_is_a_list_of_one(llm: LLM) -> None:
     ]
 
 
+def test_a_prompt_that_can_be_read_once_has_several_answers_too(llm: LLM) -> None:
+    ids: Any = llm.tokenize(PROMPT)
+    n: Any = np.int8(2)
+    expected = [a.tokens for a in llm.generate(ids, n=2, seed=1, **HOT)]
+    assert [a.tokens for a in llm.generate(iter(ids), n=n, seed=1, **HOT)] == expected
+
+
 def test_asyncio_has_the_same(llm: LLM) -> None:
     async def ask() -> list[str]:
         async with AsyncLLM() as other:

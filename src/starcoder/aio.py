@@ -140,7 +140,7 @@ class AsyncLLM:
         Cancelling it ends the requests.
         """
         if n is not None:
-            return grouped(await self.generate(repeated(prompt, n), **options), prompt, n)
+            return grouped(await self.generate(repeated(prompt, n), **options), prompt)
         if not is_many(prompt):
             async with AsyncStream(self._llm.stream(cast(Any, prompt), **options)) as stream:
                 return await stream.drain()

@@ -99,7 +99,7 @@ class LLM(OpenModel):
             LogitsError: the model gave no numbers; its file is probably damaged.
         """
         if n is not None:
-            return grouped(self.generate(repeated(prompt, n), **options), prompt, n)
+            return grouped(self.generate(repeated(prompt, n), **options), prompt)
         if is_many(prompt):
             with ExitStack() as opened:
                 streams = [opened.enter_context(one) for one in self.streams(prompt, **options)]

@@ -70,9 +70,7 @@ class GenerationOptions:
     logprobs: int | None = _option(None, Whole(0, 20), "Log probabilities, of so many others too.")
     json_schema: str | None = _option(None, Schema(), "Answer in JSON that fits this schema.")
     regex: str | None = _option(None, Text(), "Answer what this regular expression matches.")
-    grammar: str | None = _option(
-        None, Text(), "Answer what this grammar (Lark's) makes."
-    )
+    grammar: str | None = _option(None, Text(), "Answer what this grammar (Lark's) makes.")
     max_prompt_ms: float | None = _option(None, Real(), "Evaluate what fits, the end first.")
     max_time_ms: float | None = _option(None, Real(), "Whole lines, as many as fit.")
     priority: int = _option(0, Whole(-100, 100), "The lowest number is the most urgent.")

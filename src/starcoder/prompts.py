@@ -6,6 +6,7 @@ the model has such ids, and the context room for them, is the engine's to say.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from starcoder import arguments
@@ -53,13 +54,17 @@ def check_is_one(prompt: object) -> None:
 def repeated(prompt: Any, n: object) -> list[Any]:
     """A prompt, or each of a list of prompts, `n` times in a row; raises InputError."""
     times = arguments.whole("n", n, 1, _MOST_ANSWERS)
-    return [one for one in (prompt if is_many(prompt) else [prompt]) for _ in range(times)]
+    prompts = prompt if is_many(prompt) else [prompt]
+    kept = (list(one) if isinstance(one, Iterator) else one for one in prompts)
+    return [one for one in kept for _ in range(times)]
 
 
-def grouped(answers: list[_Answer], prompt: Any, n: int) -> list[_Answer] | list[list[_Answer]]:
-    """The answers to what `repeated` made: a list of `n` for a prompt, of lists for several."""
-    groups = [answers[i : i + n] for i in range(0, len(answers), n)]
-    return groups if is_many(prompt) else groups[0]
+def grouped(answers: list[_Answer], prompt: Any) -> list[_Answer] | list[list[_Answer]]:
+    """The answers to what `repeated` made of a prompt; to those of a list, a list for each."""
+    if not is_many(prompt):
+        return answers
+    n = len(answers) // len(prompt) if prompt else 1
+    return [answers[i : i + n] for i in range(0, len(answers), n)]
 
 
 def prompt_ids(prompt: object, tokenizer: Tokenizer, n_ctx: int) -> list[int]:
