@@ -28,6 +28,7 @@ from starcoder.options import GenerationOptions
 
 N_CTX, N_CLIENTS, N_ANSWER = 4096, 8, 64
 N_FILE, N_CHAT, N_NEW = 1_500, 600, 200  # tokens
+_LINE = 10  # tokens
 _MARK = "bench"
 
 
@@ -37,6 +38,7 @@ class Watched:
 
     started: float
     came: list[float] = field(default_factory=list)
+    n_tokens: int = 0
 
     @property
     def first(self) -> float:
@@ -49,14 +51,27 @@ class Watched:
         return max(b - a for a, b in zip(self.came, self.came[1:], strict=False))
 
 
+class Ends:
+    """The ends of a prompt as its windows, one for every so many tokens that a line has."""
+
+    def __init__(self, prompt: list[int]) -> None:
+        self._prompt = prompt
+        self.lengths = [*range(_LINE, len(prompt), _LINE), len(prompt)]
+
+    def window(self, i: int) -> list[int]:
+        """The token ids of one."""
+        return self._prompt[-self.lengths[i] :]
+
+
 def ask(loop: Loop, prompt: list[int], n: int = 1, **options: float) -> Watched:
     """Ask, and wait for the answer."""
     watched = Watched(time.perf_counter())
     chosen = GenerationOptions(max_tokens=n, **options)  # type: ignore[arg-type]
-    request: Request = loop.submit(prompt, chosen)
+    request: Request = loop.submit(prompt, chosen, windows=Ends(prompt))
     for i in range(n):
         event = request.wait(i)
         watched.came.append(time.perf_counter())
+        watched.n_tokens += event is not None and event.token is not None
         if event is None or event.finish_reason is not None:
             break
     return watched
@@ -128,18 +143,19 @@ class Bench:
 
     def deadlines(self, n: int) -> dict[str, float]:
         """How late the latest of some requests with random limits is, in seconds."""
-        late, known = [], self.tokens(N_FILE)
+        late, n_empty, known = [], 0, self.tokens(N_FILE)
         ask(self.loop, known)
         for i in range(n):
             limit = self._random.uniform(60, 1500)
             length = self._random.randrange(20, 1200)
             prompt = known[:length] if i % 2 else self.tokens(length)
             started = time.perf_counter()
-            ask(self.loop, prompt, 200, max_time_ms=limit)
+            n_empty += not ask(self.loop, prompt, 200, max_time_ms=limit).n_tokens
             late.append(time.perf_counter() - started - limit / 1e3)
         return {
             "latest of those with a deadline": max(late),
             "late by more than 50 ms": sum(x > 0.05 for x in late),
+            "without a token": n_empty,
             "with a deadline": n,
         }
 
