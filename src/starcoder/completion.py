@@ -51,8 +51,8 @@ class Completion:
     """The answer to one prompt.
 
     `finish_reason` is "stop" (the model ended its text; the end token is not part of it),
-    "length" (`max_tokens` reached or the context full), "time" (`max_time_ms` or `max_prompt_ms` was
-    over; the text is whole lines) or "cancelled".
+    "length" (`max_tokens` reached or the context full), "time" (`max_time_ms` or `max_prompt_ms`
+    was over; the text is whole lines) or "cancelled".
     """
 
     text: str
