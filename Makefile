@@ -7,6 +7,7 @@
 #   make test-bounds             all tests with the oldest dependencies that are allowed
 #   make campaign-crash          a hundred kills and a disk that fills: no file is ever lost
 #   make campaign-writers        a hundred thousand files by four runs at once: none is lost
+#   make campaign-engine         ten thousand requests, schedules and interrupts, in some minutes
 #   make fuzz                    2,000 damaged models per format through everything that reads them
 #   make sanitize                the core under ASan, UBSan and TSan, in ten minutes
 #   make lint                    ruff, mypy and clang-format; `make format` mends what it can
@@ -20,8 +21,8 @@ PROMPT ?= def fibonacci(
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*.h csrc/*/*)
 CXX_FILES := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp tests/*.cpp)
 
-.PHONY: run test test-cpus test-cpus-full test-bounds campaign-crash campaign-writers fuzz sanitize \
-        lint format bench clean
+.PHONY: run test test-cpus test-cpus-full test-bounds campaign-crash campaign-writers \
+        campaign-engine fuzz sanitize lint format bench clean
 
 run: $(VENV)/installed
 	$(BIN)/starcoder $(if $(MODEL),-m "$(MODEL)") -p "$(PROMPT)" -n 64 --temp 0
@@ -43,6 +44,11 @@ campaign-crash: $(VENV)/installed
 
 campaign-writers: $(VENV)/installed
 	STARCODER_WRITES=100000 $(BIN)/python -m pytest tests/test_two_writers.py
+
+campaign-engine: $(VENV)/installed
+	STARCODER_REQUESTS=10000 STARCODER_PROMPTS=2000 STARCODER_SCHEDULES=10000 \
+	STARCODER_INTERRUPTS=2000 $(BIN)/python -m pytest -v --timeout 1200 --durations 0 \
+	tests/test_many_requests.py tests/test_one_answer.py tests/test_schedules.py tests/test_loop.py
 
 fuzz: $(VENV)/installed
 	$(BIN)/python -m tests.fuzz --n 2000

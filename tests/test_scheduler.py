@@ -159,3 +159,12 @@ def test_finishing_gives_the_blocks_back_whether_running_or_waiting() -> None:
     assert (steps.blocks.n_available, first.block_table, second.block_table) == (4, [], [])
     assert first.status is second.status is Status.FINISHED
     assert steps.step() == []
+
+
+def test_the_less_urgent_ride_along_with_the_more_urgent_and_delay_nobody() -> None:
+    typing, batch = sequence(5), sequence(100, priority=1)
+    steps = Steps(typing, batch, n_batch=512)
+    assert steps.step() == [(typing, 5), (batch, 11)]
+    assert steps.step() == [(typing, 1), (batch, 15)]
+    steps.scheduler.finish(typing)
+    assert steps.step() == [(batch, 74)]

@@ -159,6 +159,14 @@ class AsyncLLM:
         """Scores (n, n_vocab) of the token that follows each of `tokens` (n); as `LLM.logits`."""
         return await asyncio.to_thread(self._llm.logits, tokens)
 
+    async def save_cache(self, path: str | os.PathLike[str], max_bytes: int | None = None) -> int:
+        """Keep computed prompts in a file, for the next start; as `LLM.save_cache`."""
+        return await asyncio.to_thread(self._llm.save_cache, path, max_bytes)
+
+    async def load_cache(self, path: str | os.PathLike[str]) -> int:
+        """Take over computed prompts from a file; as `LLM.load_cache`."""
+        return await asyncio.to_thread(self._llm.load_cache, path)
+
     def tokenize(self, text: str) -> list[int]:
         """The token ids of a text; as `LLM.tokenize`."""
         return self._llm.tokenize(text)

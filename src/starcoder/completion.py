@@ -56,9 +56,10 @@ class Completion:
     """The answer to one prompt.
 
     `finish_reason` is "stop" (the model ended its text, or said a stop string), "length"
-    (`max_tokens` reached or the context full) or "cancelled". The token that ends a text is in none
-    of these values. A stop string is not in the text, but what it was said with is among the
-    tokens, and so is the whole token of which the prompt had the beginning.
+    (`max_tokens` reached or the context full), "time" (`max_time_ms` or `max_prompt_ms` was over;
+    the text is whole lines) or "cancelled". The token that ends a text is in none of these values.
+    A stop string is not in the text, but what it was said with is among the tokens, and so is the
+    whole token of which the prompt had the beginning.
     """
 
     text: str

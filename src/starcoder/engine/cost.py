@@ -2,7 +2,7 @@
 
 A step multiplies each weight with every token that it has, and each token looks at all positions
 before it. So its time is close to a line in four numbers: one, for reading the weights; the tokens
-up to `_FEW`, which ride along with that; the tokens above, which cost arithmetic; and the pairs of
+up to `FEW`, which ride along with that; the tokens above, which cost arithmetic; and the pairs of
 a token and a position. The four prices are fitted to the steps that were seen, the latest weigh
 most, for machines are shared. Answers never depend on any of this: only when they come does.
 """
@@ -13,9 +13,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-__all__ = ["CostModel", "work_of"]
+__all__ = ["FEW", "CostModel", "work_of"]
 
-_FEW = 16  # tokens that one reading of the weights serves at nearly the price of one
+FEW = 16  # tokens that one reading of the weights serves at nearly the price of one
 _KEEP = 0.98  # of the weight of a step when the next one was seen
 _FLOOR = 1e-3  # weight of what was believed of a price, beside what was seen of it
 _MOST = 64  # steps between two fits
@@ -37,7 +37,7 @@ def work_of(chunks: Iterable[tuple[int, int]]) -> Work:
     for n_tokens, first in chunks:
         n += n_tokens
         pairs += n_tokens * (first + (n_tokens + 1) / 2)
-    return 1.0, float(min(n, _FEW)), float(max(n - _FEW, 0)), pairs / 1024
+    return 1.0, float(min(n, FEW)), float(max(n - FEW, 0)), pairs / 1024
 
 
 class CostModel:

@@ -51,4 +51,6 @@ class Outbox:
             self._wakes.get(timeout=seconds)
         if self.is_done:
             self._wakes.put(None)  # for others who wait
-        return self.events[i] if i < len(self.events) else None
+        if i >= len(self.events) or (i and self.events[i - 1].finish_reason is not None):
+            return None
+        return self.events[i]

@@ -1,9 +1,10 @@
 """Scheduler: which sequences run next, and with how many tokens. Bookkeeping over ints, no arrays.
 
 Whoever is decoding is in every step. Prompts run in chunks beside them, cut so that the step takes
-no longer than it should: the most urgent first, and those of one priority in turn. Which sequences
-run at all is up to `admission`; a sequence grows block by block, and where there is no room left
-the least urgent gives its blocks back.
+no longer than it should: the most urgent first, and those of one priority in turn. Beside the more
+urgent, no more tokens of the less urgent run than cost next to nothing. Which sequences run at all
+is up to `admission`; a sequence grows block by block, and where there is no room left the least
+urgent gives its blocks back.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import math
 
 from starcoder.engine.admission import Admission
-from starcoder.engine.cost import CostModel
+from starcoder.engine.cost import FEW, CostModel
 from starcoder.engine.kv_blocks import KVBlocks
 from starcoder.engine.sequence import Sequence, Status
 
@@ -59,7 +60,9 @@ class Scheduler:
         for sequence in in_turn:
             if sequence.n_left > 1 and sequence.status is Status.RUNNING:
                 n = self._n_fitting(sequence, chunks, min(within, self._max_seconds))
-                if not has_prompt:
+                if any(other.priority < sequence.priority for other, _ in chunks):
+                    n = FEW - sum(n for _, n in chunks)  # they ride along, and delay nobody
+                elif not has_prompt:
                     n = max(n, _FEWEST if within == math.inf else not chunks)
                 has_prompt |= self._choose(sequence, n, chunks)
         return chunks
