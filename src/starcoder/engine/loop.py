@@ -78,7 +78,9 @@ class Request:
             self._loop.cancel(self.id)
             self.outbox.put(_last_event(self.id))
 
-    __del__ = cancel
+    def __del__(self) -> None:
+        if hasattr(self, "_end"):  # an interrupt may have come before it was made
+            self.cancel()
 
 
 class Loop:
