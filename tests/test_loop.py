@@ -205,10 +205,12 @@ def test_interrupts_at_random_moments_lose_no_token_and_hang_nobody(keeps: bool)
     before, n_stopped = signal.signal(signal.SIGALRM, stop), 0
     try:
         for _ in range(N_INTERRUPTS):
-            one = None
-            signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, 0.004))
+            one, seconds = None, rng.uniform(1e-5, 0.004)
             while True:
                 try:
+                    if seconds:
+                        after, seconds = seconds, 0.0
+                        signal.setitimer(signal.ITIMER_REAL, after)
                     if one is None:
                         one = stream(loop, [7, 7], 40, temperature=1.0, seed=3)
                     for _ in one:
