@@ -18,13 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from starcoder import machine, models, ops, prompt_cache
+from starcoder import prompt_cache
 from starcoder.bench import synthetic
+from starcoder.convert.mix import find_mix
+from starcoder.core import machine, ops
 from starcoder.engine import Engine, Loop, Request
 from starcoder.errors import StarcoderError
-from starcoder.mix import find_mix
-from starcoder.models import Recorded
-from starcoder.options import GenerationOptions
+from starcoder.model import models
+from starcoder.model.models import Recorded
+from starcoder.sampling.options import GenerationOptions
 
 N_CTX, N_CLIENTS, N_ANSWER = 4096, 8, 64
 N_FILE, N_CHAT, N_NEW = 1_500, 600, 200  # tokens

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from starcoder.engine.block_pool import BlockPool
-from starcoder.kv_cache import RUN_LEN
+from starcoder.model.kv_cache import RUN_LEN
 
 
 def test_a_pool_gives_each_block_once() -> None:

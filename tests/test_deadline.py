@@ -7,7 +7,7 @@ import random
 import pytest
 
 from starcoder.engine import Engine, Event
-from starcoder.options import GenerationOptions
+from starcoder.sampling.options import GenerationOptions
 from tests.helpers.fake_model import N_CTX, FakeModel
 
 TOKEN = 0.01  # seconds

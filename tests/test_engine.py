@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from starcoder.batch import BLOCK_LEN, Batch
+from starcoder.core.batch import BLOCK_LEN, Batch
 from starcoder.engine import Engine, Event
 from starcoder.errors import InputError, MemoryLimitError
-from starcoder.kv_cache import KVCache
-from starcoder.options import GenerationOptions
-from starcoder.sampler import LogitsError
+from starcoder.model.kv_cache import KVCache
+from starcoder.sampling.options import GenerationOptions
+from starcoder.sampling.sampler import LogitsError
 from tests.helpers.fake_model import END, N_CTX, N_VOCAB, POISON, FakeModel, logits_after
 
 

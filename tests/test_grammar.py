@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from starcoder import LLM, InputError
-from starcoder.grammar import Grammars
-from starcoder.tokenizer import Tokenizer
+from starcoder.text.grammar import Grammars
+from starcoder.text.tokenizer import Tokenizer
 from tests.helpers.vocabularies import TRAINED
 
 PROMPT = "def config():\n    return "

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from starcoder import LLM
-from starcoder.heal import Healer
+from starcoder.text.heal import Healer
 
 
 @pytest.fixture(scope="module")

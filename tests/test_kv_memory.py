@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from starcoder import LLM, formats, kv_memory, machine, memory
-from starcoder.checkpoint import Checkpoint
+from starcoder import LLM, formats
+from starcoder.convert import kv_memory, memory
+from starcoder.core import machine
+from starcoder.core.machine import Room
 from starcoder.errors import InputError, MemoryLimitError
-from starcoder.kv_cache import cache_bytes
-from starcoder.machine import Room
+from starcoder.model.checkpoint import Checkpoint
+from starcoder.model.kv_cache import cache_bytes
 
 N_CTX = 512
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from starcoder import LLM
+from starcoder.completion.plan import Planner
+from starcoder.completion.stream import Answer
 from starcoder.engine import Event, RequestStats
-from starcoder.options import GenerationOptions
-from starcoder.plan import Planner
-from starcoder.stream import Answer
-from starcoder.tokenizer import Tokenizer
-from starcoder.vocab import Vocab
+from starcoder.model.vocab import Vocab
+from starcoder.sampling.options import GenerationOptions
+from starcoder.text.tokenizer import Tokenizer
 
 TEXTS = (b"a = ", b"1\n", b"b", b" = 2\n    ", b"c\xc3")  # the last is half a character
 TOKENIZER = Tokenizer(Vocab(TEXTS, np.empty((0, 2), np.int32), frozenset(), eos_id=None))

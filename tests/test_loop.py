@@ -12,12 +12,12 @@ from typing import cast
 
 import pytest
 
+from starcoder.completion.plan import Planner
+from starcoder.completion.stream import Stream
 from starcoder.engine import Engine, Loop
 from starcoder.errors import MemoryLimitError, StarcoderError
-from starcoder.options import GenerationOptions
-from starcoder.plan import Planner
-from starcoder.stream import Stream
-from starcoder.tokenizer import Tokenizer
+from starcoder.sampling.options import GenerationOptions
+from starcoder.text.tokenizer import Tokenizer
 from tests.helpers.fake_model import N_CTX, FakeModel
 
 N_INTERRUPTS = int(os.environ.get("STARCODER_INTERRUPTS", "150"))

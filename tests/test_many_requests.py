@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from starcoder.engine import Engine, Loop, Request
-from starcoder.options import GenerationOptions
+from starcoder.sampling.options import GenerationOptions
 from tests.helpers.fake_model import N_CTX, FakeModel
 
 N_REQUESTS = int(os.environ.get("STARCODER_REQUESTS", "1500"))

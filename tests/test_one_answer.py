@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from starcoder import LLM, formats, models, ops, prompt_cache
-from starcoder.batch import BLOCK_LEN
+from starcoder import LLM, formats, prompt_cache
+from starcoder.core import ops
+from starcoder.core.batch import BLOCK_LEN
 from starcoder.engine import Engine, Loop, Request
-from starcoder.models import Recorded
-from starcoder.options import GenerationOptions
+from starcoder.model import models
+from starcoder.model.models import Recorded
+from starcoder.sampling.options import GenerationOptions
 
 N_PROMPTS = int(os.environ.get("STARCODER_PROMPTS", "200"))
 N_CTX, N_TOKENS = 256, 6

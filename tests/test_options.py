@@ -12,7 +12,7 @@ import pytest
 from starcoder import LLM, GenerationOptions, InputError
 from starcoder.cli import flags
 from starcoder.cli.generate import generate
-from starcoder.options import DECLARED, Options
+from starcoder.sampling.options import DECLARED, Options
 
 
 class Hostile(dict[Any, Any]):

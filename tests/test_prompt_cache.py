@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from starcoder import LLM, prompt_cache
-from starcoder.batch import BLOCK_LEN
+from starcoder.core.batch import BLOCK_LEN
 from starcoder.engine import Engine, Loop
 from starcoder.errors import FormatError, StarcoderError, WriteError
-from starcoder.options import GenerationOptions
 from starcoder.prompt_cache import ForeignFileError
+from starcoder.sampling.options import GenerationOptions
 from tests.helpers.fake_model import N_CTX, FakeCache, FakeModel
 
 MARK = "ab" * 32

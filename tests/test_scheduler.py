@@ -9,8 +9,8 @@ from starcoder.engine.cost import CostModel, work_of
 from starcoder.engine.kv_blocks import KVBlocks
 from starcoder.engine.scheduler import Chunk, Scheduler
 from starcoder.engine.sequence import Sequence, Status
-from starcoder.options import GenerationOptions
-from starcoder.sampler import Sampler
+from starcoder.sampling.options import GenerationOptions
+from starcoder.sampling.sampler import Sampler
 
 _ids = itertools.count()
 

@@ -12,12 +12,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from starcoder.batch import BLOCK_LEN
+from starcoder.core.batch import BLOCK_LEN
 from starcoder.engine.cost import CostModel, work_of
 from starcoder.engine.kv_blocks import KVBlocks
 from starcoder.engine.scheduler import Scheduler
 from starcoder.engine.sequence import Sequence, Status
-from starcoder.options import GenerationOptions
+from starcoder.sampling.options import GenerationOptions
 
 N_SCHEDULES = int(os.environ.get("STARCODER_SCHEDULES", "40"))
 N_BLOCKS, N_CTX, N_BATCH = 8, 100, 24

@@ -9,8 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from starcoder import LLM, InputError
-from starcoder.answer_text import AnswerText
-from starcoder.stops import StopSearch
+from starcoder.completion.answer_text import AnswerText
+from starcoder.text.stops import StopSearch
 from tests.helpers.vocabularies import TRAINED
 
 few = st.sampled_from("ab\né")

@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from starcoder.vocab import Vocab
-from starcoder.windows import PromptWindows
+from starcoder.model.vocab import Vocab
+from starcoder.text.windows import PromptWindows
 
 NAMES = (b"a", b"b\n", b"c", b"<fim_prefix>", b"<fim_suffix>", b"<fim_middle>", b"<file>")
 A, LINE, C, PREFIX, SUFFIX, MIDDLE, FILE = range(7)

@@ -18,16 +18,16 @@ from starcoder.errors import WriteError as WriteError
 if TYPE_CHECKING:
     from starcoder.aio import AsyncLLM as AsyncLLM
     from starcoder.aio import AsyncStream as AsyncStream
-    from starcoder.completion import Completion as Completion
-    from starcoder.completion import Piece as Piece
-    from starcoder.completion import Timings as Timings
+    from starcoder.completion.result import Completion as Completion
+    from starcoder.completion.result import Piece as Piece
+    from starcoder.completion.result import Timings as Timings
+    from starcoder.completion.stream import Stream as Stream
     from starcoder.engine import EngineStats as EngineStats
     from starcoder.facts import Facts as Facts
     from starcoder.llm import LLM as LLM
-    from starcoder.logprobs import TokenLogprobs as TokenLogprobs
-    from starcoder.options import GenerationOptions as GenerationOptions
-    from starcoder.sampler import LogitsError as LogitsError
-    from starcoder.stream import Stream as Stream
+    from starcoder.sampling.logprobs import TokenLogprobs as TokenLogprobs
+    from starcoder.sampling.options import GenerationOptions as GenerationOptions
+    from starcoder.sampling.sampler import LogitsError as LogitsError
 
 __version__ = "0.1.0"
 

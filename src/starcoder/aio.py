@@ -19,13 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starcoder import pocket
-from starcoder.completion import Completion, Piece
+from starcoder.completion.prompts import Prompt, Prompts, grouped, is_many, repeated
+from starcoder.completion.result import Completion, Piece
+from starcoder.completion.stream import Stream
 from starcoder.engine import EngineStats
 from starcoder.facts import Facts
 from starcoder.llm import LLM
-from starcoder.options import GenerationOptions, Options
-from starcoder.prompts import Prompt, Prompts, grouped, is_many, repeated
-from starcoder.stream import Stream
+from starcoder.sampling.options import GenerationOptions, Options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -11,13 +11,13 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, overload
 
 from starcoder import pocket
-from starcoder.completion import Completion
+from starcoder.completion.plan import Planner
+from starcoder.completion.prompts import Prompt, Prompts, check_is_one, grouped, is_many, repeated
+from starcoder.completion.result import Completion
+from starcoder.completion.stream import Stream
 from starcoder.loading import load
 from starcoder.opened import OpenModel
-from starcoder.options import GenerationOptions, Options
-from starcoder.plan import Planner
-from starcoder.prompts import Prompt, Prompts, check_is_one, grouped, is_many, repeated
-from starcoder.stream import Stream
+from starcoder.sampling.options import GenerationOptions, Options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

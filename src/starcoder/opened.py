@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starcoder import arguments, prompt_cache, scoring
+from starcoder.completion.prompts import token_ids
 from starcoder.engine import EngineStats, Loop
 from starcoder.errors import InputError
 from starcoder.facts import Facts
 from starcoder.loading import Loaded
-from starcoder.prompts import token_ids
 
 __all__ = ["OpenModel"]
 

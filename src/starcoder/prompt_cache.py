@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starcoder import formats
-from starcoder.batch import BLOCK_LEN
+from starcoder.core.batch import BLOCK_LEN
 from starcoder.engine import Engine, Entry, Loop, Restorer, hold, release
 from starcoder.errors import FormatError, StarcoderError, WriteError
 

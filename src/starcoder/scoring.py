@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from starcoder.engine import Loop
 from starcoder.errors import MemoryLimitError, StarcoderError
-from starcoder.options import GenerationOptions
+from starcoder.sampling.options import GenerationOptions
 
 __all__ = ["logits"]
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from starcoder.batch import BLOCK_LEN, Batch
-from starcoder.config import ModelConfig
-from starcoder.kv_cache import KVCache
+from starcoder.core.batch import BLOCK_LEN, Batch
+from starcoder.model.config import ModelConfig
+from starcoder.model.kv_cache import KVCache
 
 __all__ = ["END", "N_CTX", "N_VOCAB", "POISON", "FakeCache", "FakeModel", "logits_after"]
 

@@ -9,8 +9,8 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from starcoder.cli.numbers import number, pair
-from starcoder.option_kinds import Flag, Pairs, Real, Schema, Text, Texts, Whole
-from starcoder.options import DECLARED, Option
+from starcoder.sampling.option_kinds import Flag, Pairs, Real, Schema, Text, Texts, Whole
+from starcoder.sampling.options import DECLARED, Option
 
 __all__ = ["LABELS", "takes_options"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from starcoder.errors import InputError
-from starcoder.option_kinds import MOST_TOKENS, Real, Whole
+from starcoder.sampling.option_kinds import MOST_TOKENS, Real, Whole
 
 __all__ = ["number", "pair", "size", "whole"]
 

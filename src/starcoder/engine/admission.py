@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from collections.abc import Sequence as Ids
 
-from starcoder.batch import BLOCK_LEN
+from starcoder.core.batch import BLOCK_LEN
 from starcoder.engine.kv_blocks import KVBlocks
 from starcoder.engine.sequence import Sequence, Status
 

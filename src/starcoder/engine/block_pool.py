@@ -7,7 +7,7 @@ takes what is left of runs that others began.
 
 from __future__ import annotations
 
-from starcoder.kv_cache import RUN_LEN
+from starcoder.model.kv_cache import RUN_LEN
 
 __all__ = ["BlockPool"]
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Ids
 from typing import TYPE_CHECKING, Any
 
-from starcoder.batch import BLOCK_LEN
+from starcoder.core.batch import BLOCK_LEN
 from starcoder.engine.cost import CostModel, work_of
 from starcoder.engine.deadline import Deadlines
 from starcoder.engine.events import EngineStats, Event
@@ -21,14 +21,14 @@ from starcoder.engine.failure import typed
 from starcoder.engine.kv_blocks import KVBlocks
 from starcoder.engine.scheduler import Chunk, Scheduler
 from starcoder.engine.sequence import How, Sequence, batch_of, check_prompt
-from starcoder.options import GenerationOptions
+from starcoder.sampling.options import GenerationOptions
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from typing_extensions import Unpack
 
-    from starcoder.models import Model
+    from starcoder.model.models import Model
 
 __all__ = ["MAX_STEP_SECONDS", "Engine"]
 

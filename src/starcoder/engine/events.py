@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starcoder.errors import StarcoderError
-from starcoder.logprobs import TokenLogprobs
+from starcoder.sampling.logprobs import TokenLogprobs
 
 __all__ = ["EngineStats", "Event", "RequestStats"]
 

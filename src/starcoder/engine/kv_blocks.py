@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Ids
 from typing import Protocol
 
-from starcoder.batch import BLOCK_LEN
+from starcoder.core.batch import BLOCK_LEN
 from starcoder.engine.block_pool import BlockPool
 from starcoder.engine.kv_tree import KVTree, Node
 

@@ -19,7 +19,7 @@ from starcoder.engine.block_pool import BlockPool
 from starcoder.engine.kv_blocks import KVBlocks
 from starcoder.engine.kv_tree import Node
 from starcoder.errors import StarcoderError
-from starcoder.kv_cache import KVCache
+from starcoder.model.kv_cache import KVCache
 
 __all__ = ["Entry", "Restorer", "hold", "release"]
 

@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from starcoder.batch import BLOCK_LEN
+from starcoder.core.batch import BLOCK_LEN
 from starcoder.engine.block_pool import BlockPool
 
 __all__ = ["KVTree", "Match", "Node"]

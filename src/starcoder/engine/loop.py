@@ -19,13 +19,13 @@ from collections.abc import Sequence as Ids
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from starcoder import ops
+from starcoder.core import ops
 from starcoder.engine.engine import Engine
 from starcoder.engine.events import EngineStats, Event, RequestStats
 from starcoder.engine.outbox import Outbox
 from starcoder.engine.sequence import How
 from starcoder.errors import StarcoderError
-from starcoder.options import GenerationOptions
+from starcoder.sampling.options import GenerationOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

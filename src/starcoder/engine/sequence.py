@@ -9,13 +9,13 @@ from collections.abc import Sequence as Ids
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypedDict
 
-from starcoder.batch import Batch
+from starcoder.core.batch import Batch
 from starcoder.engine.events import RequestStats
 from starcoder.engine.kv_tree import Node
 from starcoder.errors import InputError
-from starcoder.logprobs import TokenLogprobs
-from starcoder.options import GenerationOptions
-from starcoder.sampler import Constraint, Sampler
+from starcoder.sampling.logprobs import TokenLogprobs
+from starcoder.sampling.options import GenerationOptions
+from starcoder.sampling.sampler import Constraint, Sampler
 
 if TYPE_CHECKING:
     import numpy as np
