@@ -12,13 +12,13 @@ import sys
 from typing import Any
 
 from bench.rival import RIVALS, Rival
-from starcoder import machine, ops
 from starcoder.bench import sources
 from starcoder.bench.result import Pairs, Speed
 from starcoder.bench.runner import Runner, Task, check_room
 from starcoder.bench.session import turns
 from starcoder.bench.sources import Source
 from starcoder.cli.bench_report import rounded
+from starcoder.core import machine, ops
 from starcoder.errors import InputError, StarcoderError
 
 

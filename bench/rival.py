@@ -18,8 +18,8 @@ from typing import Any
 
 from starcoder import formats
 from starcoder.bench.runner import Task
-from starcoder.checkpoint import Checkpoint, Format
 from starcoder.errors import InputError
+from starcoder.model.checkpoint import Checkpoint, Format
 
 __all__ = ["RIVALS", "Rival"]
 

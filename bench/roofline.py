@@ -18,7 +18,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from starcoder.limits import Limits
+from starcoder.core.limits import Limits
 
 _WIDTH, _HEIGHT = 860, 560
 _LEFT, _RIGHT, _TOP, _BOTTOM = 76, 222, 58, 58  # margins; labels of points stand to the right

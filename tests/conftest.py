@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from starcoder import ops
+from starcoder.core import ops
 from tests.helpers.command import Result, Run
 from tests.helpers.every_format import WRITERS
 from tests.helpers.fake_hub import FakeHub, serving

@@ -25,9 +25,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from starcoder import LLM, _core, ops
-from starcoder.batch import Batch
-from starcoder.tensor import TensorType
+from starcoder import LLM, _core
+from starcoder.core import ops
+from starcoder.core.batch import Batch
+from starcoder.core.tensor import TensorType
 from tests.helpers import operations
 from tests.helpers.tape import Tape
 from tests.helpers.weights import random_tensor
@@ -394,7 +395,7 @@ def test_python_imports_it_and_writes_the_same_text(
     machine: Machine, report: Callable[[Machine, str, float], None]
 ) -> None:
     started = time.perf_counter()
-    code = "import starcoder, starcoder.ops as ops; print(ops.isa())"
+    code = "import starcoder, starcoder.core.ops as ops; print(ops.isa())"
     run = emulated(machine, sys.executable, "-c", code)
     assert (run.returncode, run.stdout.strip()) == (0, machine.isa), run.stderr
     for options, stdin in COMMANDS:

@@ -13,8 +13,8 @@ from bench import against as command
 from bench.rival import Rival
 from starcoder.bench import synthetic
 from starcoder.bench.runner import Task
+from starcoder.convert.mix import find_mix
 from starcoder.errors import InputError
-from starcoder.mix import find_mix
 from tests.helpers.command import Result
 
 SHORT = ["-p", "20", "-n", "3", "-r", "2"]

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from starcoder import formats, models
-from starcoder.batch import BLOCK_LEN, Batch
-from starcoder.kv_cache import KVCache
-from starcoder.models import Model
+from starcoder import formats
+from starcoder.core.batch import BLOCK_LEN, Batch
+from starcoder.model import models
+from starcoder.model.kv_cache import KVCache
+from starcoder.model.models import Model
 
 # A prompt of three tokens, one more token of a longer text, and a chunk that ends with its block.
 RAGGED = Batch.of(

@@ -9,16 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from starcoder import formats, limits, models, ops, pocket, quantize
-from starcoder.architecture import Role
+from starcoder import formats, pocket
 from starcoder.bench import synthetic
 from starcoder.bench.result import Pairs, Result, Speed
 from starcoder.bench.runner import Runner, Task, Work
-from starcoder.checkpoint import Checkpoint
-from starcoder.kv_cache import RUN_LEN
-from starcoder.limits import Limits
-from starcoder.mix import find_mix
-from starcoder.tensor import TensorType
+from starcoder.convert import quantize
+from starcoder.convert.mix import find_mix
+from starcoder.core import limits, ops
+from starcoder.core.limits import Limits
+from starcoder.core.tensor import TensorType
+from starcoder.model import models
+from starcoder.model.architecture import Role
+from starcoder.model.checkpoint import Checkpoint
+from starcoder.model.kv_cache import RUN_LEN
 from tests.helpers.command import Run
 
 LIMITS = Limits(read_gbps=20, int8_gmacs=300, bf16_gmacs=150, f32_gmacs=80)

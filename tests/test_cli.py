@@ -261,7 +261,7 @@ def test_too_little_memory_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch
     def starved(*args: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("starcoder.models.build", starved)
+    monkeypatch.setattr("starcoder.model.models.build", starved)
     result = run("-p", "x")
     assert (result.code, result.err.count("\n")) == (2, 1)
     assert "not enough memory" in result.err

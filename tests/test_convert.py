@@ -12,7 +12,7 @@ import pytest
 
 from starcoder import LLM, formats
 from starcoder.cli import progress
-from starcoder.tensor import TensorType
+from starcoder.core.tensor import TensorType
 from tests.helpers.command import Run
 from tests.helpers.gguf import write_gguf
 from tests.helpers.hf import write_hf

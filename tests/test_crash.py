@@ -18,7 +18,7 @@ import pytest
 
 from starcoder import formats
 from starcoder.errors import WriteError
-from starcoder.formats._write import write_file
+from starcoder.formats.io.atomic import write_file
 from tests.helpers.gguf import write_gguf
 from tests.helpers.tiny import TinyModel, make_tiny
 

@@ -14,12 +14,15 @@ from pathlib import Path
 import pytest
 
 import starcoder
-from starcoder import formats, models, ops, quantize
+from starcoder import formats
+from starcoder.convert import quantize
+from starcoder.convert.mix import find_mix
+from starcoder.convert.quantize import Choice
+from starcoder.core import ops
+from starcoder.core.tensor import Tensor
 from starcoder.errors import FormatError
-from starcoder.formats._mapped import map_file
-from starcoder.mix import find_mix
-from starcoder.quantize import Choice
-from starcoder.tensor import Tensor
+from starcoder.formats.io.mapped import map_file
+from starcoder.model import models
 from tests.helpers.command import Run
 from tests.helpers.gguf import write_gguf
 from tests.helpers.tiny import make_tiny
@@ -83,7 +86,7 @@ def test_other_bus_errors_still_end_the_process(tmp_path: Path) -> None:
     code = """
 import mmap, os, sys
 from pathlib import Path
-from starcoder.formats._mapped import map_file
+from starcoder.formats.io.mapped import map_file
 path = Path(sys.argv[1])
 path.write_bytes(bytes(20_000))
 ours = map_file(path)

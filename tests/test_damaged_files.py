@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from starcoder import formats
-from starcoder.checkpoint import Checkpoint
 from starcoder.errors import FormatError
+from starcoder.model.checkpoint import Checkpoint
 from tests.helpers.every_format import WRITERS
 from tests.helpers.gguf import Value, write_gguf
 from tests.helpers.hf import write_hf

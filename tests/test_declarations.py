@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from starcoder import models
-from starcoder.architecture import Architecture, Role
-from starcoder.config import ModelConfig
-from starcoder.models.gpt_bigcode import GPT_BIGCODE
+from starcoder.model import models
+from starcoder.model.architecture import Architecture, Role
+from starcoder.model.config import ModelConfig
+from starcoder.model.gpt_bigcode import GPT_BIGCODE
 
 # GGUF's by llama.cpp's constants, Hugging Face's by transformers, the last by ggml's converter.
 NAMES = """

@@ -10,8 +10,9 @@ import gguf
 import numpy as np
 import pytest
 
-from starcoder import _core, formats, ops
-from starcoder.tensor import Tensor, TensorType
+from starcoder import _core, formats
+from starcoder.core import ops
+from starcoder.core.tensor import Tensor, TensorType
 from tests import reference
 from tests.helpers.guarded import guarded
 from tests.helpers.weights import random_tensor

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from starcoder.batch import BLOCK_LEN, Batch
-from starcoder.config import ModelConfig
+from starcoder.core.batch import BLOCK_LEN, Batch
 from starcoder.engine import Engine, EngineStats, Event
 from starcoder.errors import InputError
-from starcoder.kv_cache import KVCache
-from starcoder.options import GenerationOptions
-from starcoder.sampler import LogitsError
+from starcoder.model.config import ModelConfig
+from starcoder.model.kv_cache import KVCache
+from starcoder.sampling.options import GenerationOptions
+from starcoder.sampling.sampler import LogitsError
 
 N_VOCAB, N_CTX, END, POISON = 50, 64, 49, 48
 

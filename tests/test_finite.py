@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from starcoder import formats, ops
+from starcoder import formats
+from starcoder.convert.finite import check_rows
+from starcoder.core import ops
+from starcoder.core.tensor import Tensor, TensorType
 from starcoder.errors import FormatError
-from starcoder.finite import check_rows
-from starcoder.tensor import Tensor, TensorType
 from tests.helpers.command import Run
 from tests.helpers.every_format import WRITERS
 from tests.helpers.gguf import write_gguf

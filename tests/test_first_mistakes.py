@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from starcoder import LLM, InputError, pocket
-from starcoder.checkpoint import Checkpoint
+from starcoder.convert.mix import all_mixes, find_mix
+from starcoder.convert.type_plan import Choice, plan
 from starcoder.formats import read
-from starcoder.mix import all_mixes, find_mix
-from starcoder.type_plan import Choice, plan
+from starcoder.model.checkpoint import Checkpoint
 from tests.helpers.command import Run
 from tests.helpers.gguf import write_gguf
 from tests.helpers.tiny import TinyModel, make_tiny

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from starcoder import formats, ops
-from starcoder.tensor import Tensor, TensorType
+from starcoder import formats
+from starcoder.core import ops
+from starcoder.core.tensor import Tensor, TensorType
 from tests.helpers.gguf import GGUFTensor, Value, gguf_tensors, write_gguf
 from tests.helpers.hf import hf_tokenizer, hf_weights, write_hf
 from tests.helpers.legacy import as_f32, write_legacy

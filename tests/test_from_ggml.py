@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from starcoder import formats
-from starcoder.mix import _GGML_NUMBERS
-from starcoder.tensor import TensorType
+from starcoder.convert.mix import _GGML_NUMBERS
+from starcoder.core.tensor import TensorType
 from tests.helpers.command import Result
 from tests.helpers.gguf import write_gguf
 from tests.helpers.hf import write_hf

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from starcoder import LLM, WriteError, formats
-from starcoder.checkpoint import Checkpoint
+from starcoder.model.checkpoint import Checkpoint
 from tests.helpers.command import Run
 from tests.helpers.gguf import Value, gguf_tensors, write_gguf
 from tests.helpers.gguf_parts import U16, fails, part, read_parts, split, whole, write_part
@@ -251,9 +251,9 @@ def test_headers_of_all_parts_are_bounded_together(
     tmp_path: Path, tiny: TinyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = split(tmp_path, tiny)
-    from starcoder.formats import _gguf_parts
+    from starcoder.formats.gguf import parts
 
-    monkeypatch.setattr(_gguf_parts, "MAX_HEADER", 15_000)  # more than each, less than all
+    monkeypatch.setattr(parts, "MAX_HEADER", 15_000)  # more than each, less than all
     large = {"x.text": Value("str", "x" * 9000)}
     tensors = gguf_tensors(tiny)
     write_part(tmp_path, tiny, 2, 3, tensors[len(tensors) * 2 // 3 :], large)

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from starcoder import LLM, FormatError, InputError, MemoryLimitError, formats, machine, ops
-from starcoder.machine import Room
-from starcoder.tensor import Tensor, TensorType
-from starcoder.tokenizer import Tokenizer
+from starcoder import LLM, FormatError, InputError, MemoryLimitError, formats
+from starcoder.core import machine, ops
+from starcoder.core.machine import Room
+from starcoder.core.tensor import Tensor, TensorType
+from starcoder.text.tokenizer import Tokenizer
 from tests.helpers.gguf import GGUFTensor, Value, gguf_keys, gguf_tensors, write_gguf
 from tests.helpers.hf import write_hf
 from tests.helpers.legacy import write_legacy

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from starcoder import LLM, FormatError, InputError, formats
-from starcoder.tokenizer import Tokenizer
+from starcoder.text.tokenizer import Tokenizer
 from tests.helpers.command import Run
 from tests.helpers.gguf import Value, gguf_keys, write_gguf
 from tests.helpers.gguf_parts import raw_keys

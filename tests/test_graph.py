@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from starcoder import ops
-from starcoder.batch import Batch
-from starcoder.tensor import TensorType
+from starcoder.core import ops
+from starcoder.core.batch import Batch
+from starcoder.core.tensor import TensorType
 from tests import reference
 from tests.helpers import operations
 from tests.helpers.weights import random_tensor

@@ -10,7 +10,7 @@ import pytest
 
 from starcoder import formats
 from starcoder.errors import FormatError
-from starcoder.tokenizer import Tokenizer
+from starcoder.text.tokenizer import Tokenizer
 from tests.helpers.hf import hf_tokenizer, hf_weights, write_hf
 from tests.helpers.tiny import TinyModel, make_tiny, printable
 

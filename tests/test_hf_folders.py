@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from starcoder import formats
-from starcoder.checkpoint import Checkpoint
+from starcoder.model.checkpoint import Checkpoint
 from tests.helpers.command import Run
 from tests.helpers.hf import hf_weights, write_hf
 from tests.helpers.refusals import refused

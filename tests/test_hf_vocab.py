@@ -12,8 +12,8 @@ import pytest
 
 from starcoder import LLM, formats
 from starcoder.errors import FormatError
-from starcoder.tokenizer import Tokenizer
-from starcoder.vocab import Vocab
+from starcoder.model.vocab import Vocab
+from starcoder.text.tokenizer import Tokenizer
 from tests.helpers.hf import hf_tokenizer, put, write_hf
 from tests.helpers.refusals import refused
 from tests.helpers.tiny import TinyModel, make_tiny, printable
@@ -397,7 +397,7 @@ def test_ends_survive_gguf(tmp_path: Path) -> None:
 def test_more_tokens_without_weights_than_a_file_can_hold_are_refused(
     tmp_path: Path, tiny: TinyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("starcoder.formats._hf_vocab.MAX_TOKENS", 320)
+    monkeypatch.setattr("starcoder.formats.hf.vocab.MAX_TOKENS", 320)
     added = hf_tokenizer(tiny)["added_tokens"]
     added += [{"id": 320 + i, "content": f"<{i}>", "special": True} for i in range(321)]
     path = write_hf(tmp_path / "hf", tiny, tokenizer={"added_tokens": added})

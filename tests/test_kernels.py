@@ -13,10 +13,11 @@ import gguf
 import numpy as np
 import pytest
 
-from starcoder import _core, ops
-from starcoder.batch import Batch
+from starcoder import _core
+from starcoder.core import ops
+from starcoder.core.batch import Batch
+from starcoder.core.tensor import Tensor, TensorType
 from starcoder.errors import InputError
-from starcoder.tensor import Tensor, TensorType
 from tests import reference
 from tests.helpers import operations
 from tests.helpers.guarded import guarded
@@ -628,7 +629,7 @@ def test_an_unknown_instruction_set_is_refused_by_name() -> None:
 
 def test_the_environment_names_an_instruction_set_for_the_first_operation() -> None:
     code = """
-import starcoder.ops as ops  # which reads nothing yet
+import starcoder.core.ops as ops  # which reads nothing yet
 from starcoder import InputError
 try:
     print(ops.isa())
@@ -646,7 +647,7 @@ def test_a_forked_child_can_compute() -> None:
 import os, sys, numpy as np
 sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
 from starcoder import ops
-from starcoder.tensor import Tensor, TensorType
+from starcoder.core.tensor import Tensor, TensorType
 from tests.helpers import operations
 ops.set_n_threads(3)
 w = ops.pack(Tensor(TensorType.F32, (96, 8), np.ones(768, np.float32).view(np.uint8)))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from starcoder import formats
-from starcoder.tensor import TensorType
+from starcoder.core.tensor import TensorType
 from tests.helpers.legacy import as_f32, write_legacy
 from tests.helpers.refusals import fails, patched
 from tests.helpers.tiny import TinyModel

@@ -15,7 +15,7 @@ import pytest
 
 from starcoder import formats
 from starcoder.errors import WriteError
-from starcoder.tokenizer import Tokenizer
+from starcoder.text.tokenizer import Tokenizer
 from tests.helpers.command import Run
 from tests.helpers.gguf import Value, gguf_keys, write_gguf
 from tests.helpers.hf import hf_tokenizer, write_hf

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from starcoder import _core, limits, machine, ops
+from starcoder import _core
+from starcoder.core import limits, machine, ops
+from starcoder.core.limits import Limits
+from starcoder.core.machine import Room
+from starcoder.core.tensor import TensorType
 from starcoder.errors import MemoryLimitError
-from starcoder.limits import Limits
-from starcoder.machine import Room
-from starcoder.tensor import TensorType
 
 
 @pytest.mark.parametrize("n_threads", [1, 2])

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 import starcoder
-from starcoder import LLM, FormatError, InputError, LogitsError, MemoryLimitError, models, ops
-from starcoder.models import Recorded
-from starcoder.tensor import TensorType
+from starcoder import LLM, FormatError, InputError, LogitsError, MemoryLimitError
+from starcoder.core import ops
+from starcoder.core.tensor import TensorType
+from starcoder.model import models
+from starcoder.model.models import Recorded
 from tests import reference as twins
 from tests.helpers.gguf import gguf_tensors, write_gguf
 from tests.helpers.tiny import TinyModel

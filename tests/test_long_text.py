@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import starcoder.long_text
+import starcoder.text.long_text
 from starcoder import LLM, InputError, pocket
 from starcoder.formats import read
-from starcoder.tokenizer import Tokenizer
+from starcoder.text.tokenizer import Tokenizer
 from tests.helpers.vocabularies import NUMBERS_TOGETHER, TRAINED, code_like, few_words, make_vocab
 
 POCKET = Tokenizer(read(pocket.PATH).vocab)
@@ -35,7 +35,7 @@ words = st.one_of(
 
 def in_pieces(tokenizer: Tokenizer, text: str, size: int) -> list[int]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(starcoder.long_text, "_PIECE", size)
+        patch.setattr(starcoder.text.long_text, "_PIECE", size)
         return tokenizer.encode(text)
 
 
@@ -93,7 +93,7 @@ PEAK = """
 import resource, sys
 from starcoder import pocket
 from starcoder.formats import read
-from starcoder.tokenizer import Tokenizer
+from starcoder.text.tokenizer import Tokenizer
 tokenizer, text = Tokenizer(read(pocket.PATH).vocab), {text} * 400_000
 tokenizer.encode(text[:1000])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

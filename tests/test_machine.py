@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from starcoder import machine
+from starcoder.core import machine
 
 GB = 1 << 30
 PLAIN = "22 1 0:21 / /proc rw,nosuid - proc proc rw\nnonsense\n\n"

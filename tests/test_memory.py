@@ -13,25 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from starcoder import (
-    LLM,
-    FormatError,
-    MemoryLimitError,
-    formats,
-    machine,
-    memory,
-    mix,
-    models,
-    ops,
-    pocket,
-)
+from starcoder import LLM, FormatError, MemoryLimitError, formats, pocket
 from starcoder.bench import synthetic
 from starcoder.bench.runner import Runner, Task
-from starcoder.checkpoint import Checkpoint
-from starcoder.kv_cache import KVCache, cache_bytes
-from starcoder.machine import Room
-from starcoder.memory import Use
-from starcoder.tensor import Tensor, TensorType
+from starcoder.convert import memory, mix
+from starcoder.convert.memory import Use
+from starcoder.core import machine, ops
+from starcoder.core.machine import Room
+from starcoder.core.tensor import Tensor, TensorType
+from starcoder.model import models
+from starcoder.model.checkpoint import Checkpoint
+from starcoder.model.kv_cache import KVCache, cache_bytes
 from tests.helpers.command import Run
 from tests.helpers.gguf import GGUFTensor, gguf_tensors, write_gguf
 from tests.helpers.tiny import TinyModel, make_tiny

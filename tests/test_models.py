@@ -10,14 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from starcoder import formats, models, ops
-from starcoder.batch import BLOCK_LEN, Batch
-from starcoder.checkpoint import Checkpoint
-from starcoder.config import ModelConfig
+from starcoder import formats
+from starcoder.core import ops
+from starcoder.core.batch import BLOCK_LEN, Batch
+from starcoder.core.tensor import Tensor, TensorType
 from starcoder.errors import FormatError
-from starcoder.kv_cache import KVCache
-from starcoder.models import Model, layers
-from starcoder.tensor import Tensor, TensorType
+from starcoder.model import layers, models
+from starcoder.model.checkpoint import Checkpoint
+from starcoder.model.config import ModelConfig
+from starcoder.model.kv_cache import KVCache
+from starcoder.model.models import Model
 from tests import reference
 from tests.helpers.gguf import write_gguf
 from tests.helpers.run_model import QUANTIZED_LIMIT, cache_for, divergence, greedy, limit, logits

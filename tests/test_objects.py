@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from starcoder import ops
+from starcoder.core import ops
 
 ROOT = Path(__file__).parent.parent
 # Where the build of this Python leaves them, and the one for other CPUs (`make test-cpus`).

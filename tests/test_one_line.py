@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from starcoder import LLM, FormatError, InputError, formats
-from starcoder.options import GenerationOptions
-from starcoder.sampler import Sampler
+from starcoder.sampling.options import GenerationOptions
+from starcoder.sampling.sampler import Sampler
 from tests.helpers.command import Run
 from tests.helpers.gguf import Value, write_gguf
 from tests.helpers.hf import write_hf

@@ -11,7 +11,7 @@ import pytest
 from starcoder import GenerationOptions, InputError
 from starcoder.cli import flags
 from starcoder.cli.generate import generate
-from starcoder.options import DECLARED, Options
+from starcoder.sampling.options import DECLARED, Options
 
 
 def test_methods_take_every_option_as_a_keyword_of_its_type() -> None:

@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from starcoder import LLM, formats, models, ops
-from starcoder.tensor import Tensor, TensorType
+from starcoder import LLM, formats
+from starcoder.core import ops
+from starcoder.core.tensor import Tensor, TensorType
+from starcoder.model import models
 from tests.helpers.oracle_model import IDS, N_ROWS, OracleModel
 from tests.helpers.run_model import divergence, limit, logits
 

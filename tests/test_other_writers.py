@@ -17,7 +17,7 @@ from gguf import GGMLQuantizationType, GGUFWriter, quantize
 
 import starcoder
 from starcoder import formats
-from starcoder.tokenizer import Tokenizer
+from starcoder.text.tokenizer import Tokenizer
 from tests.helpers.command import Run
 from tests.helpers.gguf import gguf_keys, write_gguf
 from tests.helpers.tiny import TinyModel, make_tiny

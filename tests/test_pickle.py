@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 
 from starcoder import formats
+from starcoder.core.tensor import TensorType
 from starcoder.errors import FormatError
-from starcoder.formats._torch import read_torch
-from starcoder.tensor import TensorType
+from starcoder.formats.hf.torch import read_torch
 from tests.helpers.hf import hf_weights, write_hf
 from tests.helpers.tiny import TinyModel, make_tiny
 from tests.helpers.torch_file import (

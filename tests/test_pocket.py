@@ -7,7 +7,8 @@ import inspect
 
 import pytest
 
-from starcoder import LLM, ops, pocket
+from starcoder import LLM, pocket
+from starcoder.core import ops
 
 FIBONACCI = "def fibonacci("
 POINT = "class Point:\n    def __init__(self, x, y):\n        self.x = ", "\n        self.y = y\n"

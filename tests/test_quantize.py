@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from starcoder import formats, ops
-from starcoder.checkpoint import Checkpoint
+from starcoder import formats
+from starcoder.convert.mix import find_mix, find_type
+from starcoder.convert.quantize import Choice, check_finite, plan, quantize
+from starcoder.core import ops
+from starcoder.core.tensor import Tensor, TensorType
 from starcoder.errors import FormatError, InputError
-from starcoder.mix import find_mix, find_type
-from starcoder.quantize import Choice, check_finite, plan, quantize
-from starcoder.tensor import Tensor, TensorType
+from starcoder.model.checkpoint import Checkpoint
 from tests.helpers.gguf import write_gguf
 from tests.helpers.tiny import TinyModel, make_tiny
 

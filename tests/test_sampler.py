@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from starcoder.options import GenerationOptions
-from starcoder.sampler import LogitsError, Sampler
+from starcoder.sampling.options import GenerationOptions
+from starcoder.sampling.sampler import LogitsError, Sampler
 
 
 def logits_of(*probabilities: float) -> np.ndarray:
@@ -100,7 +100,7 @@ def test_the_same_seed_draws_the_same_tokens() -> None:
 @pytest.mark.parametrize("n_vocab", [1, 40, 63, 1000, 49152])
 @pytest.mark.parametrize("ties", [False, True])
 def test_the_fast_way_to_the_top_is_a_sort(n_vocab: int, ties: bool) -> None:
-    from starcoder.sampler import _top
+    from starcoder.sampling.sampler import _top
 
     logits = np.random.default_rng(n_vocab).normal(size=n_vocab).astype(np.float32)
     logits = np.round(logits, 1) if ties else logits

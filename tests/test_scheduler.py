@@ -7,8 +7,8 @@ import itertools
 from starcoder.engine.block_pool import BlockPool
 from starcoder.engine.scheduler import Scheduler
 from starcoder.engine.sequence import Sequence, Status
-from starcoder.options import GenerationOptions
-from starcoder.sampler import Sampler
+from starcoder.sampling.options import GenerationOptions
+from starcoder.sampling.sampler import Sampler
 
 _ids = itertools.count()
 

@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from starcoder import _core, ops
-from starcoder.tensor import TensorType
+from starcoder import _core
+from starcoder.core import ops
+from starcoder.core.tensor import TensorType
 from tests.helpers import operations
 from tests.helpers.weights import random_tensor
 
@@ -29,7 +30,7 @@ sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
 import numpy as np
 import starcoder
 from starcoder import _core, ops
-from starcoder.tensor import Tensor, TensorType
+from starcoder.core.tensor import Tensor, TensorType
 from tests.helpers import operations
 
 def matrix(n_rows, n_cols):
@@ -100,7 +101,7 @@ def test_a_model_says_how_many_threads_could_start() -> None:
     printed = run("""
     llm = starcoder.LLM(n_threads=1)
     expected = llm.generate("def f", max_tokens=4).text
-    starcoder.machine.threads = lambda n: starcoder.machine.Threads(64)
+    starcoder.core.machine.threads = lambda n: starcoder.core.machine.Threads(64)
     room(300 << 20)  # less than 63 stacks of 8 MB
     llm = starcoder.LLM(n_parallel=1)
     assert llm.generate("def f", max_tokens=4).text == expected

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from starcoder.errors import FormatError, InputError
-from starcoder.formats._merges import recover_merges
-from starcoder.tokenizer import StreamDecoder, Tokenizer
-from starcoder.vocab import BYTE_TEXT, Vocab
+from starcoder.formats.merges import recover_merges
+from starcoder.model.vocab import BYTE_TEXT, Vocab
+from starcoder.text.tokenizer import StreamDecoder, Tokenizer
 from tests.helpers.tiny import SPECIALS
 from tests.helpers.vocabularies import (
     BYTES,
@@ -286,8 +286,8 @@ def test_tokens_too_long_for_a_vocabulary_are_refused(tokens: list[bytes], messa
 def test_tokens_with_endless_ways_to_build_them_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("starcoder.formats._merges._MIN_STEPS", 9)
-    monkeypatch.setattr("starcoder.formats._merges._STEPS_PER_BYTE", 0)
+    monkeypatch.setattr("starcoder.formats.merges._MIN_STEPS", 9)
+    monkeypatch.setattr("starcoder.formats.merges._STEPS_PER_BYTE", 0)
     with pytest.raises(FormatError, match="endless ways"):
         recover_merges([b"a" * k for k in range(1, 30)], frozenset())
 

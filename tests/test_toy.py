@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from starcoder import LLM, formats, models
+from starcoder import LLM, formats
 from starcoder.bench import synthetic
 from starcoder.bench.runner import Runner, Task
-from starcoder.checkpoint import Checkpoint
-from starcoder.config import ModelConfig
+from starcoder.convert.mix import all_mixes, find_mix
+from starcoder.convert.quantize import Choice, plan, quantize
+from starcoder.core.tensor import TensorType
 from starcoder.errors import FormatError, WriteError
-from starcoder.mix import all_mixes, find_mix
-from starcoder.models import layers
-from starcoder.quantize import Choice, plan, quantize
-from starcoder.tensor import TensorType
+from starcoder.model import layers, models
+from starcoder.model.checkpoint import Checkpoint
+from starcoder.model.config import ModelConfig
 from tests.helpers.gguf import write_gguf
 from tests.helpers.hf import write_hf
 from tests.helpers.run_model import logits

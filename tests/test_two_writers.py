@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from starcoder.errors import WriteError
-from starcoder.formats import _temporary
-from starcoder.formats._write import write_file
+from starcoder.formats.io import temporary_files
+from starcoder.formats.io.atomic import write_file
 
 N_WRITES = int(os.environ.get("STARCODER_WRITES", "1200"))
 N_WRITERS = 4
@@ -28,12 +28,12 @@ WRITE = """
 import sys
 from pathlib import Path
 from starcoder.errors import WriteError
-from starcoder.formats import _temporary
-from starcoder.formats._write import write_file
+from starcoder.formats.io import temporary_files
+from starcoder.formats.io.atomic import write_file
 folder, me, n, by_locks = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4] == "locks"
 if by_locks:  # each run is on a machine of its own, and so may ask the locks alone
-    _temporary._machine = lambda: f"{int(me):08x}"
-    _temporary._FORSAKEN = -1.0
+    temporary_files._machine = lambda: f"{int(me):08x}"
+    temporary_files._FORSAKEN = -1.0
 sys.stdin.readline()
 n_failed = 0
 for i in range(n):
@@ -85,7 +85,7 @@ def put(path: Path, content: bytes = b"1") -> None:
 
 def leftover(folder: Path, pid: int, machine: str | None = None, hours: float = 0) -> Path:
     """A temporary file as a killed run leaves it."""
-    path = folder / f".m.gguf.{machine or _temporary._machine()}-{pid}-0123abcd.starcoder-tmp"
+    path = folder / f".m.gguf.{machine or temporary_files._machine()}-{pid}-0123abcd.starcoder-tmp"
     path.write_bytes(b"half")
     then = time.time() - hours * 3600
     os.utime(path, (then, then))
@@ -177,8 +177,8 @@ def test_the_lock_is_held_until_the_file_has_its_name(
 
     def slow(source: Path, target: Path) -> None:
         monkeypatch.setattr(os, "rename", rename)
-        monkeypatch.setattr(_temporary, "_machine", lambda: "00000000")
-        monkeypatch.setattr(_temporary, "_FORSAKEN", -1.0)
+        monkeypatch.setattr(temporary_files, "_machine", lambda: "00000000")
+        monkeypatch.setattr(temporary_files, "_FORSAKEN", -1.0)
         put(tmp_path / "second")
         rename(source, target)
 

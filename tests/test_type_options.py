@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from starcoder import formats
-from starcoder.tensor import TensorType
+from starcoder.core.tensor import TensorType
 from tests.helpers.command import Run
 from tests.helpers.gguf import write_gguf
 from tests.helpers.tiny import make_tiny

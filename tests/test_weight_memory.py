@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from starcoder import _core, ops
-from starcoder.tensor import TensorType
+from starcoder import _core
+from starcoder.core import ops
+from starcoder.core.tensor import TensorType
 from tests.helpers import operations
 from tests.helpers.weights import random_tensor
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from starcoder import formats
+from starcoder.core.tensor import Tensor, TensorType
 from starcoder.errors import WriteError
-from starcoder.formats import _write
-from starcoder.formats._write import write_file
-from starcoder.tensor import Tensor, TensorType
+from starcoder.formats.io import atomic
+from starcoder.formats.io.atomic import write_file
 from tests.helpers.gguf import Value, write_gguf
 from tests.helpers.hf import hf_tokenizer, write_hf
 from tests.helpers.legacy import write_legacy
@@ -231,8 +231,8 @@ def test_without_a_thread_the_same_file_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     no_threads(monkeypatch)
-    monkeypatch.setattr(_write, "_BEGIN_BYTES", 3)
-    monkeypatch.setattr(_write, "_WAIT_BYTES", 4)
+    monkeypatch.setattr(atomic, "_BEGIN_BYTES", 3)
+    monkeypatch.setattr(atomic, "_WAIT_BYTES", 4)
     told: list[int] = []
     write_file(tmp_path / "x", 6, [b"ab", np.frombuffer(b"cde", np.uint8), b"f"], told.append)
     assert [path.name for path in tmp_path.iterdir()] == ["x"]

@@ -16,28 +16,28 @@ from starcoder.errors import StarcoderError as StarcoderError
 from starcoder.errors import WriteError as WriteError
 
 if TYPE_CHECKING:
-    from starcoder.completion import Completion as Completion
-    from starcoder.completion import Piece as Piece
-    from starcoder.completion import Timings as Timings
+    from starcoder.completion.result import Completion as Completion
+    from starcoder.completion.result import Piece as Piece
+    from starcoder.completion.result import Timings as Timings
+    from starcoder.completion.stream import Stream as Stream
     from starcoder.engine import EngineStats as EngineStats
     from starcoder.facts import Facts as Facts
     from starcoder.llm import LLM as LLM
-    from starcoder.options import GenerationOptions as GenerationOptions
-    from starcoder.sampler import LogitsError as LogitsError
-    from starcoder.stream import Stream as Stream
+    from starcoder.sampling.options import GenerationOptions as GenerationOptions
+    from starcoder.sampling.sampler import LogitsError as LogitsError
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Completion": "completion",
+    "Completion": "completion.result",
     "EngineStats": "engine",
     "Facts": "facts",
-    "GenerationOptions": "options",
+    "GenerationOptions": "sampling.options",
     "LLM": "llm",
-    "LogitsError": "sampler",
-    "Piece": "completion",
-    "Stream": "stream",
-    "Timings": "completion",
+    "LogitsError": "sampling.sampler",
+    "Piece": "completion.result",
+    "Stream": "completion.stream",
+    "Timings": "completion.result",
 }
 
 __all__ = [

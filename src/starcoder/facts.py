@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from starcoder import ops
-from starcoder.checkpoint import Checkpoint
-from starcoder.machine import Threads
+from starcoder.core import ops
+from starcoder.core.machine import Threads
+from starcoder.model.checkpoint import Checkpoint
 
 __all__ = ["Facts"]
 

@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starcoder import arguments, pocket
-from starcoder.completion import Completion
+from starcoder.completion.prompts import check_is_one, is_many, prompt_ids, token_ids
+from starcoder.completion.result import Completion
+from starcoder.completion.stream import Desk, Stream
 from starcoder.engine import EngineStats
 from starcoder.errors import InputError
 from starcoder.facts import Facts
 from starcoder.loading import load, out_of_memory
-from starcoder.options import GenerationOptions, Options
-from starcoder.prompts import check_is_one, is_many, prompt_ids, token_ids
-from starcoder.stream import Desk, Stream
+from starcoder.sampling.options import GenerationOptions, Options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

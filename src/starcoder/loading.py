@@ -10,11 +10,14 @@ import os
 import time
 from dataclasses import dataclass
 
-from starcoder import arguments, formats, hub, machine, memory, models, ops
+from starcoder import arguments, formats, hub
+from starcoder.convert import memory
+from starcoder.core import machine, ops
 from starcoder.engine import Engine
 from starcoder.errors import MemoryLimitError
 from starcoder.facts import Facts
-from starcoder.tokenizer import Tokenizer
+from starcoder.model import models
+from starcoder.text.tokenizer import Tokenizer
 
 __all__ = ["Loaded", "load", "out_of_memory"]
 

@@ -21,14 +21,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from starcoder import formats, mix, models, ops, quantize
-from starcoder.checkpoint import Checkpoint
+from starcoder import formats
 from starcoder.cli.inspect import inspect
+from starcoder.convert import mix, quantize
+from starcoder.core import ops
 from starcoder.engine import Engine
 from starcoder.errors import FormatError, StarcoderError
-from starcoder.options import GenerationOptions
-from starcoder.sampler import LogitsError
-from starcoder.tokenizer import Tokenizer
+from starcoder.model import models
+from starcoder.model.checkpoint import Checkpoint
+from starcoder.sampling.options import GenerationOptions
+from starcoder.sampling.sampler import LogitsError
+from starcoder.text.tokenizer import Tokenizer
 from tests.fuzz.mutants import Files
 
 MAX_SECONDS = 1.0  # of CPU, for each thing that is done

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from starcoder.tensor import TensorType
+from starcoder.core.tensor import TensorType
 from tests.fuzz.damage import (
     EDGES,
     damage_bytes,

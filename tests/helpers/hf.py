@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from starcoder.architecture import Role
+from starcoder.model.architecture import Role
 from tests.helpers.tiny import TinyModel, printable
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from starcoder import _core, ops
-from starcoder.batch import Batch
-from starcoder.ops import ACTIVATIONS, Matrix
+from starcoder import _core
+from starcoder.core import ops
+from starcoder.core.batch import Batch
+from starcoder.core.ops import ACTIVATIONS, Matrix
 
 ops.isa()  # chooses the one that STARCODER_ISA names
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from starcoder.tensor import Tensor, TensorType
+from starcoder.core.tensor import Tensor, TensorType
 from tests.helpers.gguf import GGUFTensor, write_gguf
 from tests.helpers.tiny import TinyModel, make_tiny
 

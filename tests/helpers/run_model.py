@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from starcoder import LLM, formats
-from starcoder.batch import BLOCK_LEN, Batch
-from starcoder.checkpoint import Checkpoint
-from starcoder.kv_cache import RUN_LEN, KVCache
-from starcoder.models import Model
+from starcoder.core.batch import BLOCK_LEN, Batch
+from starcoder.model.checkpoint import Checkpoint
+from starcoder.model.kv_cache import RUN_LEN, KVCache
+from starcoder.model.models import Model
 
 # Mean KL divergence from the logits of float32 arithmetic on the same weights, in nats. llama.cpp
 # has 2e-7, 4e-7, 1.5e-5 and 3e-4.

@@ -29,7 +29,8 @@ from unittest import mock
 
 import numpy as np
 
-from starcoder import _core, ops
+from starcoder import _core
+from starcoder.core import ops
 from tests.helpers import operations
 
 KINDS = enum.IntEnum("KINDS", "NONE INT BOOL FLOAT OBJECT ARRAY ANSWER STATE", start=0)

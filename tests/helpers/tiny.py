@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from starcoder.architecture import Architecture, Role, TensorSpec
-from starcoder.models.gpt_bigcode import GPT_BIGCODE
+from starcoder.model.architecture import Architecture, Role, TensorSpec
+from starcoder.model.gpt_bigcode import GPT_BIGCODE
 
 SPECIALS = ("<|endoftext|>", "<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<fim_pad>")
 TEXT = """def add(first, second):

@@ -13,8 +13,8 @@ table.
 
 from __future__ import annotations
 
-from starcoder.architecture import Architecture, Key, Role, Setting, TensorSpec, linear, norm
-from starcoder.models.layers import Recorder
+from starcoder.model.architecture import Architecture, Key, Role, Setting, TensorSpec, linear, norm
+from starcoder.model.layers import Recorder
 
 __all__ = ["TOY"]
 

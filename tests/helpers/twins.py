@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from starcoder import ops
+from starcoder.core import ops
 from tests import reference
 from tests.helpers import operations
 from tests.reference import graph as reference_graph

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from starcoder.formats._merges import recover_merges
-from starcoder.tokenizer import Tokenizer
-from starcoder.vocab import BYTE_TEXT, Vocab
+from starcoder.formats.merges import recover_merges
+from starcoder.model.vocab import BYTE_TEXT, Vocab
+from starcoder.text.tokenizer import Tokenizer
 from tests.helpers.tiny import SPECIALS
 
 BYTES = [bytes([i]) for i in range(256)]

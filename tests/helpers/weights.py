@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from starcoder.tensor import Tensor, TensorType
+from starcoder.core.tensor import Tensor, TensorType
 
 # Where the f16 scales of a block stand; every other byte may be anything.
 SCALES = {

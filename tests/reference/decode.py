@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from starcoder.tensor import Tensor, TensorType
+from starcoder.core.tensor import Tensor, TensorType
 
 __all__ = ["CODEBOOK", "dequantize", "from_bf16", "packed"]
 

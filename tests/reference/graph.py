@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from starcoder.batch import Batch
+from starcoder.core.batch import Batch
 
 __all__ = ["Graph"]
 

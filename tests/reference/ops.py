@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from starcoder.batch import BLOCK_LEN, Batch
-from starcoder.tensor import Tensor, TensorType
+from starcoder.core.batch import BLOCK_LEN, Batch
+from starcoder.core.tensor import Tensor, TensorType
 from tests.reference.decode import dequantize, from_bf16, packed
 from tests.reference.encode import quantize, to_bf16
 

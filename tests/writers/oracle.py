@@ -26,7 +26,7 @@ import torch
 from transformers import GPTBigCodeConfig, GPTBigCodeForCausalLM
 
 from starcoder import formats
-from starcoder.tensor import Tensor, TensorType
+from starcoder.core.tensor import Tensor, TensorType
 from tests.helpers.hf import hf_config, hf_name
 from tests.helpers.oracle_model import DIM, IDS, N_ROWS, OracleModel
 

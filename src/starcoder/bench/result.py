@@ -8,8 +8,8 @@ from itertools import pairwise
 from typing import Any
 
 from starcoder.bench.runner import Task, Work
-from starcoder.limits import Limits
-from starcoder.tensor import TensorType
+from starcoder.core.limits import Limits
+from starcoder.core.tensor import TensorType
 
 __all__ = ["Pairs", "Result", "Speed"]
 

@@ -14,14 +14,16 @@ from functools import cached_property
 
 import numpy as np
 
-from starcoder import memory, models, ops
-from starcoder.architecture import Role, TensorSpec
-from starcoder.batch import BLOCK_LEN, Batch
-from starcoder.checkpoint import Checkpoint, Format
-from starcoder.config import ModelConfig
+from starcoder.convert import memory
+from starcoder.core import ops
+from starcoder.core.batch import BLOCK_LEN, Batch
+from starcoder.core.tensor import TensorType
 from starcoder.errors import InputError
-from starcoder.kv_cache import KVCache
-from starcoder.tensor import TensorType
+from starcoder.model import models
+from starcoder.model.architecture import Role, TensorSpec
+from starcoder.model.checkpoint import Checkpoint, Format
+from starcoder.model.config import ModelConfig
+from starcoder.model.kv_cache import KVCache
 
 __all__ = ["Runner", "Task", "Work", "check_room"]
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from starcoder import limits
 from starcoder.bench.result import Result, Speed
 from starcoder.bench.runner import Runner
-from starcoder.limits import Limits
+from starcoder.core import limits
+from starcoder.core.limits import Limits
 
 __all__ = ["measure", "turns"]
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from starcoder import formats, hub, pocket
 from starcoder.bench import synthetic
-from starcoder.checkpoint import Checkpoint
-from starcoder.config import ModelConfig
+from starcoder.convert.mix import Mix, find_mix
 from starcoder.errors import InputError
-from starcoder.mix import Mix, find_mix
+from starcoder.model.checkpoint import Checkpoint
+from starcoder.model.config import ModelConfig
 
 __all__ = ["Source", "find"]
 

@@ -12,15 +12,17 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from starcoder import models, ops, quantize
-from starcoder.architecture import Role
-from starcoder.checkpoint import Checkpoint, Format
-from starcoder.config import ModelConfig
+from starcoder.convert import quantize
+from starcoder.convert.mix import Mix
+from starcoder.core import ops
+from starcoder.core.tensor import Tensor, TensorType
 from starcoder.errors import InputError
-from starcoder.mix import Mix
-from starcoder.models.gpt_bigcode import GPT_BIGCODE
-from starcoder.tensor import Tensor, TensorType
-from starcoder.vocab import Vocab
+from starcoder.model import models
+from starcoder.model.architecture import Role
+from starcoder.model.checkpoint import Checkpoint, Format
+from starcoder.model.config import ModelConfig
+from starcoder.model.gpt_bigcode import GPT_BIGCODE
+from starcoder.model.vocab import Vocab
 
 __all__ = ["SHAPES", "checkpoint", "config_of"]
 

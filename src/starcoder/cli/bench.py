@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from starcoder.bench.result import Result
     from starcoder.bench.runner import Task
     from starcoder.bench.sources import Source
-    from starcoder.limits import Limits, Memory
+    from starcoder.core.limits import Limits, Memory
 
 __all__ = ["bench"]
 
@@ -59,9 +59,9 @@ def bench(
     plot: _Moved = None,
 ) -> int:
     """Measure tokens a second, and their share of what this machine can do."""
-    from starcoder import limits, machine, ops
     from starcoder.bench import sources
     from starcoder.bench.runner import Task, check_room
+    from starcoder.core import limits, machine, ops
 
     _refuse_moved(against=against, rival_python=rival_python, plot=plot)
     task = Task(n_prompt, n_decode, depth, batch)

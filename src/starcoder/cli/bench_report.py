@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from starcoder.bench.result import Result, Speed
-    from starcoder.limits import Limits
+    from starcoder.core.limits import Limits
 
 __all__ = ["as_json", "as_text", "rounded", "say", "title"]
 
@@ -29,7 +29,7 @@ def say(line: str) -> None:
 
 def title(results: Sequence[Result]) -> str:
     """The model and how it runs, for all results."""
-    from starcoder import ops
+    from starcoder.core import ops
 
     task, n = results[0].task, ops.n_threads()
     words = [results[0].name, f"{n} thread{'s' if n > 1 else ''} ({ops.isa()})"]
@@ -40,7 +40,7 @@ def title(results: Sequence[Result]) -> str:
 
 def as_json(results: Sequence[Result], repeats: int) -> str:
     """One object: the first result's figures, and `results` if there are several."""
-    from starcoder import ops
+    from starcoder.core import ops
 
     found = [result.as_json() for result in results]
     answer: dict[str, Any] = found[0] | asdict(results[0].task)

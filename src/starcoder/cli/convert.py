@@ -39,8 +39,9 @@ def convert(
     force: Force = False,
 ) -> int:
     """Convert a model to a GGUF or a legacy ggml file, of any type."""
-    from starcoder import formats, mix, quantize
-    from starcoder.checkpoint import Format
+    from starcoder import formats
+    from starcoder.convert import mix, quantize
+    from starcoder.model.checkpoint import Format
 
     legacy = is_legacy(out, format_)
     max_part_bytes = part_bytes(split_max_size, legacy)

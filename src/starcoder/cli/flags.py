@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from starcoder.cli.numbers import number
-from starcoder.options import DECLARED, Flag, Option, Real, Whole
+from starcoder.sampling.options import DECLARED, Flag, Option, Real, Whole
 
 __all__ = ["LABELS", "takes_options"]
 

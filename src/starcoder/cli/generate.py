@@ -23,8 +23,8 @@ from starcoder.cli.usage import Group
 from starcoder.errors import InputError, StarcoderError
 
 if TYPE_CHECKING:
+    from starcoder.completion.stream import Stream
     from starcoder.llm import LLM
-    from starcoder.stream import Stream
 
 __all__ = ["SETTINGS", "app"]
 

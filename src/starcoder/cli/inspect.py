@@ -14,7 +14,7 @@ from starcoder.cli.rewrite import Pre
 from starcoder.errors import FormatError
 
 if TYPE_CHECKING:
-    from starcoder.checkpoint import Checkpoint
+    from starcoder.model.checkpoint import Checkpoint
 
 __all__ = ["inspect"]
 
@@ -65,7 +65,8 @@ def inspect(
 
 def _graph(checkpoint: Checkpoint) -> str:
     """The steps of the model, a line each."""
-    from starcoder import memory, models
+    from starcoder.convert import memory
+    from starcoder.model import models
 
     memory.check(checkpoint, memory.Use(16, 16))
     return models.build(checkpoint).graph.text().rstrip()
@@ -73,7 +74,7 @@ def _graph(checkpoint: Checkpoint) -> str:
 
 def _damage(checkpoint: Checkpoint) -> str | None:
     """Where the first weight is that is not finite."""
-    from starcoder.quantize import check_finite, use_threads
+    from starcoder.convert.quantize import check_finite, use_threads
 
     use_threads(None)
     with Progress("check") as progress:
@@ -90,8 +91,9 @@ def _damage(checkpoint: Checkpoint) -> str | None:
 
 
 def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
-    from starcoder import formats, models
-    from starcoder.memory import Use, need_of
+    from starcoder import formats
+    from starcoder.convert.memory import Use, need_of
+    from starcoder.model import models
 
     config, architecture = checkpoint.config, models.find(checkpoint)
     n_parameters = sum(math.prod(t.shape) for t in checkpoint.tensors.values())

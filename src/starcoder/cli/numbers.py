@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from starcoder.errors import InputError
-from starcoder.options import MOST_TOKENS, Real, Whole
+from starcoder.sampling.options import MOST_TOKENS, Real, Whole
 
 __all__ = ["number", "whole"]
 

@@ -21,7 +21,7 @@ from starcoder.cli.rewrite import (
 from starcoder.errors import InputError
 
 if TYPE_CHECKING:
-    from starcoder.quantize import Choice
+    from starcoder.convert.quantize import Choice
 
 __all__ = ["quantize"]
 
@@ -53,8 +53,8 @@ def quantize(
 ) -> int:
     """Quantize a model file: GGUF to GGUF, legacy to legacy or to GGUF, by the suffix of OUT."""
     from starcoder import formats
-    from starcoder.checkpoint import Format
-    from starcoder.quantize import use_threads
+    from starcoder.convert.quantize import use_threads
+    from starcoder.model.checkpoint import Format
 
     choice = _choice(type_, output_type, embedding_type, tensor_type or [])
     path, origin = fetch(source)
@@ -70,8 +70,8 @@ def quantize(
 def _choice(
     type_: str, output_type: str | None, embedding_type: str | None, patterns: list[str]
 ) -> Choice:
-    from starcoder.mix import find_mix, find_type
-    from starcoder.quantize import Choice
+    from starcoder.convert.mix import find_mix, find_type
+    from starcoder.convert.quantize import Choice
 
     pairs = []
     for text in patterns:

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 from starcoder.cli.flags import LABELS
 from starcoder.cli.text_file import read_file
 from starcoder.errors import InputError
-from starcoder.options import DECLARED
+from starcoder.sampling.options import DECLARED
 
 if TYPE_CHECKING:
-    from starcoder.completion import Completion
+    from starcoder.completion.result import Completion
+    from starcoder.completion.stream import Stream
     from starcoder.facts import Facts
     from starcoder.llm import LLM
-    from starcoder.stream import Stream
 
 __all__ = ["Clock", "facts", "json_line", "settings", "timings", "token_test", "token_tests"]
 

@@ -20,8 +20,8 @@ from starcoder.cli.progress import Progress
 from starcoder.errors import InputError, printable
 
 if TYPE_CHECKING:
-    from starcoder.checkpoint import Checkpoint
-    from starcoder.quantize import Choice
+    from starcoder.convert.quantize import Choice
+    from starcoder.model.checkpoint import Checkpoint
 
 __all__ = [
     "Force",
@@ -95,7 +95,8 @@ def rewrite(
 
     With `force` what a legacy file cannot say is a warning, and else an error.
     """
-    from starcoder import formats, quantize
+    from starcoder import formats
+    from starcoder.convert import quantize
 
     started = time.monotonic()
     types, notes = quantize.plan(checkpoint, choice)

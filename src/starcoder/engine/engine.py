@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from starcoder.batch import BLOCK_LEN, Batch
+from starcoder.core.batch import BLOCK_LEN, Batch
 from starcoder.engine.block_pool import BlockPool
 from starcoder.engine.events import EngineStats, Event
 from starcoder.engine.scheduler import Scheduler
 from starcoder.engine.sequence import Sequence, check_prompt
 from starcoder.errors import StarcoderError
-from starcoder.kv_cache import KVCache
-from starcoder.options import GenerationOptions
-from starcoder.sampler import Sampler
+from starcoder.model.kv_cache import KVCache
+from starcoder.sampling.options import GenerationOptions
+from starcoder.sampling.sampler import Sampler
 
 if TYPE_CHECKING:
-    from starcoder.models import Model
+    from starcoder.model.models import Model
 
 __all__ = ["Engine"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from starcoder.batch import BLOCK_LEN
+from starcoder.core.batch import BLOCK_LEN
 from starcoder.engine.block_pool import BlockPool
 from starcoder.engine.sequence import Sequence, Status
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from starcoder.engine.events import RequestStats
 from starcoder.errors import InputError
-from starcoder.sampler import Sampler
+from starcoder.sampling.sampler import Sampler
 
 __all__ = ["Sequence", "Status", "check_prompt"]
 

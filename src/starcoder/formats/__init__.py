@@ -1,8 +1,9 @@
-"""Files: any model on disk becomes one plain `Checkpoint`. Each format has a module of its own.
+"""Files: any model on disk becomes one plain `Checkpoint`. Each format has a folder of its own.
 
-What a file is goes by its first bytes, never by its name; what is no model, `_strangers` names. A
-new format is a module with `MAGIC` and `read`, and a line in `_read`. Writers stand beside their
-readers, in modules of their own.
+What a file is goes by its first bytes, never by its name; what is no model, `strangers` names. A
+new format is a folder whose `reader` has `MAGIC` and `read`, and a line in `_read`; its writer, if
+it has one, stands beside. What formats share is in `io`, and for vocabularies in `byte_level`,
+`merges` and `special`.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starcoder import arguments
-from starcoder.checkpoint import Checkpoint
+from starcoder.core.tensor import Weights
 from starcoder.errors import InputError, WriteError, printable
-from starcoder.formats._byte_level import PRE_TOKENIZERS
-from starcoder.formats._mapped import map_file
-from starcoder.tensor import Weights
+from starcoder.formats.byte_level import PRE_TOKENIZERS
+from starcoder.formats.io.mapped import map_file
+from starcoder.model.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
-    from starcoder.formats._ggml_losses import legacy_losses
-    from starcoder.formats._gguf_carry import carried_text
-    from starcoder.formats._gguf_writer import older_parts, part_paths
-    from starcoder.formats.hf import check_config
+    from starcoder.formats.carried import carried_text
+    from starcoder.formats.ggml.losses import legacy_losses
+    from starcoder.formats.gguf.writer import older_parts, part_paths
+    from starcoder.formats.hf.reader import check_config
 
 __all__ = [
     "carried_text",
@@ -38,11 +39,11 @@ __all__ = [
 ]
 
 _HOMES = {
-    "carried_text": "_gguf_carry",
-    "check_config": "hf",
-    "legacy_losses": "_ggml_losses",
-    "older_parts": "_gguf_writer",
-    "part_paths": "_gguf_writer",
+    "carried_text": "carried",
+    "check_config": "hf.reader",
+    "legacy_losses": "ggml.losses",
+    "older_parts": "gguf.writer",
+    "part_paths": "gguf.writer",
 }
 
 _log = logging.getLogger("starcoder")
@@ -86,22 +87,23 @@ def read(path: str | bytes | os.PathLike[str], pre: str | None = None) -> Checkp
 
 def _read(path: Path, pre: str | None) -> Checkpoint:
     if os.path.isdir(path):
-        from starcoder.formats import hf
+        from starcoder.formats.hf import reader as hf
 
         return hf.read(path)
-    from starcoder.formats import gguf
+    from starcoder.formats.gguf import reader as gguf
 
     head = map_file(path)[:_HEAD]
     if head.startswith(gguf.MAGIC):
         return gguf.read(path, pre)
-    from starcoder.formats import ggml, hf
+    from starcoder.formats.ggml import reader as ggml
+    from starcoder.formats.hf import reader as hf
 
     if head.startswith(ggml.MAGIC):
         return ggml.read(path)
     folder = hf.folder_of(path)
     if folder is not None:
         return hf.read(folder)
-    from starcoder.formats._strangers import stranger
+    from starcoder.formats.strangers import stranger
 
     raise stranger(path, head)
 
@@ -147,14 +149,14 @@ def write(
         if max_part_bytes is not None:
             advice = "write a GGUF file, or one file"
             raise InputError("--split-max-size", "a legacy file in parts", "one file", advice)
-        from starcoder.formats import _ggml_writer
+        from starcoder.formats.ggml import writer as ggml_writer
 
-        return _ggml_writer.write(
+        return ggml_writer.write(
             Path(path), checkpoint, chosen, force=force, on_start=on_start, on_bytes=on_bytes
         )
-    from starcoder.formats import _gguf_writer
+    from starcoder.formats.gguf import writer as gguf_writer
 
-    return _gguf_writer.write(
+    return gguf_writer.write(
         Path(path),
         checkpoint,
         chosen,
@@ -168,7 +170,7 @@ def write(
 
 def _check_no_part(path: Path, checkpoint: Checkpoint) -> None:
     """Ends writing one file over a part of its own source, which would be lost with it."""
-    from starcoder.formats._gguf_parts import part_path
+    from starcoder.formats.gguf.parts import part_path
 
     sources = (
         part_path(Path(checkpoint.source), i, checkpoint.n_parts) for i in range(checkpoint.n_parts)

@@ -1,0 +1,1 @@
+"""Requests as callers see them: prompts that go in, and text that comes out piece by piece."""

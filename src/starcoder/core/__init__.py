@@ -1,0 +1,1 @@
+"""What everything stands on: tensors, batches, the compiled core and the machine it runs on."""

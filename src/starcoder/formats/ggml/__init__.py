@@ -1,0 +1,1 @@
+"""Legacy ggml `.bin` files: read and written."""

@@ -1,0 +1,1 @@
+"""Hugging Face directories: weights, config and vocabulary, whatever holds them. Read only."""

@@ -1,0 +1,1 @@
+"""What the readers and writers of every format share: bytes in, whole files out, errors."""
