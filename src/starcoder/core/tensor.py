@@ -1,6 +1,6 @@
 """Tensor: a named type, a shape and a view of bytes. The TensorType table is ggml's.
 
-A tensor is never computed with here: `quantize.cpp` defines what its bytes mean, `ops` packs and
+A tensor is never computed with here: `csrc/types/decode.cpp` defines what its bytes mean, `ops` packs and
 multiplies it. The bytes mostly are a window into a memory-mapped file.
 """
 
