@@ -646,7 +646,7 @@ def test_a_forked_child_can_compute() -> None:
     code = f"""
 import os, sys, numpy as np
 sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
-from starcoder import ops
+from starcoder.core import ops
 from starcoder.core.tensor import Tensor, TensorType
 from tests.helpers import operations
 ops.set_n_threads(3)
