@@ -5,8 +5,8 @@
     n_tensors  x  string name, u32 n_dims, n_dims x u64, u32 type, u64 offset from `data`
     padding to `general.alignment`, then data
 
-What the keys mean is for `gguf.reader` and `gguf.vocab` to know. Values that are not read are stepped
-over, so a header takes little more memory than the texts of its vocabulary.
+What the keys mean is for `gguf.reader` and `gguf.vocab` to know. Values that are not read are
+stepped over, so a header takes little more memory than the texts of its vocabulary.
 """
 
 from __future__ import annotations
