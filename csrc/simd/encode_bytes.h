@@ -30,11 +30,12 @@ void pack_high_bits(const uint8_t* code, int at, uint8_t* qh) {
     }
 }
 
-void pack_pairs(const uint8_t* code, uint8_t* qs) {
-    for (int c = 0; c < 4; ++c)
-        for (int l = 0; l < 32; ++l)
-            qs[32 * c + l] =
-                static_cast<uint8_t>((code[64 * c + l] & 15) | (code[64 * c + 32 + l] & 15) << 4);
+// The low nibbles of 256 codes, those `Apart` from each other in one byte.
+template <int Apart>
+void pack_low_nibbles(const uint8_t* code, uint8_t* qs) {
+    for (int c = 0; c < 128 / Apart; ++c, code += 2 * Apart, qs += Apart)
+        for (int l = 0; l < Apart; ++l)
+            qs[l] = static_cast<uint8_t>((code[l] & 15) | (code[Apart + l] & 15) << 4);
 }
 
 void pack_six_bits(const Scales& scales, int lane, uint8_t* s) {
@@ -47,19 +48,14 @@ void pack_six_bits(const Scales& scales, int lane, uint8_t* s) {
     }
 }
 
-void pack_block(const uint8_t* code, const Scales& scales, int lane, BlockQ4_K& b) {
+template <class Block>
+    requires std::is_same_v<Block, BlockQ4_K> || std::is_same_v<Block, BlockQ5_K>
+void pack_block(const uint8_t* code, const Scales& scales, int lane, Block& b) {
     b.d = scales.d_bits[lane];
     b.dmin = scales.dmin_bits[lane];
     pack_six_bits(scales, lane, b.scales);
-    pack_pairs(code, b.qs);
-}
-
-void pack_block(const uint8_t* code, const Scales& scales, int lane, BlockQ5_K& b) {
-    b.d = scales.d_bits[lane];
-    b.dmin = scales.dmin_bits[lane];
-    pack_six_bits(scales, lane, b.scales);
-    pack_pairs(code, b.qs);
-    pack_high_bits(code, 4, b.qh);
+    pack_low_nibbles<32>(code, b.qs);
+    if constexpr (std::is_same_v<Block, BlockQ5_K>) pack_high_bits(code, 4, b.qh);
 }
 
 void pack_block(const uint8_t* code, const Scales& scales, int, BlockQ2_K& b) {
@@ -86,10 +82,7 @@ void pack_block(const uint8_t* code, const Scales& scales, int, BlockQ3_K& b) {
 void pack_block(const uint8_t* code, const Scales& scales, int, BlockQ6_K& b) {
     b.d = scales.d_bits[0];
     for (int i = 0; i < 16; ++i) b.scales[i] = static_cast<int8_t>(scales.sc[i]);
-    for (int h = 0; h < 2; ++h)
-        for (int l = 0; l < 64; ++l)
-            b.ql[64 * h + l] =
-                static_cast<uint8_t>((code[128 * h + l] & 15) | (code[128 * h + 64 + l] & 15) << 4);
+    pack_low_nibbles<64>(code, b.ql);
     uint8_t high[256];
     for (int i = 0; i < 256; ++i) high[i] = code[i] >> 4;
     pack_two_bits(high, b.qh);

@@ -129,7 +129,7 @@ void gemv_tokens(const uint8_t* groups, int64_t n_groups, const ActivationGroup*
 
 void gemv(Type type, const uint8_t* groups, int64_t n_groups, const ActivationGroup* x,
           int64_t stride, int64_t n, float* acc) {
-    visit_quantized(type, [&](auto kind) {
+    visit<Quantized>(type, [&](auto kind) {
         using P = typename decltype(kind)::Panel;
         gemv_tokens<P, kGemvTokens>(groups, n_groups, x, stride, n, acc);
     });
