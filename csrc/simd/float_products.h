@@ -37,14 +37,7 @@ template <int P, int T, class Weights>
     F sum[P][T];
     EACH (t, T)
         EACH (p, P) sum[p][t] = set(0.0f);
-    for (int64_t i = 0; i < k; ++i) {
-        F w[P];
-        EACH (p, P) w[p] = weights(i, p);
-        EACH (t, T) {
-            const F a = set(x[t].x[i]);
-            EACH (p, P) sum[p][t] = fma(w[p], a, sum[p][t]);
-        }
-    }
+    add_outer_products(k, sum, weights, [&](int64_t i, int t) { return set(x[t].x[i]); });
     EACH (t, T)
         EACH (p, P) {
             float* to = acc + t * kStripRows + W * (v + p);
