@@ -6,11 +6,11 @@
 //                          inner += dot * scale [+ min * sum of q]
 //     acc += inner * (scale of the activations)
 //
-// A vector holds W rows, each in a lane of its own, so nothing is ever moved between lanes. Types
-// with 4-bit codes have int16 scales and keep `inner` in int32 as well (types/int16_scales.h).
+// A vector holds W rows, a lane each, so nothing is moved between lanes. Q4_0 and Q4_1 have int16
+// scales and keep `inner` in int32 (`add_group_int16`, types/int16_scales.h).
 //
 // T is the number of tokens: read it as 1. Up to gemv_tokens share what is read of a weight, in the
-// same order of operations; what that changes is in gemv_tokens.h, prefetching in prefetch.h.
+// same order of operations: gemv_tokens.h reads codes and calls `dot4`, which multiplies them.
 #pragma once
 
 namespace starcoder {
