@@ -185,31 +185,16 @@ struct Float;
 STARCODER_FLOAT_TYPES(X)
 #undef X
 
-// Calls f(Quantized<type>()), for a quantized type.
-template <class F>
-auto visit_quantized(Type type, F&& f) {
+// Calls f(Family<type>()), Family being Quantized or Float, for a type that it has.
+template <template <Type> class Family, class F>
+auto visit(Type type, F&& f) {
     switch (type) {
-#define X(name, ...) \
-    case Type::name: return f(Quantized<Type::name>());
-        STARCODER_QUANTIZED_TYPES(X)
-#undef X
-#define X(name, ...) case Type::name:
-        STARCODER_FLOAT_TYPES(X) break;
-#undef X
-    }
-    std::abort();
-}
-
-// Calls f(Float<type>()), for a float type.
-template <class F>
-auto visit_float(Type type, F&& f) {
-    switch (type) {
-#define X(name, ...) \
-    case Type::name: return f(Float<Type::name>());
+#define X(name, ...)                                                                            \
+    case Type::name:                                                                            \
+        if constexpr (requires { sizeof(Family<Type::name>); }) return f(Family<Type::name>()); \
+        break;
         STARCODER_FLOAT_TYPES(X)
-#undef X
-#define X(name, ...) case Type::name:
-        STARCODER_QUANTIZED_TYPES(X) break;
+        STARCODER_QUANTIZED_TYPES(X)
 #undef X
     }
     std::abort();
