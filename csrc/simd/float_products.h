@@ -26,7 +26,7 @@ void unpack_group_floats(const uint8_t* group, int64_t k, float* tile) {
 }
 
 void unpack_floats(Type type, const uint8_t* group, int64_t k, float* tile) {
-    visit_float(type, [&](auto kind) { unpack_group_floats<kind.kType>(group, k, tile); });
+    visit<Float>(type, [&](auto kind) { unpack_group_floats<kind.kType>(group, k, tile); });
 }
 
 // Both products below end in the same chain of `fma` over the inputs, from 0, so that they give the
@@ -117,8 +117,8 @@ void group_tiles(const uint8_t* group, int64_t k, const FloatGroup* x, int64_t n
 
 void gemv_floats(Type type, const uint8_t* group, int64_t k, const FloatGroup* x, int64_t n,
                  float* acc) {
-    visit_float(type,
-                [&](auto kind) { group_tiles<kind.kType, kGemvTokens>(group, k, x, n, acc); });
+    visit<Float>(type,
+                 [&](auto kind) { group_tiles<kind.kType, kGemvTokens>(group, k, x, n, acc); });
 }
 
 // ---- bf16 ----
