@@ -2,8 +2,8 @@
 // inputs. Eleven quantized types (table.h) are one family of layouts with a few choices.
 //
 //   panel                    16 consecutive rows (outputs) of a matrix; missing rows are zero
-//   strip                    two panels, 32 rows: stored group by group in turn, multiplied
-//   together group                    128 inputs of a panel, one struct, a multiple of 64 bytes
+//   strip                    two panels, 32 rows, multiplied together: their groups lie in turn
+//   group                    128 inputs of a panel, one struct, a multiple of 64 bytes
 //   code                     unsigned: 4, 5, 6 or 8 bits; weight = scale * (code - zero) [+ min]
 //   sub-block                16 or 32 inputs that share a scale: 8 or 4 of them in a group
 //

@@ -1,7 +1,7 @@
 """Engine: the heartbeat. Each `step()` runs one batch through the model and says what came of it.
 
-The engine works in token ids; text lives in `llm`. It starts no thread and keeps no clock but a
-stopwatch. What a sequence gets depends on its own tokens alone: neighbors, chunks and order of
+The engine works in token ids; text is for `completion`. It starts no thread and keeps no clock but
+a stopwatch. What a sequence gets depends on its own tokens alone: neighbors, chunks and order of
 arrival change when a token comes, never which.
 """
 

@@ -1,6 +1,6 @@
 """Scheduler: which sequences run next, and with how many tokens. Bookkeeping over ints, no arrays.
 
-A sequence is admitted when the cache has room for all it can come to hold, so none is ever
+A sequence is admitted once the cache has room for its longest possible length, so none is ever
 thrown out halfway. First come, first served: no request overtakes a big one that waits.
 """
 
