@@ -14,13 +14,6 @@ from starcoder.cli.generate import generate
 from starcoder.sampling.options import DECLARED, Options
 
 
-def test_options_made_once_are_the_keywords_of_a_method() -> None:
-    options = GenerationOptions(max_tokens=5, temperature=0.5, seed=7)
-    assert GenerationOptions.of({**options}) == options
-    with pytest.raises(KeyError):
-        options["tempreture"]
-
-
 def test_methods_take_every_option_as_a_keyword_of_its_type() -> None:
     assert get_type_hints(Options) == get_type_hints(GenerationOptions)
     assert list(Options.__annotations__) == list(DECLARED)
