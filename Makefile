@@ -19,7 +19,7 @@ BIN    := $(VENV)/bin
 MODEL  ?=
 PROMPT ?= def fibonacci(
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*.h csrc/*/*)
-CXX_FILES := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp tests/*.cpp)
+CXX_FILES := $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp tests/*.h tests/*.cpp)
 
 .PHONY: run test test-cpus test-cpus-full test-bounds campaign-crash campaign-writers \
         campaign-engine fuzz sanitize lint format bench clean

@@ -7,23 +7,13 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from starcoder import LLM, __version__, pocket
-from starcoder.cli import main
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Result]
+from tests.helpers.command import Result, Run
 
 
 @pytest.fixture(scope="module")
@@ -32,20 +22,15 @@ def model(data: Path) -> str:
 
 
 @pytest.fixture
-def run(model: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+def run(run: Run, model: str, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run the command with the small model, greedy and short unless said otherwise."""
 
-    def run(*args: str, stdin: bytes = b"", defaults: bool = True) -> Result:
+    def run_small(*args: str, stdin: bytes = b"", defaults: bool = True) -> Result:
         first = ["-m", model, "--temp", "0", "-n", "8"] if defaults else []
-        monkeypatch.setattr(sys, "argv", ["starcoder", *first, *args])
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        code = exit_.value.code
-        assert isinstance(code, int)
-        return Result(code, *capfd.readouterr())
+        return run(*first, *args)
 
-    return run
+    return run_small
 
 
 def greedy(model: str, prompt: str, n: int = 8) -> str:

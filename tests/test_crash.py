@@ -151,7 +151,7 @@ def test_a_disk_that_another_program_fills_leaves_the_old_file(small_disk: Path)
 
 SLOW_QUANTIZE = """
 import sys, time
-from starcoder import ops
+from starcoder.core import ops
 from starcoder.cli import main
 fast = ops.requantize
 def slow(*args, **kwargs):

@@ -142,7 +142,6 @@ def test_what_ends_writing_leaves_the_old_parts(
 KILLED = """
 import os, signal, sys
 from starcoder import formats
-from starcoder.formats import _write_parts
 rename, left = os.rename, int(sys.argv[3])
 def killed(*args):
     global left

@@ -40,6 +40,13 @@ def test_it_shows_the_steps_that_run_the_model(run: Run, data: Path) -> None:
     assert lines[-1] == "%18 = linear %17  [1024 x 256 Q6_K]  -> 1024 of the selected rows"
 
 
+@pytest.mark.parametrize("flag", ["--json", "--check"])
+def test_the_steps_are_shown_alone(run: Run, data: Path, flag: str) -> None:
+    result = run("inspect", str(data / "gpt_bigcode-q4_0.gguf"), "--graph", flag)
+    assert (result.code, result.out) == (2, "")
+    assert f"--graph: found {flag}, expected one of them at a time" in result.err
+
+
 def test_json_adds_up(run: Run, data: Path) -> None:
     result = run("inspect", str(data / "gpt_bigcode-q4_0.gguf"), "--json", "--check")
     facts = json.loads(result.out)

@@ -13,7 +13,14 @@ import numpy as np
 import pytest
 
 import starcoder
-from starcoder import LLM, FormatError, InputError, LogitsError, MemoryLimitError
+from starcoder import (
+    LLM,
+    FormatError,
+    GenerationOptions,
+    InputError,
+    LogitsError,
+    MemoryLimitError,
+)
 from starcoder.core import ops
 from starcoder.core.tensor import TensorType
 from starcoder.model import models
@@ -66,6 +73,14 @@ def test_a_completion_says_what_was_generated(llm: LLM) -> None:
     assert t.prompt_ms + t.predict_ms + t.sample_ms <= all_ms
     assert t.prompt_per_second == pytest.approx(completion.prompt_tokens / t.prompt_ms * 1e3)
     assert t.predict_per_second == pytest.approx(19 / t.predict_ms * 1e3)
+
+
+def test_options_made_once_are_the_keywords_of_a_method(llm: LLM) -> None:
+    options = GenerationOptions(max_tokens=9, **SAMPLED)
+    alone = llm.generate("def f(", max_tokens=9, **SAMPLED)
+    assert llm.generate("def f(", **options).tokens == alone.tokens
+    with pytest.raises(KeyError):
+        options["tempreture"]
 
 
 def test_a_list_of_prompts_gives_what_each_gives_alone(llm: LLM) -> None:

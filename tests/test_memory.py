@@ -260,7 +260,8 @@ def test_damaged_shapes_are_left_to_the_model(tmp_path: Path, tiny: TinyModel) -
 
 LIMITED = """
 import resource, sys
-from starcoder import MemoryLimitError, llm, machine
+from starcoder import MemoryLimitError, llm
+from starcoder.core import machine
 in_use = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 limit = in_use + (int(sys.argv[2]) << 20)
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

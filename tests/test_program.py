@@ -17,7 +17,7 @@ from starcoder import LLM
 # Generation slow enough to be interrupted, in the load or in a step.
 SLOW = """
 import sys, time
-from starcoder import models
+from starcoder.model import models
 build = models.build
 def slow(checkpoint):
     if "{where}" == "load":

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from starcoder import formats
-from starcoder.convert.mix import find_mix, find_type
+from starcoder.convert.mix import Mix, find_mix, find_type
 from starcoder.convert.quantize import Choice, check_finite, plan, quantize
 from starcoder.core import ops
 from starcoder.core.tensor import Tensor, TensorType
@@ -159,6 +159,20 @@ def test_a_pattern_gives_position_embeddings_float_types_alone(
     positions = checkpoint.tensors["position_embd.weight"].array()
     read = ops.dequantize(half.tensors["position_embd.weight"])
     assert np.array_equal(read, positions.astype(np.float16).astype(np.float32))
+
+
+@pytest.mark.parametrize("kind", [TensorType.F16, TensorType.BF16])
+@pytest.mark.parametrize("mix", [find_mix("q4_0"), None])
+def test_positions_of_any_type_become_those_that_legacy_files_have(
+    checkpoint: Checkpoint, tmp_path: Path, mix: Mix | None, kind: TensorType
+) -> None:
+    half = requantized(
+        tmp_path / "half.gguf", checkpoint, "f16", patterns=[("position_embd", kind)]
+    )
+    types, _ = plan(half, Choice(mix=mix, legacy=True))
+    formats.write(tmp_path / "m.bin", half, quantize(half, types, legacy=True), legacy=True)
+    found = formats.read(tmp_path / "m.bin").tensors["position_embd.weight"]
+    assert np.array_equal(found.array(), ops.dequantize(half.tensors["position_embd.weight"]))
 
 
 def test_the_output_type_holds_for_a_tied_embedding(checkpoint: Checkpoint) -> None:

@@ -29,7 +29,8 @@ import os, resource, signal, sys, threading, time
 sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
 import numpy as np
 import starcoder
-from starcoder import _core, ops
+from starcoder import _core
+from starcoder.core import ops
 from starcoder.core.tensor import Tensor, TensorType
 from tests.helpers import operations
 

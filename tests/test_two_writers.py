@@ -28,7 +28,7 @@ WRITE = """
 import sys
 from pathlib import Path
 from starcoder.errors import WriteError
-from starcoder.formats import _temporary
+from starcoder.formats.io import temporary_files
 from starcoder.formats.io.atomic import write_file
 folder, me, n, by_locks = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4] == "locks"
 if by_locks:  # each run is on a machine of its own, and so may ask the locks alone

@@ -137,6 +137,10 @@ def test_a_legacy_file_refuses_what_it_cannot_hold(tmp_path: Path, tiny: TinyMod
     mixed = dict(checkpoint.tensors) | {"blk.0.attn_output.weight": short}
     with pytest.raises(WriteError, match="F16 and F32"):
         formats.write(out, checkpoint, mixed, legacy=True)
+    positions = Tensor(TensorType.BF16, (64, 32), np.zeros(4096, np.uint8))
+    odd = dict(checkpoint.tensors) | {"position_embd.weight": positions}
+    with pytest.raises(WriteError, match=r"embd\.weight: found BF16, expected F32"):
+        formats.write(out, checkpoint, odd, legacy=True)
     assert not out.exists()
 
 

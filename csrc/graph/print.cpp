@@ -1,3 +1,4 @@
+// The steps of a model as text, as `starcoder inspect --graph` prints them.
 #include <sstream>
 
 #include "graph/ir.h"

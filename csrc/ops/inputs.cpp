@@ -32,7 +32,7 @@ void round_row(const float* x, int64_t k, int64_t i, const InputMemory& to) {
 }  // namespace
 
 WeightTraits weight_traits(Type type) {
-    return visit_quantized(type, [](auto kind) -> WeightTraits {
+    return visit<Quantized>(type, [](auto kind) -> WeightTraits {
         using P = typename decltype(kind)::Panel;
         const bool is_signed = isa().signed_bytes && (P::Bits == 8 || P::Codebook);
         if (P::Int16) return {P::Middle, P::Subs, P::Min, true};

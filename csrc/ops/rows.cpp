@@ -61,7 +61,7 @@ void embed_group(const PackedMatrix& w, int64_t row, int64_t g, int64_t count, f
     const int lane = static_cast<int>(row % kRows);
     UnpackedTile tile;
     isa().unpack(w.type, w.group(strip, g, static_cast<int>(row / kRows % 2)), 0, tile);
-    visit_quantized(w.type, [&](auto kind) {
+    visit<Quantized>(w.type, [&](auto kind) {
         using P = typename decltype(kind)::Panel;
         for (int64_t i = 0; i < count; ++i)
             if constexpr (P::Int16)

@@ -28,14 +28,9 @@ void score_tile(const float* queries, int64_t d, const float* keys, int64_t next
     F acc[P][H];
     EACH (p, P)
         EACH (h, H) acc[p][h] = set(0.0f);
-    for (int64_t i = 0; i < d; ++i) {
-        F key[P];
-        EACH (p, P) key[p] = load(keys + i * 16 + p * next);
-        EACH (h, H) {
-            const F query = set(queries[h * d + i]);
-            EACH (p, P) acc[p][h] = fma(key[p], query, acc[p][h]);
-        }
-    }
+    add_outer_products(
+        d, acc, [&](int64_t i, int p) { return load(keys + i * 16 + p * next); },
+        [&](int64_t i, int h) { return set(queries[h * d + i]); });
     EACH (p, P)
         EACH (h, H) store(scores + h * stride + p * W, acc[p][h]);
 }
@@ -94,14 +89,9 @@ void weighted_values_tile(const float* weights, int64_t stride, int64_t valid, i
     F sum[P][H];
     EACH (h, H)
         EACH (p, P) sum[p][h] = load(acc + h * d + p * W);
-    for (int64_t key = 0; key < valid; ++key) {
-        F value[P];
-        EACH (p, P) value[p] = load(values + key * d + p * W);
-        EACH (h, H) {
-            const F weight = set(weights[h * stride + key]);
-            EACH (p, P) sum[p][h] = fma(value[p], weight, sum[p][h]);
-        }
-    }
+    add_outer_products(
+        valid, sum, [&](int64_t key, int p) { return load(values + key * d + p * W); },
+        [&](int64_t key, int h) { return set(weights[h * stride + key]); });
     EACH (h, H)
         EACH (p, P) store(acc + h * d + p * W, sum[p][h]);
 }

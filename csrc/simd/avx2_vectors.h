@@ -39,15 +39,17 @@ inline I load_int(const int32_t* p) {
 inline void store_int(int32_t* p, I x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }
 inline I add_int(I a, I b) { return _mm256_add_epi32(a, b); }
 inline I max_int(I a, I b) { return _mm256_max_epi32(a, b); }
+template <class Op>
+inline int32_t fold_lanes(I x, Op op) {
+    __m128i four = op(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    four = op(four, _mm_shuffle_epi32(four, 0x4e));
+    return _mm_cvtsi128_si32(op(four, _mm_shuffle_epi32(four, 0xb1)));
+}
 inline int32_t max_lane(I x) {
-    __m128i top = _mm_max_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
-    top = _mm_max_epi32(top, _mm_shuffle_epi32(top, 0x4e));
-    return _mm_cvtsi128_si32(_mm_max_epi32(top, _mm_shuffle_epi32(top, 0xb1)));
+    return fold_lanes(x, [](__m128i a, __m128i b) { return _mm_max_epi32(a, b); });
 }
 inline int32_t sum_lanes(I x) {
-    __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
-    sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
-    return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1)));
+    return fold_lanes(x, [](__m128i a, __m128i b) { return _mm_add_epi32(a, b); });
 }
 inline F to_float(I x) { return _mm256_cvtepi32_ps(x); }
 inline I round(F x) { return _mm256_cvtps_epi32(x); }

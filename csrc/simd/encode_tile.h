@@ -65,21 +65,26 @@ F clamp(F x, F low, F high) { return min(max(x, low), high); }
 
 F nearest(F x, F low, F high) { return to_float(round(clamp(x, low, high))); }
 
-F inverse_above(F x, float tiny) {  // 0 where x is not above
-    return select_less(set(tiny), x, div(set(1.0f), max(x, set(tiny))), set(0.0f));
+constexpr float kTiny = 1e-20f;  // of weights around 1
+
+F positive_inverse(F x) {  // 0 where x is not above kTiny
+    return select_less(set(kTiny), x, div(set(1.0f), max(x, set(kTiny))), set(0.0f));
 }
 
-constexpr float kTiny = 1e-20f;  // of weights around 1
+F signed_inverse(F x) {
+    const F sign = select_less(x, set(0.0f), set(-1.0f), set(1.0f));
+    return mul(sign, positive_inverse(abs(x)));
+}
 
 // ---- what a search finds ----
 
 // Scales and minima of a tile as blocks hold them, and what they stand for in each lane.
-struct Nested {
+struct Scales {
     alignas(64) float sc[kLanes], m[kLanes];    // whole numbers
     alignas(64) float d[kLanes], dmin[kLanes];  // of the lane's block, in units of the tile
     half d_bits[kLanes], dmin_bits[kLanes];
 
-    void set_scales(int lane, int lanes, float unit, float scale, float min) {
+    void set_units(int lane, int lanes, float unit, float scale, float min) {
         const bool whole = lanes > 1;
         const half a = scale_bits(scale * unit, whole), b = scale_bits(min * unit, whole);
         const float per_unit = 1.0f / unit;
@@ -90,11 +95,10 @@ struct Nested {
     }
 };
 
-// Codes (Len, 16) for these scales and minima, and the sums that say how well they fit.
+// Codes (Len, 16).
 template <int Len>
-struct Coded {
+struct Codes {
     alignas(64) int8_t q[Len][kLanes];
-    alignas(64) float q1[kLanes], q2[kLanes], xq[kLanes], x1[kLanes];
 };
 
 }  // namespace

@@ -138,7 +138,7 @@ void multiply_strip(const UnpackedTile* tiles, int64_t n_tiles, const Activation
 
 void gemm(Type type, const UnpackedTile* tiles, int64_t n_tiles, const ActivationGroup* x,
           int64_t stride, int64_t n, float* acc) {
-    visit_quantized(type, [&](auto kind) {
+    visit<Quantized>(type, [&](auto kind) {
         using P = typename decltype(kind)::Panel;
         multiply_strip<TileTraits<P::Subs, P::Min, kCodeBits<P>, P::Int16>>(tiles, n_tiles, x,
                                                                             stride, n, acc);

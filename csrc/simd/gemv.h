@@ -6,11 +6,11 @@
 //                          inner += dot * scale [+ min * sum of q]
 //     acc += inner * (scale of the activations)
 //
-// A vector holds W rows, each in a lane of its own, so nothing is ever moved between lanes. Types
-// with 4-bit codes have int16 scales and keep `inner` in int32 as well (types/int16_scales.h).
+// A vector holds W rows, a lane each, so nothing is moved between lanes. Q4_0 and Q4_1 have int16
+// scales and keep `inner` in int32 (`add_group_int16`, types/int16_scales.h).
 //
 // T is the number of tokens: read it as 1. Up to gemv_tokens share what is read of a weight, in the
-// same order of operations; what that changes is in gemv_tokens.h, prefetching in prefetch.h.
+// same order of operations: gemv_tokens.h reads codes and calls `dot4`, which multiplies them.
 #pragma once
 
 namespace starcoder {
@@ -129,7 +129,7 @@ void gemv_tokens(const uint8_t* groups, int64_t n_groups, const ActivationGroup*
 
 void gemv(Type type, const uint8_t* groups, int64_t n_groups, const ActivationGroup* x,
           int64_t stride, int64_t n, float* acc) {
-    visit_quantized(type, [&](auto kind) {
+    visit<Quantized>(type, [&](auto kind) {
         using P = typename decltype(kind)::Panel;
         gemv_tokens<P, kGemvTokens>(groups, n_groups, x, stride, n, acc);
     });

@@ -1,4 +1,5 @@
-// The dot products of gemv.h, and its prefetching: how a few tokens share them. Part of loops.h.
+// The dot products of gemv.h: codes of a panel times activations, for a few tokens that share what
+// is read of the panel; and its prefetching. Part of loops.h.
 #pragma once
 
 namespace starcoder {

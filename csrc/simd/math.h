@@ -4,6 +4,23 @@
 namespace starcoder {
 namespace {
 
+// ---- sums of products ----
+
+// acc[p][t] += vector(i, p) * number(i, t) for i from 0 to n, each a chain of `fma`: a tile of a
+// product of matrices in registers, P vectors of rows times T numbers.
+template <int P, int T, class Vectors, class Numbers>
+[[gnu::always_inline]] inline void add_outer_products(int64_t n, F (&acc)[P][T], Vectors&& vector,
+                                                      Numbers&& number) {
+    for (int64_t i = 0; i < n; ++i) {
+        F left[P];
+        EACH (p, P) left[p] = vector(i, p);
+        EACH (t, T) {
+            const F right = number(i, t);
+            EACH (p, P) acc[p][t] = fma(left[p], right, acc[p][t]);
+        }
+    }
+}
+
 // ---- sums over sixteen partial sums ----
 
 float sum16(const float* s) {

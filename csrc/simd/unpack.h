@@ -53,7 +53,7 @@ void unpack_panel(const uint8_t* group, int which, UnpackedTile& tile) {
 }
 
 void unpack(Type type, const uint8_t* group, int which, UnpackedTile& tile) {
-    visit_quantized(
+    visit<Quantized>(
         type, [&](auto kind) { unpack_panel<typename decltype(kind)::Panel>(group, which, tile); });
 }
 

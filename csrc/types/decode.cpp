@@ -91,6 +91,13 @@ void codes_23(const uint8_t* qs, int h, uint8_t* code) {
         for (int l = 0; l < 32; ++l) code[32 * s + l] = (qs[32 * h + l] >> (2 * s)) & 3;
 }
 
+// Bit `at` of code 32 s + l of half h is bit 4 h + s of byte l.
+void add_high_bits(const uint8_t* bits, int h, int at, uint8_t* code) {
+    for (int s = 0; s < 4; ++s)
+        for (int l = 0; l < 32; ++l)
+            code[32 * s + l] |= static_cast<uint8_t>((bits[l] >> (4 * h + s) & 1) << at);
+}
+
 void scales_half(const BlockQ2_K& b, int h, RowGroup& out) {
     for (int i = 0; i < 8; ++i) {
         out.sc[i] = static_cast<int8_t>(b.scales[8 * h + i] & 15);
@@ -116,9 +123,7 @@ void scales_half(const BlockQ3_K& b, int h, RowGroup& out) {
 
 void split_half(const BlockQ3_K& b, int h, RowGroup& out) {
     codes_23(b.qs, h, out.code);
-    for (int s = 0; s < 4; ++s)
-        for (int l = 0; l < 32; ++l)
-            out.code[32 * s + l] |= static_cast<uint8_t>(((b.hmask[l] >> (4 * h + s)) & 1) << 2);
+    add_high_bits(b.hmask, h, 2, out.code);
     scales_half(b, h, out);
 }
 
@@ -129,9 +134,7 @@ void split_half(const BlockQ4_K& b, int h, RowGroup& out) {
 
 void split_half(const BlockQ5_K& b, int h, RowGroup& out) {
     codes_45(b.qs, h, out.code);
-    for (int s = 0; s < 4; ++s)
-        for (int l = 0; l < 32; ++l)
-            out.code[32 * s + l] |= static_cast<uint8_t>(((b.qh[l] >> (4 * h + s)) & 1) << 4);
+    add_high_bits(b.qh, h, 4, out.code);
     scales_half(b, h, out);
 }
 
@@ -207,20 +210,20 @@ void widen_floats(Type type, const void* data, int64_t n, float* out) {
 
 int block_len(Type type) {
     if (is_float(type)) return 1;
-    return visit_quantized(type, [](auto kind) { return kind.kBlockLen; });
+    return visit<Quantized>(type, [](auto kind) { return kind.kBlockLen; });
 }
 
 int block_bytes(Type type) {
     if (is_float(type))
-        return visit_float(type,
-                           [](auto kind) { return int{sizeof(typename decltype(kind)::Bits)}; });
-    return visit_quantized(type,
-                           [](auto kind) { return int{sizeof(typename decltype(kind)::Block)}; });
+        return visit<Float>(type,
+                            [](auto kind) { return int{sizeof(typename decltype(kind)::Bits)}; });
+    return visit<Quantized>(type,
+                            [](auto kind) { return int{sizeof(typename decltype(kind)::Block)}; });
 }
 
 void dequantize(Type type, const void* data, int64_t n_rows, int64_t n_cols, float* out) {
     if (is_float(type)) return widen_floats(type, data, n_rows * n_cols, out);
-    visit_quantized(type, [&](auto kind) {
+    visit<Quantized>(type, [&](auto kind) {
         const auto* row = static_cast<const typename decltype(kind)::Block*>(data);
         for (int64_t r = 0; r < n_rows; ++r, row += n_cols / kind.kBlockLen) {
             RowGroup group;

@@ -11,7 +11,7 @@ namespace starcoder {
 
 namespace {
 
-// Whole blocks of every type, and whole tiles of `simd/encode.h`: 16 KiB of floats.
+// Whole blocks of every type, and whole tiles of simd/encode_tile.h: 16 KiB of floats.
 constexpr int64_t kPiece = 4096;
 constexpr int64_t kGrain = 16;  // pieces a thread takes at once
 

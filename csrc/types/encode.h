@@ -1,4 +1,4 @@
-// Floats -> blocks.
+// Floats -> blocks, on all threads. How a block is made is in simd/encode.h.
 #pragma once
 
 #include <cstdint>

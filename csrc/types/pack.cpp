@@ -151,13 +151,13 @@ void pack_floats(const uint8_t* rows, int64_t n_rows, int64_t n_cols, uint8_t* d
 
 int64_t packed_group_bytes(Type type) {
     if (is_float(type)) return int64_t{kGroup} * kRows * block_bytes(type);
-    return visit_quantized(
+    return visit<Quantized>(
         type, [](auto kind) { return int64_t{sizeof(typename decltype(kind)::Panel)}; });
 }
 
 bool has_int16_scales(Type type) {
     if (is_float(type)) return false;
-    return visit_quantized(type, [](auto kind) { return decltype(kind)::Panel::Int16; });
+    return visit<Quantized>(type, [](auto kind) { return decltype(kind)::Panel::Int16; });
 }
 
 // Of the units of all rows, which follow the panels.
@@ -169,10 +169,10 @@ int64_t units_bytes(Type type, int64_t n_strips) {
 void pack_strip(const PackedMatrix& w, const uint8_t* data, int64_t n_rows, float* units,
                 uint8_t* out) {
     if (is_float(w.type))
-        return visit_float(w.type, [&](auto kind) {
+        return visit<Float>(w.type, [&](auto kind) {
             pack_floats<kind.kType>(data, std::min<int64_t>(n_rows, kStripRows), w.n_cols, out);
         });
-    visit_quantized(w.type, [&](auto kind) {
+    visit<Quantized>(w.type, [&](auto kind) {
         const int64_t row_bytes =
             w.n_cols / kind.kBlockLen * int64_t{sizeof(typename decltype(kind)::Block)};
         for (int which = 0; which < 2; ++which)

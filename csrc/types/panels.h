@@ -2,8 +2,8 @@
 // inputs. Eleven quantized types (table.h) are one family of layouts with a few choices.
 //
 //   panel                    16 consecutive rows (outputs) of a matrix; missing rows are zero
-//   strip                    two panels, 32 rows: stored group by group in turn, multiplied
-//   together group                    128 inputs of a panel, one struct, a multiple of 64 bytes
+//   strip                    two panels, 32 rows, multiplied together: their groups lie in turn
+//   group                    128 inputs of a panel, one struct, a multiple of 64 bytes
 //   code                     unsigned: 4, 5, 6 or 8 bits; weight = scale * (code - zero) [+ min]
 //   sub-block                16 or 32 inputs that share a scale: 8 or 4 of them in a group
 //
@@ -185,31 +185,16 @@ struct Float;
 STARCODER_FLOAT_TYPES(X)
 #undef X
 
-// Calls f(Quantized<type>()), for a quantized type.
-template <class F>
-auto visit_quantized(Type type, F&& f) {
+// Calls f(Family<type>()), Family being Quantized or Float, for a type that it has.
+template <template <Type> class Family, class F>
+auto visit(Type type, F&& f) {
     switch (type) {
-#define X(name, ...) \
-    case Type::name: return f(Quantized<Type::name>());
-        STARCODER_QUANTIZED_TYPES(X)
-#undef X
-#define X(name, ...) case Type::name:
-        STARCODER_FLOAT_TYPES(X) break;
-#undef X
-    }
-    std::abort();
-}
-
-// Calls f(Float<type>()), for a float type.
-template <class F>
-auto visit_float(Type type, F&& f) {
-    switch (type) {
-#define X(name, ...) \
-    case Type::name: return f(Float<Type::name>());
+#define X(name, ...)                                                                            \
+    case Type::name:                                                                            \
+        if constexpr (requires { sizeof(Family<Type::name>); }) return f(Family<Type::name>()); \
+        break;
         STARCODER_FLOAT_TYPES(X)
-#undef X
-#define X(name, ...) case Type::name:
-        STARCODER_QUANTIZED_TYPES(X) break;
+        STARCODER_QUANTIZED_TYPES(X)
 #undef X
     }
     std::abort();

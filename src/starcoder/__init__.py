@@ -34,16 +34,16 @@ __version__ = "0.1.0"
 _HOMES = {
     "AsyncLLM": "aio",
     "AsyncStream": "aio",
-    "Completion": "completion",
+    "Completion": "completion.result",
     "EngineStats": "engine",
     "Facts": "facts",
-    "GenerationOptions": "options",
+    "GenerationOptions": "sampling.options",
     "LLM": "llm",
-    "LogitsError": "sampler",
-    "Piece": "completion",
-    "Stream": "stream",
-    "Timings": "completion",
-    "TokenLogprobs": "logprobs",
+    "LogitsError": "sampling.sampler",
+    "Piece": "completion.result",
+    "Stream": "completion.stream",
+    "Timings": "completion.result",
+    "TokenLogprobs": "sampling.logprobs",
 }
 
 __all__ = [

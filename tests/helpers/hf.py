@@ -101,3 +101,36 @@ def put(path: Path, name: str, value: Any) -> Path:
     else:
         (path / name).write_text(value if isinstance(value, str) else json.dumps(value))
     return path
+
+
+def with_added(model: TinyModel, *added: tuple[int, str], in_vocab: bool = False) -> dict[str, Any]:
+    table: Any = hf_tokenizer(model)
+    table["added_tokens"] += [{"id": i, "content": text, "special": True} for i, text in added]
+    if in_vocab:
+        table["model"]["vocab"] |= {text: i for i, text in added}
+    return dict(table)
+
+
+def merge_lines(model: TinyModel) -> list[str]:
+    return [f"{printable(left)} {printable(right)}" for left, right in model.merges]
+
+
+def write_vocab(
+    path: Path,
+    model: TinyModel,
+    *,
+    merges: str | bytes | None = None,
+    more: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
+    vocab: Mapping[str, Any] | None = None,
+) -> Path:
+    """The model with GPT-2's files in place of tokenizer.json; `more` are further files."""
+    write_hf(path, model, config=config)
+    (path / "tokenizer.json").unlink()
+    table = hf_tokenizer(model)["model"]["vocab"]
+    put(path, "vocab.json", table if vocab is None else vocab)
+    lines = "\n".join(["#version: 0.2", *merge_lines(model), ""])
+    put(path, "merges.txt", lines if merges is None else merges)
+    for name, value in (more or {}).items():
+        put(path, name, value)
+    return path

@@ -11,7 +11,7 @@ import typer
 
 from starcoder.cli.progress import Progress
 from starcoder.cli.rewrite import Pre
-from starcoder.errors import FormatError
+from starcoder.errors import FormatError, InputError
 
 if TYPE_CHECKING:
     from starcoder.model.checkpoint import Checkpoint
@@ -45,6 +45,8 @@ def inspect(
     """Show what a model file holds: architecture, vocabulary, tensors."""
     from starcoder import formats, hub
 
+    if graph and (as_json or check):
+        raise InputError("--graph", f"--{'json' if as_json else 'check'}", "one of them at a time")
     with Progress("download") as progress:
         path = hub.resolve(source, None, progress)
     checkpoint = formats.read(path, pre)

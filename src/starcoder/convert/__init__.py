@@ -1,1 +1,1 @@
-"""Converting and quantizing: which type each tensor gets, and its rows in that type."""
+"""Which type each tensor gets, its rows in that type, and what memory a model takes."""

@@ -58,11 +58,8 @@ class Copied:
         Raises:
             FormatError: a weight that is not finite, or a file that changed meanwhile.
         """
-        for first, rows in _row_pieces(_as_rows(self.source)):
-            check_rows(rows, first, self.where)
+        for rows in _checked_rows(self.source, self.where):
             yield rows.data.copy()
-            rows.release()
-        self.source.finish()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +82,11 @@ class Quantized:
         Raises:
             FormatError: a weight that is not finite, or a file that changed meanwhile.
         """
-        for first, rows in _row_pieces(self.source):
-            check_rows(rows, first, self.where)
+        for rows in _checked_rows(self.source, self.where):
             encoded = ops.requantize(rows, self.type, fused=self.fused)
             if _may_overflow(rows) and ops.first_non_finite(encoded) is not None:
                 raise FormatError(self.where, "a weight too large", f"what {self.type.name} holds")
             yield encoded.data
-            rows.release()
-        self.source.finish()
 
 
 def quantize(
@@ -129,12 +123,23 @@ def check_finite(checkpoint: Checkpoint) -> Iterator[int]:
         FormatError: a weight that is not finite; the message has its place. Or a file that changed.
     """
     for name, tensor in checkpoint.tensors.items():
-        where = f"{checkpoint.source}: tensor {name}"
-        for first, rows in _row_pieces(_as_rows(tensor)):
-            check_rows(rows, first, where)
-            rows.release()
+        for rows in _checked_rows(tensor, f"{checkpoint.source}: tensor {name}"):
             yield rows.nbytes
-        tensor.finish()
+
+
+def _checked_rows(tensor: Tensor, where: str) -> Iterator[Tensor]:
+    """All rows in order, a few at a time, whose weights are finite.
+
+    Their memory is let go when the next are asked for.
+
+    Raises:
+        FormatError: a weight that is not finite, or a file that changed meanwhile.
+    """
+    for first, rows in _row_pieces(_as_rows(tensor)):
+        check_rows(rows, first, where)
+        yield rows
+        rows.release()
+    tensor.finish()
 
 
 def _as_rows(tensor: Tensor) -> Tensor:

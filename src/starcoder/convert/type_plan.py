@@ -49,6 +49,8 @@ def plan(checkpoint: Checkpoint, choice: Choice) -> tuple[dict[str, TensorType],
         notes: list[str] = []
         if wanted is not None:
             types |= dict.fromkeys(matrices, _one_type(wanted, matrices, notes))
+        # ggml's program reads vectors and positions as F32 alone, which holds F16 and BF16 exactly.
+        types |= dict.fromkeys(types.keys() - matrices.keys(), TensorType.F32)
         return types, notes + _note_loss(checkpoint, types)
     exceptions = list(_exceptions(checkpoint, choice, specs))
     asked = _decide(exceptions)

@@ -2,7 +2,7 @@
 
 A container's cgroup and the process's own limits often allow less than the machine has: the least
 counts. Read from Linux's /proc and /sys; elsewhere Python says what it knows. What is done with the
-answers is for `llm` and `memory`.
+answers is for `loading` and `convert.memory`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Tensor: a named type, a shape and a view of bytes. The TensorType table is ggml's.
 
-A tensor is never computed with here: `quantize.cpp` defines what its bytes mean, `ops` packs and
-multiplies it. The bytes mostly are a window into a memory-mapped file.
+A tensor is never computed with here: `csrc/types/decode.cpp` defines what its bytes mean, `ops`
+packs and multiplies it. The bytes mostly are a window into a memory-mapped file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The engine: requests of token ids in, token ids out. Text lives in `llm`, weights in `models`."""
+"""The engine: requests of token ids in, token ids out.
+
+Text is for `completion`, weights are for `model`.
+"""
 
 from starcoder.engine.engine import Engine as Engine
 from starcoder.engine.events import EngineStats as EngineStats

@@ -1,6 +1,6 @@
 """Engine: the heartbeat. Each `step()` runs one batch through the model and says what came of it.
 
-The engine works in token ids; text lives in `llm`. It starts no thread, and its clock is handed in.
+The engine works in token ids; text is for `completion`. It starts no thread and is handed a clock.
 What a sequence gets depends on its own tokens alone: neighbors, chunks, what was in the cache and
 order of arrival change when a token comes, never which.
 """

@@ -1,8 +1,9 @@
-"""Files: any model on disk becomes one plain `Checkpoint`. Each format has a module of its own.
+"""Files: any model on disk becomes one plain `Checkpoint`. Each format has a folder of its own.
 
-What a file is goes by its first bytes, never by its name; what is no model, `_strangers` names. A
-new format is a module with `MAGIC` and `read`, and a line in `_read`. Writers stand beside their
-readers, in modules of their own.
+What a file is goes by its first bytes, never by its name; what is no model, `strangers` names. A
+new format is a folder whose `reader` has `MAGIC` and `read`, and a line in `_read`; its writer, if
+it has one, stands beside. What formats share is in `io`, and for vocabularies in `byte_level`,
+`merges` and `special`.
 """
 
 from __future__ import annotations
@@ -22,11 +23,10 @@ from starcoder.formats.io.mapped import map_file
 from starcoder.model.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
+    from starcoder.formats.carried import carried_text
     from starcoder.formats.ggml.losses import legacy_losses
-    from starcoder.formats.gguf.carry import carried_text
     from starcoder.formats.gguf.writer import older_parts, part_paths
     from starcoder.formats.hf.reader import check_config
-    from starcoder.formats.io.atomic import write_file
 
 __all__ = [
     "carried_text",
@@ -36,16 +36,14 @@ __all__ = [
     "part_paths",
     "read",
     "write",
-    "write_file",
 ]
 
 _HOMES = {
-    "carried_text": "_gguf_carry",
-    "check_config": "hf",
-    "legacy_losses": "_ggml_losses",
-    "older_parts": "_gguf_writer",
-    "part_paths": "_gguf_writer",
-    "write_file": "_write",
+    "carried_text": "carried",
+    "check_config": "hf.reader",
+    "legacy_losses": "ggml.losses",
+    "older_parts": "gguf.writer",
+    "part_paths": "gguf.writer",
 }
 
 _log = logging.getLogger("starcoder")

@@ -1,6 +1,6 @@
 """Files that people give us and that are no model of ours, by their first bytes: what they are.
 
-ggml's own examples wrote models of many kinds under one magic number; `_ggml_strangers` tells these
+ggml's own examples wrote models of many kinds under one magic number; `ggml.strangers` tells these
 apart.
 """
 

@@ -1,6 +1,6 @@
 """Checkpoint: a whole model as one plain value, and the door between files and maths.
 
-Readers in `formats` make it, `models` build from it. Tensor names are GGUF's
+Readers in `formats` make it, `models.build` makes a model of it. Tensor names are GGUF's
 (`blk.3.attn_qkv.weight`), shapes are row-major: (outputs, inputs).
 """
 

@@ -1,6 +1,6 @@
 """ModelConfig: the numbers that shape a model, the same whichever file they came from.
 
-Readers in `formats` fill it; `models` build from it. It knows neither files nor weights.
+Readers in `formats` fill it, models are built from it. It knows neither files nor weights.
 """
 
 from __future__ import annotations

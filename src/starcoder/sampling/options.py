@@ -7,7 +7,7 @@ flags of their declarations, and reports print them. A new option is a field of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypedDict
 
@@ -121,6 +121,16 @@ class GenerationOptions:
         if unknown:
             raise InputError("option", repr(min(unknown)), f"one of {', '.join(DECLARED)}")
         return cls(**options)  # type: ignore[arg-type]  # it checks and converts each
+
+    def keys(self) -> Iterable[str]:
+        """The names of the options, so that a method takes a value made once as `**options`."""
+        return DECLARED.keys()
+
+    def __getitem__(self, name: str) -> Any:
+        """The option of this name."""
+        if name not in DECLARED:
+            raise KeyError(name)
+        return getattr(self, name)
 
     def nth(self, index: int) -> GenerationOptions:
         """The options of prompt number `index` of a list, which has a seed of its own."""

@@ -6,7 +6,7 @@
 
 Nothing is aligned. The key and value rows of multi-query attention are repeated for every head;
 they are checked to be equal and folded to one. The files hold no merges and mark no special
-tokens: merges are recovered in `_merges`, special tokens go by their names.
+tokens: merges are recovered in `merges`, special tokens go by their names.
 
 `ftype` has the version of quantization in its thousands. Version 2 is today's. Version 1 has the
 scales of q4_0, q4_1 and q8_0 in 32 bits, which are rounded to 16 here: exact where the scale is a

@@ -107,6 +107,10 @@ def _check(
     if len(kinds) != 1 or any(kind.ggml_file is None for kind in kinds):
         found = " and ".join(sorted(kind.name for kind in kinds))
         raise WriteError(f"{path}: types", found, "one type of ggml's for all matrices", _RETYPE)
+    for name, w in weights.items():
+        if not specs[name].role.is_matrix and w.type is not TensorType.F32:
+            where = f"{path}: tensor {name}"
+            raise WriteError(where, w.type.name, "F32 in a legacy file", _RETYPE)
     return kinds.pop()
 
 

@@ -1,22 +1,17 @@
 """Keys of a GGUF file that writing it again shall not lose: author, license, chat template.
 
-They are carried as bytes, type and value; `carried_text` looks into one for those who show it.
+They are carried as bytes, type and value; `formats.carried` makes text of them, and them of text.
 """
 
 from __future__ import annotations
 
-import struct
-
 from starcoder.formats.gguf.header import INTEGERS, Meta
 from starcoder.formats.gguf.parts import SPLIT_ID
 from starcoder.formats.gguf.vocab import ENDS, UNEMBEDDED
-from starcoder.model.checkpoint import Checkpoint
 
-__all__ = ["carried_keys", "carried_text", "encoded"]
+__all__ = ["carried_keys"]
 
 _MAX_BYTES = 1 << 20  # of one key
-_STRING = 8  # GGUF's number for a type
-_HEAD = struct.Struct("<IQ")  # of a text: its type and its length in bytes
 # What the writer says itself, of this model: what it leaves out does not hold for it.
 _OURS = (
     "general.alignment",
@@ -45,19 +40,6 @@ def carried_keys(meta: Meta, n_vocab: int) -> dict[str, bytes]:
         and not key.startswith(_OURS)
         and _is_known_id(meta, key, n_vocab)
     }
-
-
-def carried_text(checkpoint: Checkpoint, key: str) -> str | None:
-    """What a model carries under a key, if that is text: `general.license`, for example."""
-    raw = checkpoint.carried.get(key, b"")
-    is_text = len(raw) >= _HEAD.size and _HEAD.unpack_from(raw)[0] == _STRING
-    return raw[_HEAD.size :].decode("utf-8", "replace") if is_text else None
-
-
-def encoded(text: str) -> bytes:
-    """A text as a value of a GGUF file, behind its type."""
-    raw = text.encode("utf-8", "replace")
-    return _HEAD.pack(_STRING, len(raw)) + raw
 
 
 def _is_known_id(meta: Meta, key: str, n_vocab: int) -> bool:

@@ -5,8 +5,8 @@
     n_tensors  x  string name, u32 n_dims, n_dims x u64, u32 type, u64 offset from `data`
     padding to `general.alignment`, then data
 
-What the keys mean is for `gguf` and `_gguf_vocab` to know. Values that are not read are stepped
-over, so a header takes little more memory than the texts of its vocabulary.
+What the keys mean is for `gguf.reader` and `gguf.vocab` to know. Values that are not read are
+stepped over, so a header takes little more memory than the texts of its vocabulary.
 """
 
 from __future__ import annotations
@@ -91,14 +91,17 @@ class Meta:
         return value
 
     def integer(self, key: str, default: int | None = None) -> int:
+        """A whole number of any of GGUF's integer types."""
         value: int = self._get(key, INTEGERS, "a whole number", default)
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
+        """A number with a fraction."""
         value: float = self._get(key, _FLOATS, "a number with a fraction", default)
         return value
 
     def text(self, key: str, default: str | None = None, errors: str = "strict") -> str:
+        """A text, decoded as UTF-8."""
         value: str | _Text = self._get(key, frozenset({_STRING}), "a string", default)
         if isinstance(value, str):
             return value
@@ -106,6 +109,7 @@ class Meta:
         return place.text(value.length, _MAX_STRING_LEN, key, errors)
 
     def strings(self, key: str) -> Strings:
+        """An array of strings, each still encoded."""
         value = self._get(key, frozenset({_ARRAY}), "an array of strings", None)
         if not isinstance(value, list):
             self.cursor.fail(key, f"an array of type {value.type}", "an array of strings", _AGAIN)

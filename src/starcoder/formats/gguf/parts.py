@@ -6,7 +6,7 @@
 
 Whichever part is given, the whole model is meant. A set that we wrote has the same `split_id` in
 every part, so that parts of two models of one name are not taken for one. What reads several files
-is here; `_gguf_writer` cuts and writes them.
+is here; `gguf.writer` cuts and writes them.
 """
 
 from __future__ import annotations

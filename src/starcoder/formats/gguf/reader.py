@@ -1,7 +1,7 @@
 """GGUF, versions 2 and 3, little-endian: the format of llama.cpp. Reading only.
 
-`_gguf_header` knows the bytes of the header, `_gguf_parts` how a model lies in several files, and
-`_gguf_vocab` the tokenizer's keys; this module knows what the other keys mean. Matrices stay in the
+`gguf.header` knows the bytes of the header, `gguf.parts` how a model lies in several files, and
+`gguf.vocab` the tokenizer's keys; this module knows what the other keys mean. Matrices stay in the
 mapped file.
 """
 

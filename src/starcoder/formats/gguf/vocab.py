@@ -2,7 +2,7 @@
 
 Files differ in how tokens are spelled. Nearly all have byte-level text ("Ġdef"); llama.cpp's
 converter of September 2023 wrote the bytes themselves (" def"). The ids of special tokens are told
-apart from nonsense by `_special`.
+apart from nonsense by `special`.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 Tensors follow each other in the order of their architecture, each padded to 32 bytes. Keys of a
 GGUF source that are none of ours (author, license, chat template) are carried over as they are. A
-model may be cut into parts as `llama-gguf-split` cuts it: `_gguf_parts` has what they look like.
+model may be cut into parts as `llama-gguf-split` cuts it: `gguf.parts` has what they look like.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from starcoder.core.tensor import Tensor, TensorType, Weights
-from starcoder.formats.gguf.carry import encoded
+from starcoder.formats.carried import encoded
 from starcoder.formats.gguf.header import MAGIC
 from starcoder.formats.gguf.parts import COUNT, N_TENSORS, NO, SPLIT_ID, other_sets, part_path
 from starcoder.formats.gguf.vocab import ENDS, UNEMBEDDED

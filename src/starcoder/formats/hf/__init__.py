@@ -1,1 +1,1 @@
-"""Hugging Face directories: weights, config and vocabulary, whichever files hold them. Read only."""
+"""Hugging Face directories: weights, config and vocabulary, whatever holds them. Read only."""

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from starcoder.formats.gguf.carry import encoded
+from starcoder.formats.carried import encoded
 from starcoder.formats.hf.files import placeholder_at
 
 __all__ = ["card_keys"]

@@ -1,6 +1,6 @@
 """config.json of a Hugging Face directory: the shapes, and the kinds of model that are refused.
 
-Unknown keys are ignored. What kinds of tokens it names, `_hf_ends` knows.
+Unknown keys are ignored. What kinds of tokens it names, `hf.ends` knows.
 """
 
 from __future__ import annotations

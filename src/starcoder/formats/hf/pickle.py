@@ -4,7 +4,7 @@ A pickle is a program. The standard machine imports and calls whatever a file na
 names up in a table that its caller gives, where they stand for plain values and for a few functions
 of ours. Nothing that a file names is called, imported or even found, and there is no other path.
 
-Only the operations that `torch.save` uses exist. What they mean for weights, `_torch` knows. Why
+Only the operations that `torch.save` uses exist. What they mean for weights, `hf.torch` knows. Why
 not the standard `pickletools`: see `docs/decisions.md`.
 """
 
@@ -72,18 +72,21 @@ class Machine:
         return self.finish()
 
     def finish(self) -> Any:
+        """The object on top of the stack, which must be all that is left."""
         value = self.pop(object)
         if self.stack or self.place != len(self.code):
             self.fail("something beside its value", "one value and the end", DAMAGED)
         return value
 
     def fail(self, found: str, expected: str, advice: str = "") -> NoReturn:
+        """Ends reading with an error at this place."""
         self._fail(found, expected, advice)
 
     # --------------------------------------------------------------------------------------------
     # The bytes of the program
 
     def take(self, n: int) -> bytes:
+        """The next n bytes of the program."""
         start = self.place
         self.place += n
         if self.place > len(self.code):
@@ -91,16 +94,19 @@ class Machine:
         return self.code[start : self.place]
 
     def number(self, fields: struct.Struct) -> int:
+        """The next bytes as a number."""
         value: int = fields.unpack(self.take(fields.size))[0]
         return value
 
     def long(self) -> int:
+        """The next bytes as an integer of the length that stands before it."""
         length = self.number(_U8)
         if length > 8:
             self.fail(f"a number of {length} bytes", "at most 8")
         return int.from_bytes(self.take(length), "little", signed=True)
 
     def text(self) -> str:
+        """The next bytes as text, behind their length."""
         length = self.number(_U32)
         if length > _MAX_TEXT:
             self.fail(f"a text of {length} bytes", f"at most {_MAX_TEXT}")
@@ -124,9 +130,11 @@ class Machine:
     # The stack and the memo
 
     def push(self, value: Any) -> None:
+        """Puts a value on the stack."""
         self.stack.append(value)
 
     def pop(self, kind: type) -> Any:
+        """Takes a value of this kind from the stack."""
         if len(self.stack) <= (self.marks[-1] if self.marks else 0):
             self.fail("a step that lacks its operands", "a whole pickle", DAMAGED)
         value = self.stack.pop()
@@ -135,9 +143,11 @@ class Machine:
         return value
 
     def pop_tuple(self, n: int) -> tuple[Any, ...]:
+        """Takes n values from the stack, in the order in which they were pushed."""
         return tuple([self.pop(object) for _ in range(n)][::-1])
 
     def pop_to_mark(self) -> list[Any]:
+        """Takes all values down to the last mark."""
         if not self.marks:
             self.fail("a step that lacks its mark", "a whole pickle", DAMAGED)
         height = self.marks.pop()
@@ -146,10 +156,12 @@ class Machine:
         return values
 
     def note(self, key: int) -> None:
+        """Keeps the value on top under a number."""
         self.memo[key] = value = self.pop(object)
         self.push(value)
 
     def recall(self, key: int) -> None:
+        """Pushes the value kept under a number."""
         if key not in self.memo:
             self.fail(f"a look at note {key}", "one that was taken", DAMAGED)
         self.push(self.memo[key])
@@ -158,6 +170,7 @@ class Machine:
     # Steps that make something
 
     def set_items(self, items: list[Any]) -> None:
+        """Adds keys and values to the table on top."""
         table = self.pop(dict)
         if len(items) % 2:
             self.fail("a table with half an item", "names and values", DAMAGED)
@@ -173,6 +186,7 @@ class Machine:
         self.push(self.pop(dict))
 
     def call(self) -> None:
+        """Replaces a name and its arguments by what the name makes of them."""
         arguments, name = self.pop(tuple), self.pop(Name)
         if name.make is None:
             self.fail(f"a call of {name.kind}", "a tensor or a table", UNSAFE)

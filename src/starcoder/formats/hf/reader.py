@@ -1,4 +1,4 @@
-"""Hugging Face directories of the architectures in `models`. Reading only.
+"""Hugging Face directories of the architectures that are declared. Reading only.
 
 config.json gives the shapes, tokenizer.json (or vocab.json and merges.txt) the vocabulary; the
 weights are in safetensors files or, where there are none, in PyTorch's. Each has a module of its

@@ -2,7 +2,7 @@
 
     u64 n  n bytes of JSON: {name: {"dtype", "shape", "data_offsets": [begin, end]}}  data
 
-What the names mean is for `hf` to know.
+What the names mean is for `hf.names` to know.
 """
 
 from __future__ import annotations

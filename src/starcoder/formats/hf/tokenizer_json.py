@@ -1,7 +1,7 @@
 """tokenizer.json of Hugging Face's `tokenizers`: a byte-level BPE in one file. Reading only.
 
 Only the settings of the StarCoder family are accepted, each by its exact name. No regular
-expression from a file is ever compiled. What the parts must hold, `_hf_vocab` knows.
+expression from a file is ever compiled. What the parts must hold, `hf.vocab` knows.
 """
 
 from __future__ import annotations

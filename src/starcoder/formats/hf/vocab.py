@@ -1,8 +1,8 @@
 """The vocabulary of a Hugging Face directory as one `Vocab`, whichever files spell it.
 
-`_tokenizer_json` and `_vocab_json` take the files apart; here is what both must hold: each id once
-and in range, added tokens that agree with the rest, merges of tokens. Added tokens for which the
-embedding has no row (a [PAD] that was added for training) are dropped, with a notice.
+`hf.tokenizer_json` and `hf.vocab_json` take the files apart; here is what both must hold: each id
+once and in range, added tokens that agree with the rest, merges of tokens. Added tokens for which
+the embedding has no row (a [PAD] that was added for training) are dropped, with a notice.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Bytes go to a temporary file in the same folder, are flushed to the disk, and ta
 by renaming. A kill at any moment leaves the old file or the new one, and two runs in one folder
 never touch each other's. Writing has a thread of its own, so that the caller makes the next bytes
 meanwhile; where no thread can be started, the caller waits instead. What the bytes mean is for the
-formats, how temporary files are named and when they go for `_temporary`.
+formats, how temporary files are named and when they go for `io.temporary_files`.
 """
 
 from __future__ import annotations

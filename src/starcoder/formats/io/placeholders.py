@@ -1,7 +1,7 @@
 """Files that stand in for another one: git-lfs pointers, and pages that a download brought instead.
 
 Both happen to any file of any format, and have the right name. What else a file may be is for
-`_strangers`, and for the readers.
+`strangers`, and for the readers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Temporary files and folders: under which names bytes are written, and when leftovers may go.
 
 A name says which process on which machine writes it, so that a run is known to be gone even where
-locks fail or do nothing. What is written, and what becomes of it, `_write` and `_write_parts` know.
+locks fail or do nothing. What is written, and what becomes of it, `io.atomic` and
+`io.atomic_parts` know.
 """
 
 from __future__ import annotations
