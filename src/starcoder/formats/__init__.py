@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from starcoder.formats.ggml.losses import legacy_losses
     from starcoder.formats.gguf.writer import older_parts, part_paths
     from starcoder.formats.hf.reader import check_config
+    from starcoder.formats.io.atomic import write_file
 
 __all__ = [
     "carried_text",
@@ -36,6 +37,7 @@ __all__ = [
     "part_paths",
     "read",
     "write",
+    "write_file",
 ]
 
 _HOMES = {
@@ -44,6 +46,7 @@ _HOMES = {
     "legacy_losses": "ggml.losses",
     "older_parts": "gguf.writer",
     "part_paths": "gguf.writer",
+    "write_file": "io.atomic",
 }
 
 _log = logging.getLogger("starcoder")
