@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -65,6 +66,19 @@ def test_many_tasks_read_at_once(path: Path) -> None:
         assert list(await asyncio.gather(*map(read, PROMPTS))) == expected
 
     run(path, test)
+
+
+def test_another_thread_may_close_what_a_task_reads(path: Path) -> None:
+    async def main() -> None:
+        async with await AsyncLLM.load(path) as llm:
+            for _ in range(5):
+                stream = llm.stream(PROMPTS[0], max_tokens=200, ignore_eos=True)
+                reader = asyncio.create_task(stream.drain())
+                await asyncio.sleep(0.01)
+                threading.Thread(target=stream.close).start()
+                await asyncio.wait_for(reader, 60)
+
+    asyncio.run(main(), debug=True)  # which says where a thread reaches into the event loop
 
 
 def test_others_go_on_while_it_computes(path: Path) -> None:

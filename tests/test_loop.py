@@ -27,6 +27,13 @@ LONG_SECONDS = 20  # after which whoever waits is said to wait for ever
 class FakeTokenizer:
     class vocab:  # noqa: N801 - an attribute
         end_ids = frozenset({49})
+        special_ids: frozenset[int] = frozenset()
+        tokens = (b",",) * 100
+
+        @staticmethod
+        def find(name: str) -> int | None:
+            """It has no special tokens."""
+            return None
 
     def token_bytes(self, token: int) -> bytes:
         return b"%d," % token
@@ -132,6 +139,51 @@ def test_whatever_a_step_raises_whoever_waits_is_told(kind: type[BaseException])
         stream(loop, [1]).drain()
     loop._engine.step = step  # type: ignore[method-assign]
     assert stream(loop, [1]).drain().tokens == expected.tokens
+
+
+def test_a_request_that_cannot_begin_is_told_and_the_next_one_is_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop = make()
+    with monkeypatch.context() as patch:
+        patch.setattr("starcoder.engine.sequence.Sampler", lambda *_: [][0])
+        with pytest.raises(StarcoderError, match="IndexError"):
+            stream(loop, [1, 2]).drain()
+    assert len(stream(loop, [1, 2]).drain().tokens) == 20
+
+
+def test_what_a_callers_function_raises_ends_no_request(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    loop = make()
+    one = stream(loop, [1, 2])
+    one.call_on_event(lambda: 1 / 0)
+    assert len(one.drain().tokens) == 20
+    assert len(stream(loop, [1, 2]).drain().tokens) == 20
+    assert "ZeroDivisionError" in caplog.text
+
+
+@pytest.mark.parametrize("milliseconds", [1e13, 1e300])
+def test_a_time_limit_may_be_longer_than_any_wait(milliseconds: float) -> None:
+    assert len(stream(make(), [1, 2], max_time_ms=milliseconds).drain().tokens) == 20
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_stream_that_a_thread_was_reading_ends_in_a_forked_child() -> None:
+    loop = make(FakeModel(sleeps=0.02))
+    one = stream(loop, [1, 2], 60)
+    reader = threading.Thread(target=one.drain, daemon=True)
+    reader.start()
+    while not one.completion.tokens:
+        time.sleep(0.01)
+    child = os.fork()
+    if not child:
+        signal.alarm(LONG_SECONDS)
+        os._exit(0 if one.drain().finish_reason == "cancelled" else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    one.close()
+    assert ends(reader)
 
 
 def test_closing_ends_all_and_refuses_more() -> None:

@@ -46,7 +46,8 @@ class AsyncStream(AsyncIterator[Piece]):
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self._came = asyncio.Event()
-        stream.call_on_event(partial(_set, asyncio.get_running_loop(), self._came))
+        self._tell = partial(_set, asyncio.get_running_loop(), self._came)
+        stream.call_on_event(self._tell)
 
     async def __anext__(self) -> Piece:
         while not self._stream.has_piece:
@@ -82,9 +83,9 @@ class AsyncStream(AsyncIterator[Piece]):
         return self.completion
 
     def close(self) -> None:
-        """End the request."""
+        """End the request. Safe from any thread."""
         self._stream.close()
-        self._came.set()
+        self._tell()
 
     async def __aenter__(self) -> AsyncStream:
         return self
@@ -196,6 +197,6 @@ class AsyncLLM:
 
 
 def _set(loop: asyncio.AbstractEventLoop, came: asyncio.Event) -> None:
-    """Called in the engine's thread, whose work goes on where the event loop is closed."""
+    """Wake who waits, from any thread; the engine's goes on where the event loop is closed."""
     with suppress(RuntimeError):
         loop.call_soon_threadsafe(came.set)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -116,6 +118,7 @@ class Stream(Iterator[Piece]):
     def __init__(self, loop: Loop, plan: Plan) -> None:
         self.options, self.prompt_tokens = plan.options, plan.n_prompt
         self._reading, self._is_open = threading.RLock(), True
+        _streams.add(self)
         self._request = loop.submit(
             plan.ids,
             plan.options,
@@ -177,3 +180,18 @@ class Stream(Iterator[Piece]):
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+# ---- fork ----------------------------------------------------------------------------------------
+
+_streams: weakref.WeakSet[Stream] = weakref.WeakSet()
+
+
+def _forget_readers() -> None:
+    """In a forked child: a thread that was reading is not there to let the next one in."""
+    for stream in list(_streams):
+        stream._reading = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_readers)

@@ -117,8 +117,12 @@ class Loop:
         request = Request(self, id_, outbox, end)  # from here on it ends if it is dropped
 
         def begin() -> None:
-            if not outbox.is_done:
-                self._engine.submit(prompt, options, id_, **how)
+            try:
+                if not outbox.is_done:
+                    self._engine.submit(prompt, options, id_, **how)
+            except Exception as error:  # of this request, and no other's
+                self._outboxes.pop(id_, None)
+                outbox.put(_last_event(id_, error))
 
         self._outboxes[id_] = outbox
         self._inbox.put(begin)
@@ -200,23 +204,30 @@ class Loop:
                     thread.start()
                     self._thread = thread
 
-    def _turn(self) -> bool:
-        """Do what came in, and a step; False if it is time to end."""
+    def _turn(self, first: Command | None = None) -> bool:
+        """Do what came in, the `first` of it before, and a step; False if it is time to end.
+
+        Whatever goes wrong, whoever waits is told, and the thread goes on for the next request.
+        """
+        # Ctrl-C is for whoever steps here; in a thread of its own, nobody else would hear of it.
+        faults = Exception if self._thread is None else BaseException
+        try:
+            return self._work(first)
+        except faults as error:
+            self._engine.clear()
+            self._end_all(error)
+            return True
+
+    def _work(self, command: Command | None) -> bool:
+        if command is not None:
+            command()
         with contextlib.suppress(Empty):
             while True:
                 command = self._inbox.get_nowait()
                 if command is None:
                     return False
                 command()
-        # Ctrl-C is for whoever steps here; in a thread of its own, nobody else would hear of it.
-        faults = Exception if self._thread is None else BaseException
-        try:
-            events = self._engine.step()
-        except faults as error:
-            self._engine.clear()
-            self._end_all(error)
-            return True
-        for event in events:
+        for event in self._engine.step():
             outbox = self._outboxes.get(event.id)
             if outbox is not None:
                 if event.finish_reason is not None:
@@ -233,18 +244,18 @@ class Loop:
 
 def _run(to_loop: weakref.ref[Loop], inbox: SimpleQueue[Command | None]) -> None:
     """The thread of a loop. It does not keep a loop that nobody else has."""
+    command: Command | None = None
     while True:
         loop = to_loop()
-        if loop is None or loop._inbox is not inbox or not loop._turn():
+        if loop is None or loop._inbox is not inbox or not loop._turn(command):
             return
         is_idle = loop._engine.is_idle
         del loop
+        command = None
         if is_idle:
             command = inbox.get()
             if command is None:
                 return
-            command()
-            del command
 
 
 def _last_event(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Callable
 from queue import SimpleQueue
 
 from starcoder.engine.events import Event
 
 __all__ = ["Outbox"]
+
+_log = logging.getLogger("starcoder")
 
 
 class Outbox:
@@ -38,8 +42,15 @@ class Outbox:
         self._has_last = self._has_last or event.finish_reason is not None
         if wakes:
             self._wakes.put(None)
+            self._call_on_event()
+
+    def _call_on_event(self) -> None:
+        """What a caller's function raises is the caller's: the engine goes on for others."""
+        try:
             if self.on_event is not None:
                 self.on_event()
+        except Exception:
+            _log.exception("a function that was to be called on an event failed")
 
     def wait(self, i: int, seconds: float | None = None) -> Event | None:
         """Event number `i`, as soon as it is there; None if there will be none.
@@ -47,8 +58,9 @@ class Outbox:
         Raises:
             queue.Empty: so many `seconds` went by without any event.
         """
+        timeout = None if seconds is None else min(seconds, threading.TIMEOUT_MAX)
         while len(self.events) <= i and not self.is_done:
-            self._wakes.get(timeout=seconds)
+            self._wakes.get(timeout=timeout)
         if self.is_done:
             self._wakes.put(None)  # for others who wait
         if i >= len(self.events) or (i and self.events[i - 1].finish_reason is not None):
