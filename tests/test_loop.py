@@ -195,6 +195,8 @@ def test_closing_ends_all_and_refuses_more() -> None:
     with pytest.raises(StarcoderError, match="closed"):
         stream(loop, [1])
     loop.close()
+    stats = loop.stats()
+    assert (stats.n_running, stats.n_waiting, stats.n_free_blocks) == (0, 0, stats.n_blocks)
 
 
 def test_a_loop_that_is_dropped_takes_its_thread_along() -> None:

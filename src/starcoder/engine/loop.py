@@ -174,6 +174,8 @@ class Loop:
             self._inbox.put(None)
             if thread is not threading.current_thread():
                 thread.join(_JOIN_SECONDS)
+                if not thread.is_alive():
+                    self._engine.clear()
         self._end_all()
 
     def run_here(self, is_enough: Callable[[], bool]) -> None:
