@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from starcoder import LLM
+from starcoder.errors import InputError
 from starcoder.text.heal import Healer
 
 
@@ -126,3 +127,12 @@ def test_what_is_taken_back_is_said_again(llm: LLM, healer: Healer, text: str) -
 def test_special_tokens_are_never_taken_back(llm: LLM, healer: Healer) -> None:
     ids = llm.tokenize("<fim_prefix>x<fim_suffix>y<fim_middle>")
     assert healer.heal(ids) == (ids, None)
+
+
+def test_a_prompt_is_too_long_by_its_own_tokens_and_not_by_what_is_left_of_them() -> None:
+    text = "x = 1\n" * 4 + "from pathlib import "
+    n = len(LLM().tokenize(text))
+    assert LLM(n_ctx=n).generate(text, max_tokens=1).prompt_tokens == n
+    for n_ctx in (n - 1, n - 2):
+        with pytest.raises(InputError, match=f"found {n} tokens, expected at most {n_ctx}"):
+            LLM(n_ctx=n_ctx).generate(text, max_tokens=1)

@@ -61,7 +61,7 @@ class Planner:
         begins.
 
         Raises:
-            InputError: a prompt that is neither, or far too long; a biased id that no token has;
+            InputError: a prompt that is neither, or too long a text; a biased id that no token has;
                 a grammar that is none.
         """
         ids = prompt_ids(prompt, self._tokenizer, self._n_ctx)

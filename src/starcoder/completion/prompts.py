@@ -1,7 +1,8 @@
 """Prompts: what a caller may hand in (text, token ids, a list of either) as lists of token ids.
 
-Text that no tokens could make short enough is refused before the work of tokenizing it. Whether
-the model has such ids, and the context room for them, is the engine's to say.
+Text that no tokens could make short enough is refused before the work of tokenizing it, and text of
+too many tokens before its end is healed, as the engine sees only what is left. Whether the model
+has such ids, and the context room for a list of them, is the engine's to say.
 """
 
 from __future__ import annotations
@@ -71,12 +72,14 @@ def prompt_ids(prompt: object, tokenizer: Tokenizer, n_ctx: int) -> list[int]:
     """The token ids of one prompt, at least one: an empty prompt is the start of a document.
 
     Raises:
-        InputError: neither text nor ids, text far too long for a context of `n_ctx` tokens, or
-            no text where the model has no token that opens a document.
+        InputError: neither text nor ids, text too long for a context of `n_ctx` tokens, or no
+            text where the model has no token that opens a document.
     """
     if isinstance(prompt, str):
         _check_fits(prompt, tokenizer.max_token_bytes, n_ctx)
         ids = tokenizer.encode(prompt)
+        if len(ids) > n_ctx:
+            raise InputError("prompt", f"{len(ids)} tokens", f"at most {n_ctx}", _SHORTEN)
     else:
         ids = arguments.token_ids("prompt", prompt, _PROMPT)
     if ids:
