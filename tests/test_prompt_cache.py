@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import stat
 import threading
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,7 @@ import pytest
 
 from starcoder import LLM, prompt_cache
 from starcoder.core.batch import BLOCK_LEN
-from starcoder.engine import Engine, Loop
+from starcoder.engine import Engine, Event, Loop, Restorer
 from starcoder.errors import FormatError, StarcoderError, WriteError
 from starcoder.prompt_cache import ForeignFileError
 from starcoder.sampling.options import GenerationOptions
@@ -98,6 +101,51 @@ def test_requests_go_on_while_a_file_is_written(tmp_path: Path) -> None:
     assert stats.n_free_blocks + stats.n_idle_blocks == 8
 
 
+def test_a_request_is_answered_while_a_full_cache_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = loop(n_blocks=8)
+    for first in range(4):
+        ask(made, [first] * 30)
+    assert made.stats().n_free_blocks == 0
+    prompt, read, found = [8] * (N_CTX - 4), FakeCache.read, list[object]()
+
+    def read_while_asked(cache: FakeCache, blocks: list[int]) -> np.ndarray:
+        found.append(ask(made, prompt)[0])
+        return read(cache, blocks)
+
+    monkeypatch.setattr(FakeCache, "read", read_while_asked)
+    prompt_cache.save(made, tmp_path / "kept", MARK, MANY)
+    assert found == [ask(loop(), prompt)[0]] * 2
+    monkeypatch.undo()
+    other = loop()
+    prompt_cache.load(other, tmp_path / "kept", MARK)
+    assert ask(other, [3] * 31)[1] == 30, "what was used last is in the file"
+
+
+def test_a_request_is_answered_while_a_file_is_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled, made = loop(n_blocks=16), loop(n_blocks=8)
+    for first in range(8):
+        ask(filled, [first] * 30)
+    prompt_cache.save(filled, tmp_path / "kept", MARK, MANY)
+    prompt, finish, found = [9] * (N_CTX - 4), Restorer.finish, list[Event]()
+    engine = made.call(lambda engine: engine)
+
+    def finish_after_a_request(restorer: Restorer) -> int:
+        engine.submit(prompt, GenerationOptions(max_tokens=3))
+        for _ in range(20):
+            found.extend(engine.step())
+        return finish(restorer)
+
+    monkeypatch.setattr(Restorer, "finish", finish_after_a_request)
+    assert prompt_cache.load(made, tmp_path / "kept", MARK) == 4 * BLOCK_LEN
+    assert [event.token for event in found] == ask(loop(), prompt)[0]
+    stats = made.stats()
+    assert stats.n_free_blocks + stats.n_idle_blocks == 8
+
+
 # ---- files that are no good ----------------------------------------------------------------------
 
 
@@ -119,10 +167,46 @@ def test_any_byte_that_changed_is_found(kept: Path) -> None:
         assert "\n" not in refused(kept)
 
 
-@pytest.mark.parametrize("left", [0, 1, 15, 16, 20, 24, 100, -1])
+@pytest.mark.parametrize("left", [1, 12, 13, 15, 16, 20, 24, 100, -1])
 def test_a_file_that_was_cut_is_refused(kept: Path, left: int) -> None:
     kept.write_bytes(kept.read_bytes()[:left])
     refused(kept)
+    assert_is_written_anew(kept)
+
+
+def assert_is_written_anew(path: Path) -> None:
+    made = loop()
+    ask(made, list(range(40)))
+    prompt_cache.save(made, path, MARK, MANY)
+    assert prompt_cache.load(loop(), path, MARK) == 42
+
+
+def test_an_empty_file_holds_nothing_yet(tmp_path: Path) -> None:
+    (tmp_path / "kept").touch()
+    assert prompt_cache.load(loop(), tmp_path / "kept", MARK) == 0
+    assert_is_written_anew(tmp_path / "kept")
+
+
+def test_a_new_file_is_its_owners_alone_and_one_that_is_replaced_keeps_its_permissions(
+    kept: Path,
+) -> None:
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    kept.chmod(0o640)
+    assert_is_written_anew(kept)
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize("crc", ["Infinity", "NaN", "null", '"x"'])
+def test_a_table_that_makes_no_sense_is_refused_where_its_checksum_is_right(
+    kept: Path, crc: str
+) -> None:
+    whole = kept.read_bytes()
+    n = int.from_bytes(whole[16:20], "little")
+    right = json.loads(whole[24 : 24 + n])["crc"]
+    table = whole[24 : 24 + n].replace(b'"crc":%d' % right, b'"crc":' + crc.encode())
+    head = len(table).to_bytes(4, "little") + zlib.crc32(table).to_bytes(4, "little")
+    kept.write_bytes(whole[:16] + head + table + whole[24 + n :])
+    assert "found a damaged table" in refused(kept)
 
 
 def test_a_file_of_another_model_is_refused_and_stays(kept: Path) -> None:
@@ -131,6 +215,13 @@ def test_a_file_of_another_model_is_refused_and_stays(kept: Path) -> None:
     with pytest.raises(ForeignFileError, match="choose another file"):
         prompt_cache.save(loop(), kept, "cd" * 32, MANY)
     assert kept.read_bytes() == whole
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 5000, "\ud800"])
+def test_a_name_that_no_file_can_have_is_one_line(tmp_path: Path, name: str) -> None:
+    assert "\n" not in refused(tmp_path / name)
+    with pytest.raises(WriteError):
+        prompt_cache.save(loop(), tmp_path / name, MARK, MANY)
 
 
 def test_a_file_that_is_something_else_is_refused_and_stays(tmp_path: Path) -> None:
@@ -146,10 +237,7 @@ def test_a_file_of_another_version_is_refused_and_replaced(kept: Path) -> None:
     whole = kept.read_bytes()
     kept.write_bytes(whole.replace(b"kv 01", b"kv 00", 1))
     assert "another version" in refused(kept)
-    made = loop()
-    ask(made, list(range(40)))
-    prompt_cache.save(made, kept, MARK, MANY)
-    assert prompt_cache.load(loop(), kept, MARK) == 42
+    assert_is_written_anew(kept)
 
 
 def test_no_file_and_no_folder_are_said(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 A file belongs to one model, by its fingerprint, and is of no use to any other. It begins with what
 it holds: the tokens of each block and which block they continue; the blocks themselves follow. It
-is written beside its name and renamed, while requests go on.
+is written beside its name and renamed, while requests go on. It says what was asked, so that a new
+one is its owner's alone to read. An empty file, as `mktemp` makes one, holds nothing yet.
 
     magic            16 bytes, which end with the version of the format
     head             8 bytes: how long the table is, and its CRC-32, little-endian
@@ -35,6 +36,7 @@ __all__ = ["ForeignFileError", "load", "save"]
 
 _MAGIC = b"starcoder kv 01\n"
 _HEAD = struct.Struct("<II")
+_PRIVATE = 0o600
 _PIECE = 64  # blocks that are copied at once
 _MOST_TABLE = 1 << 28  # bytes
 _AGAIN = "it is computed afresh; delete the file, or let it be written again"
@@ -58,7 +60,7 @@ def save(loop: Loop, path: Path, fingerprint: str, max_bytes: int) -> int:
         ForeignFileError: a file of that name that is something else, which stays.
         WriteError: no room, no permission, no such folder.
     """
-    if path.exists():
+    if os.path.exists(path):  # `Path.exists` raises for a name that is too long
         _check_ours(path, fingerprint)
     cache = loop.call(lambda engine: engine.cache)
     most = max_bytes // cache.block_bytes
@@ -82,7 +84,7 @@ def save(loop: Loop, path: Path, fingerprint: str, max_bytes: int) -> int:
         table = _table_bytes(fingerprint, entries, crc)
         head = _MAGIC + _HEAD.pack(len(table), zlib.crc32(table)) + table
         nbytes = len(head) + len(blocks) * cache.block_bytes
-        formats.write_file(path, nbytes, chain([head], map(piece, starts), end()))
+        formats.write_file(path, nbytes, chain([head], map(piece, starts), end()), mode=_PRIVATE)
     finally:
         loop.call(lambda engine: release(engine, held, nodes))
     return sum(len(entry.tokens) for entry in entries)
@@ -95,7 +97,7 @@ def load(loop: Loop, path: Path, fingerprint: str) -> int:
         FormatError: no such file, or one that is damaged, of another version or another model.
     """
     try:
-        with path.open("rb") as file:
+        with _opened(path) as file:
             return _load(loop, file, path, fingerprint)
     except OSError as error:
         raise FormatError(str(path), f"no file that can be read ({error.strerror})", "") from None
@@ -104,11 +106,20 @@ def load(loop: Loop, path: Path, fingerprint: str) -> int:
 # ---- reading -------------------------------------------------------------------------------------
 
 
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except ValueError as error:  # a name with a zero byte
+        raise FormatError(str(path), f"no file that can be read ({error})", "") from None
+
+
 def _load(loop: Loop, file: BinaryIO, path: Path, fingerprint: str) -> int:
+    size = os.fstat(file.fileno()).st_size
+    if not size:
+        return 0
     cache = loop.call(lambda engine: engine.cache)
     table = _read_table(file, path, fingerprint)
     entries, nbytes = table.entries, cache.block_bytes
-    size = os.fstat(file.fileno()).st_size
     if size != table.start + len(entries) * nbytes:
         raise _damaged(path, f"{size} bytes")
     restorer = loop.call(lambda engine: Restorer(engine, entries))
@@ -136,8 +147,10 @@ def _put(restorer: Restorer, data: NDArray[np.uint16], _: Engine) -> int:
 
 def _read_table(file: BinaryIO, path: Path, fingerprint: str) -> _Table:
     magic = file.read(len(_MAGIC))
-    if magic[:13] != _MAGIC[:13]:
+    if magic[:13] != _MAGIC[: len(magic)][:13]:
         raise ForeignFileError(str(path), "another kind of file", "a prompt cache", _ELSEWHERE)
+    if len(magic) < len(_MAGIC):
+        raise _damaged(path, f"{len(magic)} bytes")
     if magic != _MAGIC:
         raise _damaged(path, "a prompt cache of another version")
     head = file.read(_HEAD.size)
@@ -149,7 +162,7 @@ def _read_table(file: BinaryIO, path: Path, fingerprint: str) -> _Table:
         table = json.loads(raw)
         made = _parsed(table, file.tell())
         found = str(table["fingerprint"])
-    except (KeyError, TypeError, ValueError, IndexError, RecursionError):
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError, RecursionError):
         raise _damaged(path, "a damaged table") from None
     if found != fingerprint:
         raise ForeignFileError(str(path), "a cache of another model", "one of this", _ELSEWHERE)

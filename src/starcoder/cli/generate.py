@@ -125,8 +125,8 @@ def generate(
     tests = None if token_test is None else report.token_tests(token_test)
     clock = report.Clock()
     llm = _load(model, threads, n_ctx, n_batch, kv_memory, pre)
-    if prompt_cache is not None:
-        kept.load(llm, prompt_cache)
+    if prompt_cache is not None and not kept.load(llm, prompt_cache):
+        prompt_cache = None
     stream = llm.stream(text, **options)  # what is wrong with a prompt comes before the facts
     if not text:
         logging.getLogger("starcoder").warning(_EMPTY)

@@ -41,9 +41,11 @@ def write_file(
     nbytes: int,
     pieces: Iterable[Piece],
     on_bytes: Callable[[int], None] | None = None,
+    mode: int = 0o666,
 ) -> None:
     """Make `path` a file of these pieces, `nbytes` in all. A symbolic link leads to the target.
 
+    A new file has the permissions `mode`, less the user's mask; one that is replaced keeps its own.
     `on_bytes` is told, in the caller's thread, how many bytes each piece has. Whatever ends the
     iteration leaves the old file untouched and no temporary one.
 
@@ -54,7 +56,7 @@ def write_file(
     try:
         target = Path(os.path.realpath(path))
         _check_target(path, target, nbytes)
-        fd, temporary = temporary_files.create(target)
+        fd, temporary = temporary_files.create(target, mode)
     except (OSError, ValueError) as error:
         raise _failure(path, target, nbytes, error) from None
     file = _File(fd, nbytes)

@@ -28,17 +28,18 @@ _MAX_STEM = 160  # bytes of the target's name: with what is added, a name may ha
 _FORSAKEN = 24 * 3600.0  # seconds without a byte: a writer that cannot be asked is gone
 
 
-def create(target: Path) -> tuple[int, Path]:
+def create(target: Path, mode: int) -> tuple[int, Path]:
     """A new temporary file beside the target, locked, with the target's permissions.
 
-    The lock lasts until the descriptor is closed.
+    Where there is no target they are `mode`, less the user's mask. The lock lasts until the
+    descriptor is closed.
 
     Raises:
         OSError: no room, no permission.
     """
     while True:
         temporary = _new_name(target)
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         if _lock(fd) and os.fstat(fd).st_nlink:
             with suppress(OSError):
                 os.fchmod(fd, stat.S_IMODE(os.stat(target).st_mode))
