@@ -3,7 +3,8 @@
 Called between two steps, by whoever owns the engine. Blocks that are in the tree are never written
 again while somebody holds them, so they are held here and read by another thread, while steps go
 on. What is taken along are prefixes, those that were used last first, so that a part of them, from
-the first on, is of use too.
+the first on, is of use too. A disk can be slow: blocks for a request of a whole context stay out of
+this, or half of the cache if that is less.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from starcoder.core.batch import BLOCK_LEN
 from starcoder.engine.block_pool import BlockPool
 from starcoder.engine.kv_blocks import KVBlocks
 from starcoder.engine.kv_tree import Node
@@ -36,6 +38,7 @@ class Entry:
 class Owner(Protocol):
     """What has a cache and its bookkeeping: an engine."""
 
+    n_ctx: int
     blocks: KVBlocks
     cache: KVCache
 
@@ -43,7 +46,7 @@ class Owner(Protocol):
 def hold(owner: Owner, most: int) -> tuple[KVBlocks, list[Node], list[Entry]]:
     """Hold the blocks, at most so many, that were used last; give what is known of each."""
     blocks = owner.blocks
-    nodes = blocks.tree.recent(most)
+    nodes = blocks.tree.recent(min(most, blocks.pool.n_blocks - _n_beside(owner)))
     blocks.tree.hold(nodes)
     place = {id(node): i for i, node in enumerate(nodes)}
     entries = [Entry(node.salt, place.get(id(node.parent), -1), node.tokens) for node in nodes]
@@ -67,10 +70,12 @@ class Restorer:
     def put(self, data: NDArray[np.uint16]) -> int:
         """Put the next blocks (n, ...), as `KVCache.read` gave them; how many there was room for.
 
-        What is in the cache stays: only free blocks are taken.
+        What is in the cache stays: only free blocks are taken, and of those that requests can
+        have enough are left, for nobody finds or evicts what was put back until the end.
         """
         pool = self._pool()
-        n = min(len(data), pool.n_free)
+        n_spare = self._held.n_available - _n_beside(self._owner)
+        n = max(0, min(len(data), pool.n_free, n_spare))
         new: list[int] = []
         for i in range(n):
             after = new[-1] if new else self._taken[-1] if self._taken else None
@@ -106,3 +111,8 @@ class Restorer:
         if self._owner.blocks is not self._held:
             raise StarcoderError("cache", "one that began anew meanwhile", "one that stays")
         return self._held.pool
+
+
+def _n_beside(owner: Owner) -> int:
+    """Blocks that requests have to themselves while others are kept or put back."""
+    return min(-(-owner.n_ctx // BLOCK_LEN), owner.blocks.pool.n_blocks // 2)
