@@ -16,11 +16,14 @@ TOKEN = 0.01  # seconds
 class Ends:
     """The ends of a prompt as its windows, of every length that is a multiple of four."""
 
+    n_asked = 0  # windows that were made
+
     def __init__(self, prompt: list[int]) -> None:
         self._prompt = prompt
         self.lengths = [*range(4, len(prompt), 4), len(prompt)]
 
     def window(self, i: int) -> list[int]:
+        self.n_asked += 1
         return self._prompt[-self.lengths[i] :]
 
 
@@ -104,6 +107,22 @@ def test_who_waits_in_line_counts_that_as_time() -> None:
     )
     events = [event for event in made.step() if event.id == request]
     assert [event.finish_reason for event in events] == ["time"]
+
+
+def test_the_prompts_in_line_are_not_cut_again_at_every_step() -> None:
+    model = FakeModel(seconds=TOKEN)
+    made = Engine(model, n_ctx=N_CTX, n_positions=N_CTX, n_batch=64, clock=model.clock)
+    made.submit([8] * 20, GenerationOptions(max_tokens=40))
+    made.step()
+    line = [Ends([i] * 48) for i in range(6)]
+    for windows in line:
+        options = GenerationOptions(max_tokens=2, max_time_ms=1e6)
+        made.submit(windows.window(11), options, windows=windows)
+    for _ in range(30):
+        made.step()
+    assert made.stats().n_waiting == 6
+    assert [windows.n_asked for windows in line[1:]] == [1] * 5, "only the first is looked at"
+    assert sum(event.finish_reason == "length" for event in run(made)) == 7
 
 
 @pytest.mark.parametrize("seed", range(20))

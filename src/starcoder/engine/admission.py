@@ -8,14 +8,21 @@ twice. What those that run bring to a step is the scheduler's to say.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from bisect import insort
+from collections.abc import Callable, Collection
 from collections.abc import Sequence as Ids
 
 from starcoder.core.batch import BLOCK_LEN
 from starcoder.engine.kv_blocks import KVBlocks
 from starcoder.engine.sequence import Sequence, Status
 
-__all__ = ["Admission"]
+__all__ = ["Admission", "Fit", "as_it_is"]
+
+Fit = Callable[[Sequence], None]
+
+
+def as_it_is(_: Sequence) -> None:
+    """Fit: leave a prompt whole."""
 
 
 class Admission:
@@ -23,12 +30,12 @@ class Admission:
 
     def __init__(self, blocks: KVBlocks) -> None:
         self._blocks = blocks
-        self.waiting: list[Sequence] = []
+        self.waiting: list[Sequence] = []  # the most urgent first
         self.running: list[Sequence] = []
 
     def add(self, sequence: Sequence) -> None:
         """Put a new sequence in line."""
-        self.waiting.append(sequence)
+        insort(self.waiting, sequence, key=_urgency)
 
     def finish(self, sequence: Sequence) -> None:
         """Take a sequence out; what it has computed stays for others."""
@@ -39,13 +46,13 @@ class Admission:
             self._blocks.leave(sequence)
         sequence.status = Status.FINISHED
 
-    def admit(self) -> None:
-        """Let those run for whom there is room."""
-        if not self.waiting:
-            return
-        self.waiting.sort(key=lambda s: s.urgency)
+    def admit(self, fit: Fit = as_it_is) -> None:
+        """Let those run for whom there is room; `fit`, which is slow, cuts their prompts."""
         for sequence in list(self.waiting):
-            if any(self._is_ahead(other, sequence) for other in self.running):
+            if self._waits_for_another(sequence):
+                continue
+            fit(sequence)
+            if self._waits_for_another(sequence):
                 continue
             while self._n_lacking(sequence) > 0:
                 if not self.put_off_another(sequence):
@@ -64,7 +71,7 @@ class Admission:
         self.running.remove(last)
         self._blocks.leave(last)
         last.status = Status.WAITING
-        self.waiting.append(last)
+        insort(self.waiting, last, key=_urgency)
         return True
 
     # -----------------------------------------------------------------------------------------
@@ -83,6 +90,9 @@ class Admission:
             sequence.salt, sequence.tokens
         )
 
+    def _waits_for_another(self, sequence: Sequence) -> bool:
+        return any(self._is_ahead(other, sequence) for other in self.running)
+
     def _is_ahead(self, other: Sequence, sequence: Sequence) -> bool:
         """Whether a running sequence is about to compute blocks that a waiting one begins with."""
         if other.n_left <= 1 or other.salt != sequence.salt or sequence.wants_logits:
@@ -91,6 +101,10 @@ class Admission:
             return False
         n = _n_common(other.tokens, sequence.tokens) // BLOCK_LEN * BLOCK_LEN
         return other.n_computed < n and self._blocks.n_known(sequence.salt, sequence.tokens) < n
+
+
+def _urgency(sequence: Sequence) -> tuple[int, int]:
+    return sequence.urgency
 
 
 def _n_blocks(sequence: Sequence) -> int:

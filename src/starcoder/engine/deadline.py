@@ -45,33 +45,35 @@ class Deadlines:
     ) -> None:
         self._cost, self._blocks = cost, blocks
         self._max_step_seconds, self._clock = max_step_seconds, clock
+        self._running: list[Sequence] = []  # as of the last look
 
     def look(
         self, sequences: Iterable[Sequence], running: Collection[Sequence]
     ) -> tuple[list[Sequence], float]:
-        """Those of the sequences that must end now, and the seconds that a step of the others has.
-
-        Of those that have not begun, the prompts are cut to their time.
-        """
-        late, seconds_left = [], math.inf
+        """Those of the sequences that must end now, and the seconds a step of the others has."""
+        late, seconds_left, now = [], math.inf, self._clock()
+        self._running = list(running)
+        step = self._cost.seconds(work_of(decoding)) if (decoding := _decoding(running)) else 0.0
         for sequence in sequences:
             if sequence.prompt_end < math.inf:
-                now = self._clock()
-                self._shorten(sequence, running, now)
-                if self._is_late(sequence, running, now):
+                waits = sequence.status is Status.WAITING
+                if now + (step if waits else self._step_with(sequence, running)) >= _end(sequence):
                     late.append(sequence)
                 else:
                     seconds_left = min(seconds_left, _end(sequence) - now)
         return late, seconds_left
 
-    # -----------------------------------------------------------------------------------------
+    def shorten(self, sequence: Sequence) -> None:
+        """Choose the part of its prompt that a sequence evaluates, which is about to begin.
 
-    def _shorten(self, sequence: Sequence, others: Collection[Sequence], now: float) -> None:
-        """Choose the part of its prompt that a sequence evaluates, if it has not begun."""
+        It shares its time with those that ran at the last look. Not for everyone in line at every
+        step: a choice takes as long as a step of a small model.
+        """
         windows = sequence.windows
-        if windows is None or sequence.status is not Status.WAITING or sequence.has_said:
+        if windows is None or sequence.prompt_end == math.inf or sequence.has_said:
             return
-        decoding = [(1, s.n_computed) for s in others if s.n_left == 1]
+        others, now = self._running, self._clock()
+        decoding = _decoding(others)
         n_prompts = 1 + sum(s.n_left > 1 and s.priority <= sequence.priority for s in others)
         room = (self._prompt_end(sequence, now) - now) / n_prompts / _MARGIN
 
@@ -97,12 +99,10 @@ class Deadlines:
         sequence.n_skipped = windows.lengths[last] - windows.lengths[chosen]
         sequence.n_prompt = len(sequence.tokens)
 
-    def _is_late(self, sequence: Sequence, others: Collection[Sequence], now: float) -> bool:
-        """Whether the next step would bring a sequence over its time."""
-        work = [(1, s.n_computed) for s in others if s.n_left == 1 and s is not sequence]
-        if sequence.status is Status.RUNNING:
-            work.append((1, sequence.n_computed))
-        return now + (self._cost.seconds(work_of(work)) if work else 0.0) >= _end(sequence)
+    def _step_with(self, sequence: Sequence, running: Collection[Sequence]) -> float:
+        """The seconds of a step that brings a running sequence one token further."""
+        work = _decoding(other for other in running if other is not sequence)
+        return self._cost.seconds(work_of([*work, (1, sequence.n_computed)]))
 
     def _prompt_end(self, sequence: Sequence, now: float) -> float:
         """When the prompt must be computed, so that there is time for a line of the answer."""
@@ -111,6 +111,11 @@ class Deadlines:
         one = self._cost.seconds(work_of([(1, len(sequence.tokens))]))
         answer = min(min(_LINE, sequence.max_tokens) * one, (sequence.end - now) / 2)
         return min(sequence.prompt_end, sequence.end - answer)
+
+
+def _decoding(running: Iterable[Sequence]) -> list[tuple[int, int]]:
+    """What those that are in every step bring to it."""
+    return [(1, s.n_computed) for s in running if s.n_left == 1]
 
 
 def _end(sequence: Sequence) -> float:

@@ -140,7 +140,7 @@ class Engine:
         for sequence in late:
             self._emit(sequence, "time")
         if not self._events:
-            chunks = self._scheduler.schedule(seconds)
+            chunks = self._scheduler.schedule(seconds, self._deadlines.shorten)
             if chunks:
                 self._run(chunks)
         events, self._events = self._events, []

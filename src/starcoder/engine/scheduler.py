@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 
-from starcoder.engine.admission import Admission
+from starcoder.engine.admission import Admission, Fit, as_it_is
 from starcoder.engine.cost import FEW, CostModel
 from starcoder.engine.kv_blocks import KVBlocks
 from starcoder.engine.sequence import Sequence, Status
@@ -43,14 +43,15 @@ class Scheduler:
         self.add, self.finish = self._admission.add, self._admission.finish
         self._turn = 0
 
-    def schedule(self, within: float = math.inf) -> list[Chunk]:
+    def schedule(self, within: float = math.inf, fit: Fit = as_it_is) -> list[Chunk]:
         """The sequences of the next step, each with the number of tokens it brings.
 
         Args:
             within: seconds after which somebody would be late.
+            fit: cuts the prompt of one that is about to be admitted to its time.
         """
         self._turn += 1
-        self._admission.admit()
+        self._admission.admit(fit)
         chunks: list[Chunk] = []
         in_turn = sorted(self.running, key=lambda s: (s.priority, s.last_turn, s.id))
         for sequence in in_turn:
