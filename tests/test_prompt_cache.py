@@ -123,6 +123,16 @@ def test_a_request_is_answered_while_a_full_cache_is_written(
     assert ask(other, [3] * 31)[1] == 30, "what was used last is in the file"
 
 
+def test_of_a_cache_of_one_context_most_is_kept_and_taken_over(tmp_path: Path) -> None:
+    made, other = loop(n_blocks=N_CTX // BLOCK_LEN), loop(n_blocks=N_CTX // BLOCK_LEN)
+    prompt = list(range(45))
+    ask(made, [*prompt, *range(15)], 4)
+    assert made.stats().n_free_blocks == 0
+    assert prompt_cache.save(made, tmp_path / "kept", MARK, MANY) == 48
+    prompt_cache.load(other, tmp_path / "kept", MARK)
+    assert ask(other, prompt) == (ask(loop(), prompt)[0], 44)
+
+
 def test_a_request_is_answered_while_a_file_is_taken_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

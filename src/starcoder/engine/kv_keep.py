@@ -3,8 +3,8 @@
 Called between two steps, by whoever owns the engine. Blocks that are in the tree are never written
 again while somebody holds them, so they are held here and read by another thread, while steps go
 on. What is taken along are prefixes, those that were used last first, so that a part of them, from
-the first on, is of use too. A disk can be slow: blocks for a request of a whole context stay out of
-this, or half of the cache if that is less.
+the first on, is of use too. A disk can be slow, and requests must have blocks meanwhile: enough for
+a whole context stay out of this, or what the cache has beyond one, but an eighth of it in any case.
 """
 
 from __future__ import annotations
@@ -115,4 +115,5 @@ class Restorer:
 
 def _n_beside(owner: Owner) -> int:
     """Blocks that requests have to themselves while others are kept or put back."""
-    return min(-(-owner.n_ctx // BLOCK_LEN), owner.blocks.pool.n_blocks // 2)
+    n, n_context = owner.blocks.pool.n_blocks, -(-owner.n_ctx // BLOCK_LEN)
+    return min(n_context, max(n - n_context, -(-n // 8)))
