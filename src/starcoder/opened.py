@@ -55,7 +55,8 @@ class OpenModel:
 
         Args:
             path: the file, which is replaced if it is one of this model's.
-            max_bytes: what was used last is kept, up to so many; by default all.
+            max_bytes: what was used last is kept, up to so many; by default all, but for a part of
+                a full cache that requests have meanwhile.
 
         Returns:
             how many tokens are in the file.
